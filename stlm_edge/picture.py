@@ -1,0 +1,173 @@
+"""Pictures from outside: the one decode-and-resize of training, evaluation, calibration, prediction and every device.
+
+Needs numpy and Pillow only. Whatever cannot be read faithfully is refused in one line that names the file.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stlm_edge.errors import UsageError
+
+PREPROCESSING = "exif-upright, rgb, antialiased-bilinear (Pillow), v1"
+SIXTEEN_BIT = "round(value / 257)"
+MAX_PIXELS = 100_000_000
+PICTURE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's many, those that cameras write
+_UPRIGHT = {  # EXIF 2.3, tag Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+
+def load(source: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """A picture as the network takes it: uint8, size×size×3, RGB.
+
+    `source` is a file, a Pillow picture, or an array: H×W×3 uint8 (RGB), H×W uint8 (grey) or H×W uint16 (grey).
+    Raises UsageError for anything else and for a file that `read_picture` refuses.
+    """
+    if isinstance(source, np.ndarray):
+        return resize(_of_array(source), size)
+    if isinstance(source, Image.Image):
+        return resize(_rgb(_decoded(source, "the picture"), "the picture"), size)
+    return resize(read_picture(source), size)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture in a file, upright by its EXIF orientation, as 8-bit RGB at its own size.
+
+    Alpha is ignored. 16-bit grey keeps its full range (SIXTEEN_BIT); 16-bit colour keeps its high bytes. Of a phone's
+    multi-picture JPEG the photograph itself is read.
+
+    Raises UsageError for a file that is missing, empty, truncated, not a picture, animated or of several pages, of more
+    than MAX_PIXELS (seen in its header, before decoding), or in a colour space other than grey and RGB.
+    """
+    return _rgb(_read(Path(path)), str(path))
+
+
+def read_mask(path: str | Path, size: int, picture_size: tuple[int, int]) -> np.ndarray:
+    """A ground-truth mask, nearest-resized: bool, size×size, true where the file's value is not zero.
+
+    `picture_size` is the width and height of the picture it belongs to; a mask of another size raises UsageError.
+    """
+    picture = _read(Path(path))
+    if picture.size != picture_size:
+        raise UsageError(
+            f"{path}: the mask is {picture.width}×{picture.height} but its picture is "
+            f"{picture_size[0]}×{picture_size[1]}; both must be of one size"
+        )
+    values = np.asarray(picture if picture.mode.startswith("I") else _rgb(picture, str(path)))
+    marked = values.any(axis=2) if values.ndim == 3 else values != 0
+    return np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST))
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """The picture files directly in a folder, by name; hidden files are skipped. UsageError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; expected a folder of pictures")
+    files = sorted(path for path in folder.iterdir() if is_picture(path))
+    if not files:
+        suffixes = " ".join(sorted(PICTURE_SUFFIXES))
+        raise UsageError(f"{folder}: no pictures in it; expected files that end in {suffixes}")
+    return files
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def resize(picture: Image.Image, size: int) -> np.ndarray:
+    """An RGB picture as uint8, size×size×3: Pillow's antialiased bilinear, aspect ratio not kept."""
+    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _read(path: Path) -> Image.Image:
+    """The decoded, upright picture in its own colour mode."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected a picture")
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path}: the file is empty (0 bytes); expected a picture, copy it anew from the camera")
+    try:
+        with warnings.catch_warnings():  # Pillow's own warning of large pictures starts below MAX_PIXELS
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_large(str(path), "far") from None
+    except Image.UnidentifiedImageError:
+        raise UsageError(
+            f"{path}: not a picture that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged header
+        raise _damaged(str(path), error) from None
+    with picture:
+        return _decoded(picture, str(path))
+
+
+def _decoded(picture: Image.Image, name: str) -> Image.Image:
+    if not (picture.width and picture.height):
+        raise UsageError(f"{name}: {picture.width}×{picture.height} pixels; expected at least one")
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large(name, f"{picture.width}×{picture.height},")
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        raise UsageError(f"{name}: animated or of several pages; expected a single picture, save one frame by itself")
+    try:
+        picture.load()
+        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # likewise on a damaged body
+        raise _damaged(name, error) from None
+    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+        raise UsageError(f"{name}: 32-bit or signed grey; expected 8-bit or unsigned 16-bit grey, save it as such")
+    if orientation not in _UPRIGHT:
+        return picture.copy()
+    return picture.transpose(_UPRIGHT[orientation])
+
+
+def _rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode in ("1", "L", "RGBX", "YCbCr"):
+        return picture.convert("RGB")
+    if picture.mode in ("P", "PA", "LA", "RGBA"):
+        return picture.convert("RGBA").convert("RGB")
+    if picture.mode.startswith("I"):
+        return _of_array(np.asarray(picture).astype(np.uint16))
+    raise UsageError(f"{name}: colour mode {picture.mode}; expected grey or RGB, save it as an RGB or grey PNG or JPEG")
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    grey = array.ndim == 2
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if not ((grey and array.dtype in (np.uint8, np.uint16)) or (colour and array.dtype == np.uint8)):
+        raise UsageError(
+            f"array of shape {array.shape} and type {array.dtype}; expected H×W×3 uint8 (RGB), H×W uint8 (grey) or "
+            "H×W uint16 (grey)"
+        )
+    if not array.size:
+        raise UsageError(f"array of shape {array.shape}; expected at least one pixel")
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # SIXTEEN_BIT; 257 is odd, so no ties
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _too_large(name: str, found: str) -> UsageError:
+    return UsageError(f"{name}: {found} more than {MAX_PIXELS:,} pixels; scale the picture down or crop it first")
+
+
+def _damaged(name: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"{name}: truncated or damaged ({error}); expected an intact picture, copy it anew from the camera"
+    )
