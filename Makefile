@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`. Both first make .venv from requirements.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help system-deps demo test test-all lint lock clean
+
+help:
+	@echo "make demo      train, evaluate, export, prove and bench on built-in data; writes $(DEMO)/report.html"
+	@echo "make test      install what is missing, then run the tests"
+	@echo "make test-all  the same, slow tests included"
+	@echo "make lint      ruff and mypy"
+	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
+
+# Installs the packages of system-packages.txt that are missing, where the user may; says what to run otherwise.
+system-deps:
+	@missing=""; for package in $$(cat system-packages.txt); do \
+	  dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo "not a Debian system; the equivalents of$$missing are needed"; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy $$missing; \
+	elif sudo -n true 2>/dev/null; then sudo apt-get update -q && sudo DEBIAN_FRONTEND=noninteractive apt-get install -qy $$missing; \
+	else echo "these packages are missing: run  sudo apt-get install$$missing"; fi
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(MAKE) --no-print-directory system-deps
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:
+	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \
+	  --extra train --extra export --extra test pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,5 @@
+"""The network, one part per file: image encoder, prompt encoder, mask decoder, feature aggregation, and their assembly."""
+
+from stlm_edge.model.stlm import STLM, ModelConfig
+
+__all__ = ["STLM", "ModelConfig"]

@@ -1,0 +1,77 @@
+"""Feature aggregation (FA): from the disagreement of the two streams to the anomaly map (STLM, section III-D).
+
+Parameter names are those of the published segmentation network.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTH = 128
+
+
+class ResidualBlock(nn.Module):
+    """ResNet's basic block."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_dim, out_dim, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_dim)
+        self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_dim)
+        self.downsample = None
+        if in_dim != out_dim:
+            self.downsample = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ConvNormAct(nn.Module):
+    def __init__(self, in_dim: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, WIDTH, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
+        self.norm = nn.BatchNorm2d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: the global mean and dilations 1 and 3, fused by a 3×3 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aspp_feature_extractors = nn.ModuleList(
+            [
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvNormAct(WIDTH, 1)),
+                ConvNormAct(WIDTH, 1),
+                ConvNormAct(WIDTH, 3, dilation=3),
+            ]
+        )
+        self.aspp_fusion_layer = ConvNormAct(3 * WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, near, far = (extract(x) for extract in self.aspp_feature_extractors)
+        # Broadcast by a sum: TFLite's interpreter cannot allocate an expanded 1×1 map.
+        return self.aspp_fusion_layer(torch.cat([pooled + torch.zeros_like(near), near, far], dim=1))
+
+
+class FeatureAggregation(nn.Module):
+    """Two streams' maps, K each of B×256×h×w → logits of the anomaly map, B×1×h×w."""
+
+    def __init__(self, maps: int = 2, dim: int = 256):
+        super().__init__()
+        self.res = nn.Sequential(ResidualBlock(maps * dim, WIDTH), ResidualBlock(WIDTH, WIDTH))
+        self.head = nn.Sequential(
+            ASPP(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, 1, 1),
+        )
+
+    def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
+        products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
+        return self.head(self.res(torch.cat(products, dim=1)))

@@ -1,0 +1,34 @@
+"""What is left of SAM's prompt encoder when there is no prompt: a positional encoding and the no-mask embedding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+DIM = 256
+
+
+class RandomPositionalEncoding(nn.Module):
+    """Sines and cosines of random spatial frequencies (Tancik et al. 2020), as SAM uses them."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, DIM // 2))
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """1×hw×256: the encoding of each cell's centre, row by row."""
+        matrix = self.positional_encoding_gaussian_matrix
+        y = (torch.arange(height, device=matrix.device, dtype=matrix.dtype) + 0.5) / height
+        x = (torch.arange(width, device=matrix.device, dtype=matrix.dtype) + 0.5) / width
+        centres = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
+        angles = 2 * math.pi * ((2 * centres - 1) @ matrix)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)[None]
+
+
+class PromptEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pe_layer = RandomPositionalEncoding()
+        self.no_mask_embed = nn.Embedding(1, DIM)
