@@ -1,0 +1,50 @@
+"""Anomaly maps as pictures: a perceptual dark-to-bright colour scale with the threshold in its middle."""
+
+import numpy as np
+from PIL import Image
+
+from stlm_edge.manifest import Calibration
+
+# Anchors of the scale at equal steps: near-black, violet, red, orange, pale yellow; lightness rises evenly.
+_ANCHORS = np.array(
+    [
+        [4, 5, 18],
+        [48, 16, 88],
+        [104, 26, 112],
+        [160, 42, 98],
+        [212, 72, 66],
+        [244, 120, 30],
+        [252, 178, 36],
+        [252, 255, 164],
+    ]
+)
+_STEPS = np.linspace(0, 1, 256)
+_TABLE = np.stack([np.interp(_STEPS, np.linspace(0, 1, len(_ANCHORS)), channel) for channel in _ANCHORS.T], axis=1)
+_TABLE = _TABLE.round().astype(np.uint8)
+_FADE = np.clip((_STEPS - 0.25) / 0.25, 0, 1)  # nothing below a quarter of the scale, all of it from the threshold on
+
+
+def colour(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Map H×W to RGB uint8 H×W×3, its colours spread from map_low to map_high."""
+    return _TABLE[_levels(anomaly_map, calibration)]
+
+
+def overlay(
+    picture: Image.Image, anomaly_map: np.ndarray, calibration: Calibration, opacity: float = 0.65
+) -> Image.Image:
+    """The picture at its own size with the map laid over it.
+
+    Normal surface stays as it is; the colour fades in towards the threshold and from there on has the full `opacity`,
+    0 to 1.
+    """
+    levels = Image.fromarray(_levels(anomaly_map, calibration)).resize(picture.size, Image.Resampling.BILINEAR)
+    colours = levels.copy()
+    colours.putpalette(_TABLE.tobytes())
+    alpha = levels.point((255 * opacity * _FADE).round().astype(int).tolist())
+    return Image.composite(colours.convert("RGB"), picture.convert("RGB"), alpha)
+
+
+def _levels(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+    span = max(calibration.map_high - calibration.map_low, 1e-9)
+    values = (np.asarray(anomaly_map, dtype=np.float32) - calibration.map_low) / span
+    return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)

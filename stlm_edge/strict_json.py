@@ -1,0 +1,218 @@
+"""Strict JSON for frozen dataclasses: one set of type hints reads a file, writes it and publishes its JSON Schema.
+
+Hints understood: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
+and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (the schema's description).
+Every field is required and no other key is allowed. A `__post_init__` may raise ValueError for fields that contradict
+each other.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stlm_edge.errors import JobError, UsageError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """Inclusive bounds of a number."""
+
+    minimum: float
+    maximum: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A regular expression for the whole string, and its meaning in words."""
+
+    regex: str
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """Inclusive bounds of a list's length."""
+
+    minimum: int
+    maximum: int
+
+
+def load(path: Path, limit: int = 1 << 20) -> Any:
+    """The JSON value in a UTF-8 file of at most `limit` bytes, without duplicate keys, NaN or Infinity."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > limit:
+        raise UsageError(f"{path}: larger than {limit} bytes, the limit for this file")
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{path}: not valid JSON: {problem}") from None
+
+
+def read(cls: type[T], value: Any, name: str) -> T:
+    """Build `cls` from a parsed JSON value. `name` (the file's) begins every error line, followed by the JSON path."""
+    return _read(cls, value, name, "")
+
+
+def dump(value: Any) -> str:
+    """JSON text of a dataclass, checked to be readable again. Raises JobError on a number that isn't finite."""
+    try:
+        text = json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False)
+    except ValueError:
+        raise JobError(f"{type(value).__name__}: holds NaN or Infinity, which cannot be recorded") from None
+    read(type(value), json.loads(text), type(value).__name__)
+    return text + "\n"
+
+
+def json_schema(cls: type, title: str) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a dataclass."""
+    definitions: dict[str, Any] = {}
+    _schema(cls, definitions)
+    root = definitions.pop(cls.__name__)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    return {**head, **root, "$defs": dict(sorted(definitions.items()))}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return keys
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _wrong(name: str, where: str, value: Any, expected: str) -> UsageError:
+    found = json.dumps(value)
+    found = found if len(found) <= 60 else found[:57] + "..."
+    return UsageError(f"{name}: {where or 'the whole file'}: found {found}, expected {expected}")
+
+
+def _read(hint: Any, value: Any, name: str, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        result = _read(arguments[0], value, name, where)
+        for rule in arguments[1:]:
+            _check(rule, result, name, where)
+        return result
+    if dataclasses.is_dataclass(hint):
+        return _read_dataclass(hint, value, name, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (other,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _read(other, value, name, where)
+    if origin is typing.Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise _wrong(name, where, value, " or ".join(json.dumps(choice) for choice in arguments))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(name, where, value, "a list")
+        return tuple(_read(arguments[0], item, name, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(name, where, value, "an object")
+        return value
+    if hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not hint:
+        raise _wrong(
+            name, where, value, {str: "a string", int: "an integer", float: "a number", bool: "a boolean"}[hint]
+        )
+    return value
+
+
+def _read_dataclass(cls: Any, value: Any, name: str, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(name, where, value, "an object")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise UsageError(f"{name}: {prefix}{json.dumps(key)[1:-1][:60]}: unknown key, expected {', '.join(hints)}")
+    for key in hints:
+        if key not in value:
+            raise UsageError(f"{name}: {prefix}{key}: missing")
+    fields = {key: _read(hint, value[key], name, prefix + key) for key, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except ValueError as contradiction:
+        raise UsageError(f"{name}: {prefix}{contradiction}") from None
+
+
+def _check(rule: Any, value: Any, name: str, where: str) -> None:
+    if isinstance(rule, Between):
+        if value < rule.minimum or (rule.maximum is not None and value > rule.maximum):
+            most = "" if rule.maximum is None else f" and at most {rule.maximum}"
+            raise _wrong(name, where, value, f"at least {rule.minimum}{most}")
+    elif isinstance(rule, Pattern):
+        if not re.fullmatch(rule.regex, value):
+            raise _wrong(name, where, value, rule.meaning)
+    elif isinstance(rule, Items) and not rule.minimum <= len(value) <= rule.maximum:
+        raise UsageError(f"{name}: {where}: {len(value)} items, expected {rule.minimum} to {rule.maximum}")
+
+
+def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        schema = _schema(arguments[0], definitions)
+        for rule in arguments[1:]:
+            schema |= _schema_of_rule(rule)
+        return schema
+    if dataclasses.is_dataclass(hint):
+        return _schema_of_dataclass(hint, definitions)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(argument, definitions) for argument in arguments]}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object"}
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
+    return {"type": names[hint]}
+
+
+def _schema_of_dataclass(cls: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    if cls.__name__ not in definitions:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        definitions[cls.__name__] = {
+            "description": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
+            "type": "object",
+            "properties": {key: _schema(field, definitions) for key, field in hints.items()},
+            "required": list(hints),
+            "additionalProperties": False,
+        }
+    return {"$ref": f"#/$defs/{cls.__name__}"}
+
+
+def _schema_of_rule(rule: Any) -> dict[str, Any]:
+    if isinstance(rule, Between):
+        return {"minimum": rule.minimum} | ({} if rule.maximum is None else {"maximum": rule.maximum})
+    if isinstance(rule, Pattern):
+        return {"pattern": f"^({rule.regex})$"}
+    if isinstance(rule, Items):
+        return {"minItems": rule.minimum, "maxItems": rule.maximum}
+    return {"description": rule}
