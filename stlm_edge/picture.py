@@ -14,7 +14,9 @@ from stlm_edge.errors import UsageError
 PREPROCESSING = "exif-upright, rgb, antialiased-bilinear (Pillow), v1"
 SIXTEEN_BIT = "round(value / 257)"
 MAX_PIXELS = 100_000_000
-PICTURE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
+PICTURE_SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+)
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's many, those that cameras write
 _UPRIGHT = {  # EXIF 2.3, tag Orientation
