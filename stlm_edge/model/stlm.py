@@ -73,10 +73,9 @@ class STLM(nn.Module):
         return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
     def streams(self, x: Tensor) -> tuple[Maps, Maps]:
-        """B×3×S×S normalised pictures → the plain and the denoising stream's maps; one decoder pass serves both."""
-        embedding = torch.cat([self.plain(x), self.denoising(x)])
-        (plain_1, denoising_1), (plain_2, denoising_2) = embedding.chunk(2), self.decode(embedding).chunk(2)
-        return (plain_1, plain_2), (denoising_1, denoising_2)
+        """B×3×S×S normalised pictures → the plain and the denoising stream's maps."""
+        plain, denoising = self.plain(x), self.denoising(x)
+        return (plain, self.decode(plain)), (denoising, self.decode(denoising))
 
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embedding → image tokens after the transformer, both B×256×h×w."""
