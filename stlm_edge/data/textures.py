@@ -1,0 +1,128 @@
+"""Foreign content for pseudo-anomalies: sources that give a texture, uint8 size×size×3, for a generator and a size."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stlm_edge.picture import list_pictures, read_picture
+
+Source = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def any_of(*sources: Source) -> Source:
+    """One of the sources each time, all equally likely."""
+    return lambda rng, size: sources[rng.integers(len(sources))](rng, size)
+
+
+def patches_of(pictures: Sequence[np.ndarray]) -> Source:
+    """Crops of the training pictures themselves (uint8 H×W×3), magnified, turned and recoloured until foreign."""
+
+    def source(rng: np.random.Generator, size: int) -> np.ndarray:
+        picture = Image.fromarray(pictures[rng.integers(len(pictures))])
+        return _recoloured(_turned(_crop(picture, rng, size, 0.1, 0.6), rng), rng)
+
+    return source
+
+
+def folder_of(path: str | Path) -> Source:
+    """Crops of the pictures in a folder, such as DTD's (M. Cimpoi et al., CVPR 2014), folders in it included.
+
+    Raises UsageError for a folder without pictures, and at use for a picture that cannot be read.
+    """
+    folder = Path(path)
+    nested = sorted(inner for inner in folder.glob("*/") if inner.is_dir()) if folder.is_dir() else []
+    pictures = [picture for inner in nested for picture in list_pictures(inner)] or list_pictures(folder)
+
+    def source(rng: np.random.Generator, size: int) -> np.ndarray:
+        picture = read_picture(pictures[rng.integers(len(pictures))])
+        return _turned(_crop(picture, rng, size, 0.5, 1.0), rng)
+
+    return source
+
+
+def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A scalar field (clouds, ripples, tiles, speckle) seen through a random palette."""
+    field = _FIELDS[rng.integers(len(_FIELDS))](rng, size)
+    return _palette(rng)[field]
+
+
+def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Random grids of doubling fineness, summed; uint8 size×size, as are the fields below."""
+    start = 2 ** rng.integers(1, 5)
+    total = np.zeros((size, size), np.float32)
+    for octave in range(4):
+        total += _random_grid(rng, size, start << octave, start << octave) * np.float32(0.6**octave)
+    return _stretched(total)
+
+
+def _ripples(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Parallel waves, bent by a slow random field, from soft to hard-edged."""
+    angle, waves = rng.uniform(0, np.pi), 2 ** rng.uniform(1.5, 5.5)
+    along = np.linspace(0, 1, size, dtype=np.float32)
+    phase = waves * (np.cos(angle) * along[:, None] + np.sin(angle) * along[None, :])
+    phase += rng.uniform(0, 1.5) * _random_grid(rng, size, 4, 4)
+    wave = np.sin(2 * np.pi * phase) * rng.uniform(0.5, 4)
+    return _stretched(np.clip(wave, -1, 1))
+
+
+def _tiles(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Rectangles of random values, with sharp edges."""
+    rows, columns = 2 ** rng.integers(1, 6, size=2)
+    values = rng.integers(0, 256, size=(rows, columns), dtype=np.uint8)
+    return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
+
+
+def _speckle(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Grains on a flat ground, of one random size and density."""
+    grid = max(4, int(size / 2 ** rng.uniform(0, 3.5)))
+    grains = _random_grid(rng, size, grid, grid) > rng.uniform(-0.5, 0.5)
+    return _stretched(grains + 0.15 * _random_grid(rng, size, size // 2, size // 2))
+
+
+_FIELDS = (_clouds, _ripples, _tiles, _speckle)
+
+
+def _random_grid(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
+    """A grid of uniform values in −1 to 1, smoothly enlarged: float32 size×size."""
+    grid = rng.uniform(-1, 1, size=(rows, columns)).astype(np.float32)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    return ((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+
+
+def _palette(rng: np.random.Generator) -> np.ndarray:
+    """Two to four colours, often near grey, and what lies between them: uint8 256×3."""
+    stops = rng.integers(2, 5)
+    grey = rng.uniform(0, 255, size=(stops, 1))
+    colours = np.clip(grey + rng.normal(0, rng.choice([6, 40, 90]), size=(stops, 3)), 0, 255)
+    at = np.linspace(0, 255, stops)
+    return np.stack([np.interp(np.arange(256), at, colours[:, channel]) for channel in range(3)], 1).astype(np.uint8)
+
+
+def _crop(picture: Image.Image, rng: np.random.Generator, size: int, least: float, most: float) -> np.ndarray:
+    """A square crop of `least` to `most` of the shorter side, resized: uint8 size×size×3."""
+    side = max(1, min(picture.size) * rng.uniform(least, most))
+    left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _turned(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the square's eight symmetries."""
+    turned = np.rot90(texture, rng.integers(4))
+    return turned[:, ::-1] if rng.random() < 0.5 else turned
+
+
+def _recoloured(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Channels permuted, and each value sent through a random gain and offset, negative gains included."""
+    gain = rng.uniform(0.6, 1.6) * rng.choice([-1, 1])
+    offset = rng.uniform(-60, 60) + rng.normal(0, rng.choice([2, 20]), size=3)
+    curve = np.arange(256)[:, None] * gain + offset + (255 if gain < 0 else 0)
+    curve = np.clip(curve, 0, 255).astype(np.uint8)
+    order = rng.permutation(3)
+    return np.stack([curve[:, channel][texture[..., order[channel]]] for channel in range(3)], axis=-1)
