@@ -13,14 +13,14 @@ Source = Callable[[np.random.Generator, int], np.ndarray]
 
 def any_of(*sources: Source) -> Source:
     """One of the sources each time, all equally likely."""
-    return lambda rng, size: sources[rng.integers(len(sources))](rng, size)
+    return lambda rng, size: sources[int(rng.integers(len(sources)))](rng, size)
 
 
 def patches_of(pictures: Sequence[np.ndarray]) -> Source:
     """Crops of the training pictures themselves (uint8 H×W×3), magnified, turned and recoloured until foreign."""
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
-        picture = Image.fromarray(pictures[rng.integers(len(pictures))])
+        picture = Image.fromarray(pictures[int(rng.integers(len(pictures)))])
         return _recoloured(_turned(_crop(picture, rng, size, 0.1, 0.6), rng), rng)
 
     return source
@@ -36,7 +36,7 @@ def folder_of(path: str | Path) -> Source:
     pictures = [picture for inner in nested for picture in list_pictures(inner)] or list_pictures(folder)
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
-        picture = read_picture(pictures[rng.integers(len(pictures))])
+        picture = read_picture(pictures[int(rng.integers(len(pictures)))])
         return _turned(_crop(picture, rng, size, 0.5, 1.0), rng)
 
     return source
@@ -44,13 +44,13 @@ def folder_of(path: str | Path) -> Source:
 
 def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
     """A scalar field (clouds, ripples, tiles, speckle) seen through a random palette."""
-    field = _FIELDS[rng.integers(len(_FIELDS))](rng, size)
+    field = _FIELDS[int(rng.integers(len(_FIELDS)))](rng, size)
     return _palette(rng)[field]
 
 
 def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
     """Random grids of doubling fineness, summed; uint8 size×size, as are the fields below."""
-    start = 2 ** rng.integers(1, 5)
+    start = 2 ** int(rng.integers(1, 5))
     total = np.zeros((size, size), np.float32)
     for octave in range(4):
         total += _random_grid(rng, size, start << octave, start << octave) * np.float32(0.6**octave)
@@ -114,7 +114,7 @@ def _crop(picture: Image.Image, rng: np.random.Generator, size: int, least: floa
 
 def _turned(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of the square's eight symmetries."""
-    turned = np.rot90(texture, rng.integers(4))
+    turned = np.rot90(texture, int(rng.integers(4)))
     return turned[:, ::-1] if rng.random() < 0.5 else turned
 
 
