@@ -1,0 +1,197 @@
+"""stlm-bench: does each artifact say what the trained model said, and how fast is it here?
+
+Parity on the golden pictures comes first; an artifact that fails it is not timed. The others then take turns in short
+rounds, each in its own process.
+"""
+
+import argparse
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import stlm_edge
+from stlm_edge import strict_json
+from stlm_edge.bench import machine
+from stlm_edge.bench.measure import Subject, measure, unmeasured
+from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
+from stlm_edge.bundle import open_bundle
+from stlm_edge.errors import UsageError, exit_with_one_line
+
+EXAMPLE = """example:
+  stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
+             --data runs/demo/data --out runs/demo
+writes runs/demo/bench.json and runs/demo/report.html; the exit code is 1 when an artifact failed"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run stlm-bench. Exit code 2: unusable input; 1: a row failed (everything is written all the same)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _options(given)
+    with exit_with_one_line("interrupted; nothing was written"):
+        out = Path(options.out)
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out}: a file; --out expects a folder, which gets bench.json and report.html")
+        subjects = _subjects(options)
+        samples = _samples(options)
+        load_before = machine.load()
+        rows = measure(subjects, options.warmup, options.queries, _progress)
+        if samples is not None:
+            rows = [_with_accuracy(row, subject, samples) for row, subject in zip(rows, subjects, strict=True)]
+        bench = Bench(
+            format_version=1,
+            headline=headline(rows),
+            date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            command=shlex.join(["stlm-bench", *given]),
+            stlm_edge=stlm_edge.__version__,
+            machine=machine.describe(_packages(rows), load_before),
+            data=options.data and options.data + (f", {options.category}" if options.category else ""),
+            rows=tuple(rows),
+        )
+        text = strict_json.dump(bench)
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "bench.json", text)
+        report = _report(out / "report.html", json.loads(text), options.checkpoint)
+        if options.json:
+            print(text, end="")
+        else:
+            _print(bench, report)
+    if not all(row.passed for row in rows):
+        raise SystemExit(1)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "stlm-bench", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--bundle", action="append", required=True, metavar="B", help="a bundle's folder; may be given several times")
+    add("--checkpoint", metavar="F", help="also run the trained model itself, on the first bundle's golden pictures")
+    add("--data", metavar="DIR", help="also measure accuracy on these test pictures")
+    add("--category", metavar="NAME", help="the category of --data, where it holds several")
+    add("--threads", type=_at_least(1), default=1, metavar="N", help="threads of each runtime (default: 1)")
+    add("--queries", type=_at_least(1), default=100, metavar="N", help="queries that count, per row (default: 100)")
+    add("--warmup", type=_at_least(0), default=10, metavar="N", help="queries before them (default: 10)")
+    add("--out", required=True, metavar="DIR", help="folder for bench.json and report.html")
+    add("--json", action="store_true", help="print bench.json and nothing else")
+    return parser.parse_args(arguments)
+
+
+def _at_least(minimum: int) -> Any:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not minimum <= int(text) <= 1_000_000:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {minimum} to 1000000")
+        return int(text)
+
+    return number
+
+
+def _subjects(options: argparse.Namespace) -> list[Subject]:
+    bundles = [open_bundle(folder, threads=options.threads) for folder in options.bundle]
+    names = [bundle.folder.resolve().name for bundle in bundles]
+    subjects = []
+    for given, bundle, name in zip(options.bundle, bundles, names, strict=True):
+        manifest = bundle.manifest
+        size = next(file.bytes for file in manifest.files if file.path == manifest.artifact)
+        row = unmeasured(bundle, options.threads, size)
+        row = replace(row, name=name if names.count(name) == 1 else given, bundle=given)
+        subjects.append(Subject(row, bundle, None))
+    if options.checkpoint:
+        _need_train_packages("--checkpoint", "torch", "safetensors")
+        path = Path(options.checkpoint)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such checkpoint; expected the .safetensors file that stlm-train writes")
+        row = unmeasured(bundles[0], options.threads, path.stat().st_size)
+        row = replace(row, name="torch", bundle=options.checkpoint, target=None, runtime="torch", precision="fp32")
+        subjects.append(Subject(row, bundles[0], path))
+    return subjects
+
+
+def _samples(options: argparse.Namespace) -> list[Any] | None:
+    """Return the test pictures of --data, before anything is measured: what is wrong with them is said at once."""
+    if options.data is None:
+        if options.category is not None:
+            raise UsageError("--category: given without --data, the folder that holds the category")
+        return None
+    _need_train_packages("--data", "torch", "torchmetrics", "scipy")
+    from stlm_edge.data.datasets import test_samples
+
+    return test_samples(options.data, options.category)
+
+
+def _with_accuracy(row: Row, subject: Subject, samples: list[Any]) -> Row:
+    """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known."""
+    if row.parity is None:
+        return row
+    from stlm_edge.evaluate import evaluate
+
+    _progress(f"accuracy: {row.name} on {len(samples)} pictures")
+    found = evaluate(subject.runtime(), samples, row.input_size, subject.bundle.manifest.calibration, None)
+    return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
+
+
+def _report(path: Path, bench: dict[str, Any], checkpoint: str | None) -> Path | None:
+    """Write the report with what stands beside the checkpoint, or say what it needs."""
+    if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib"))):
+        print('no report: it needs pip install "stlm-edge[train]"', file=sys.stderr)
+        return None
+    from stlm_edge.report import write_report
+
+    run_folder = Path(checkpoint).parent if checkpoint else None
+    found = sorted(run_folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime) if run_folder else []
+    write_report(path, bench, run_folder, found[-1].parent if found else None)
+    return path
+
+
+def _need_train_packages(option: str, *packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f'{option} needs {package}: pip install "stlm-edge[train]"')
+
+
+def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
+    return ("numpy", "Pillow", *dict.fromkeys(row.runtime for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _print(bench: Bench, report: Path | None) -> None:
+    print(table(bench.rows))
+    for row in bench.rows:
+        if row.failure:
+            print(f"{row.name}: {row.failure}")
+        for answer in row.golden:
+            if answer.verdict != "same":
+                print(
+                    f"{row.name}: {answer.verdict} on {answer.name}: score {answer.score:.5f}, "
+                    f"trained model {answer.expected_score:.5f}, threshold {row.threshold:.5f}"
+                )
+    timed = [row for row in bench.rows if row.latency_ms]
+    if timed:
+        row = timed[0]
+        print(f"{row.queries} queries after {row.warmup} for warm-up, {row.threads} thread(s), one picture at a time")
+    if any(is_stand_in(row.teacher) for row in bench.rows):
+        print("these models were distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM")
+    if report:
+        print(f"report: {report}")
+    print(bench.headline)
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""bench.json: what a bench found. Its JSON Schema is schemas/bench-1.schema.json, made from these classes.
+
+A figure that was not measured is null, never 0 and never left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from stlm_edge import strict_json
+from stlm_edge.bench.machine import Machine
+from stlm_edge.strict_json import Between, Items
+
+Milliseconds = Annotated[float, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+Count = Annotated[int, Between(0)]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds from a resized uint8 picture to its map and score: nearest-rank percentiles over all queries."""
+
+    p50: Milliseconds
+    p90: Milliseconds
+    p99: Milliseconds
+
+
+@dataclass(frozen=True)
+class GoldenAnswer:
+    """One golden picture: this row's answer against the trained model's. A difference that is not finite is null."""
+
+    name: str
+    anomalous: bool
+    max_abs_diff: float | None
+    mean_abs_diff: float | None
+    cosine: float
+    score: float
+    expected_score: Annotated[float, "the trained model's"]
+    verdict: Annotated[Literal["same", "flip", "failure"], "flip: inside verdict_delta; failure: outside it"]
+    resize_max_diff: Annotated[int, Between(0, 255), "this device's decoding and resizing against the stored tensor"]
+
+
+@dataclass(frozen=True)
+class RowParity:
+    """All golden pictures together: maxima, means, counts. A difference that is not finite is null."""
+
+    max_abs_diff: float | None
+    mean_abs_diff: float | None
+    cosine: float
+    verdict_flips: Annotated[int, Between(0), "verdicts that differ, failures included"]
+    verdict_failures: Annotated[int, Between(0), "flips farther than verdict_delta from the threshold"]
+    score_max_diff: float
+    resize_max_diff: Annotated[int, Between(0, 255)]
+    pictures: Annotated[int, Between(1)]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """On the bench's `data`; null where that cannot tell (no masks, one class)."""
+
+    image_auroc: Share | None
+    pixel_auroc: Share | None
+    aupro: Share | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact on one runtime."""
+
+    name: str
+    bundle: Annotated[str, "the bundle's folder, or the checkpoint's file"]
+    target: Annotated[str | None, "null for a checkpoint"]
+    runtime: str
+    precision: str
+    teacher: Annotated[str | None, "what the model was distilled from"]
+    input_size: Annotated[int, Between(1), "side of the square input, pixels"]
+    size_mb: Annotated[float, Between(0), "the artifact's file, 10^6 bytes"]
+    threads: Annotated[int, Between(1)]
+    passed: Annotated[bool, "it ran, and says what the trained model said"]
+    failure: Annotated[str | None, "why not"]
+    parity: RowParity | None
+    threshold: float | None
+    verdict_delta: float | None
+    golden: tuple[GoldenAnswer, ...]
+    load_ms: Annotated[float | None, "checking the files' digests and opening the model"]
+    first_inference_ms: float | None
+    peak_memory_mb: Annotated[float | None, "resident, of a process that did nothing else, 10^6 bytes"]
+    warmup: Annotated[int, Between(0), "queries before the first that counts"]
+    queries: Annotated[int, Between(0), "queries that count"]
+    latency_ms: Latency | None
+    round_p50_ms: Annotated[tuple[float, ...], "medians of the rounds in which the rows took turns"]
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stlm-bench writes, format version 1."""
+
+    format_version: Literal[1]
+    headline: str
+    date: Annotated[str, "ISO 8601, UTC"]
+    command: str
+    stlm_edge: Annotated[str, "version of this package"]
+    machine: Machine
+    data: Annotated[str | None, "what accuracy was measured on"]
+    rows: Annotated[tuple[Row, ...], Items(1, 1000)]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema published as `schemas/bench-1.schema.json`."""
+    return strict_json.json_schema(Bench, "stlm-edge bench, format version 1")
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Say in one line whether the fastest bundle gives the trained model's verdicts, and how fast it is.
+
+    A row that failed comes first: a fast wrong answer is no news.
+    """
+    for row in rows:
+        if not row.passed:
+            return f"{row.name} FAILED: {row.failure}"
+    best = min([row for row in rows if row.target] or rows, key=_p50)
+    parts = []
+    if best.parity:
+        same = best.parity.pictures - best.parity.verdict_flips
+        parts.append(f"same verdicts as the trained model on {same} of {best.parity.pictures} pictures")
+        if best.parity.verdict_flips:
+            parts[0] += f" ({best.parity.verdict_flips} within the tolerance of the threshold)"
+    if best.latency_ms:
+        speed = f"p50 {milliseconds(best.latency_ms.p50)} ms"
+        if peer := _peer(best, rows):
+            speed += f", {_p50(peer) / _p50(best):.1f}x the speed of {peer.name}"
+        parts.append(speed)
+    return f"{best.name}: " + "; ".join(parts)
+
+
+def _p50(row: Row) -> float:
+    return row.latency_ms.p50 if row.latency_ms else float("inf")
+
+
+def _peer(best: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the row to tell the best one's speed against: an fp32 bundle, else the checkpoint."""
+    others = [row for row in rows if row is not best and row.latency_ms]
+    bundles = [row for row in others if row.target and row.precision == "fp32"]
+    return next(iter(bundles + [row for row in others if not row.target]), None)
+
+
+def is_stand_in(teacher: str | None) -> bool:
+    """Tell whether a model learnt from EfficientNet-Lite0, which stands in for SAM where nothing large is fetched."""
+    return "efficientnet" in (teacher or "").lower()
+
+
+def milliseconds(value: float) -> str:
+    """0.42, 4.2, 42 or 420."""
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 20 else f"{value:.0f}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as aligned plain text; a cell that nobody measured says so."""
+    unknown = "not measured"
+    lines: list[tuple[str, ...]] = [
+        ("artifact", "runtime", "verdicts", "max diff", "cosine", "p50 ms", "p90", "p99", "MB", "peak MB")
+    ]
+    accuracy = any(row.accuracy for row in rows)
+    if accuracy:
+        lines[0] += ("image AUROC", "pixel AUROC", "AUPRO")
+    for row in rows:
+        parity, latency = row.parity, row.latency_ms
+        cells = [row.name, row.runtime]
+        if parity:
+            same = f"{parity.pictures - parity.verdict_flips}/{parity.pictures} same"
+            cells += [
+                same if row.passed else f"{same} FAILED",
+                _difference(parity.max_abs_diff),
+                f"{parity.cosine:.5f}",
+            ]
+        else:
+            cells += [unknown if row.passed else "FAILED", unknown, unknown]
+        cells += (
+            [milliseconds(value) for value in (latency.p50, latency.p90, latency.p99)] if latency else [unknown] * 3
+        )
+        cells += [f"{row.size_mb:.1f}", unknown if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}"]
+        if accuracy:
+            figures = row.accuracy and (row.accuracy.image_auroc, row.accuracy.pixel_auroc, row.accuracy.aupro)
+            cells += ["n/a" if figure is None else f"{figure:.4f}" for figure in figures] if figures else [unknown] * 3
+        lines.append(tuple(cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _difference(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"
