@@ -1,0 +1,136 @@
+"""Writes bundles: whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stlm_edge.bundle import previous_folder, sha256_of, stamp
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.golden import GoldenCandidate, encode
+from stlm_edge.manifest import MANIFEST, Calibration, Input, ListedFile, Manifest, MapOutput, Outputs, ScoreOutput
+from stlm_edge.onnx_metadata import replace_metadata
+from stlm_edge.parity import Parity
+from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT
+from stlm_edge.strict_json import dump
+from stlm_edge.verdict import SCORE_RULE
+
+
+def write_bundle(
+    folder: Path,
+    artifact: Path,
+    golden: Sequence[GoldenCandidate],
+    *,
+    target: str,
+    runtime: str,
+    precision: str,
+    calibration: Calibration,
+    parity: Parity,
+    provenance: dict[str, Any],
+    tool_versions: dict[str, str],
+    parameters: int,
+    flops: int | None = None,
+    score_output: bool = True,
+    parity_loss_allowed: bool = False,
+    force: bool = False,
+) -> Manifest:
+    """Write a bundle whole or not at all: beside its place first, then renamed.
+
+    The artifact is copied as `model` with its own suffix and stamped with the threshold. With `force` an existing
+    bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't be written.
+    """
+    check_writable(folder, force)
+    size = len(golden[0].tensor)
+    entries, files = encode(golden)
+    with replacing(folder) as temporary:
+        packed = f"model{artifact.suffix}"
+        shutil.copyfile(artifact, temporary / packed)
+        stamp_artifact(temporary / packed, calibration, size)
+        (temporary / "golden").mkdir()
+        for path, content in files.items():
+            (temporary / path).write_bytes(content)
+        manifest = Manifest(
+            format_version=1,
+            tool_versions=tool_versions,
+            target=target,
+            runtime=runtime,
+            precision=precision,
+            files=tuple(list_file(temporary, path) for path in [packed, *files]),
+            artifact=packed,
+            input=Input("image", size, "NHWC", "uint8", "RGB", PREPROCESSING, SIXTEEN_BIT),
+            outputs=Outputs(
+                MapOutput("anomaly_map", (1, 1, size, size)), ScoreOutput("score") if score_output else None
+            ),
+            score_rule=SCORE_RULE,
+            calibration=calibration,
+            training_calibration=calibration,
+            verdict_delta=calibration.delta,
+            provenance=provenance,
+            parameters=parameters,
+            flops=flops,
+            parity=parity,
+            parity_loss_allowed=parity_loss_allowed,
+            golden=entries,
+        )
+        (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
+    return manifest
+
+
+def check_writable(folder: Path, force: bool) -> None:
+    """Raise UsageError unless a bundle may be written here: nothing there, or with `force` a bundle or empty folder."""
+    if not (folder.exists() or folder.is_symlink()):
+        return
+    if not force:
+        raise UsageError(f"{folder}: exists; choose another folder or give --force to replace it")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {"no folder"}
+    foreign = {name for name in names if not name.startswith((".", "model."))} - {MANIFEST, "golden"}
+    if foreign or (names and MANIFEST not in names):
+        raise UsageError(f"{folder}: not a bundle, so it is not replaced; choose another folder")
+
+
+def stamp_artifact(path: Path, calibration: Calibration, size: int) -> None:
+    """Write the threshold, the map's normalisation and the input's size into an ONNX file's own metadata."""
+    if path.suffix == ".onnx":
+        replace_metadata(path, stamp(calibration, size))
+
+
+def list_file(folder: Path, path: str) -> ListedFile:
+    """The manifest's entry for a file of the folder."""
+    return ListedFile(path, sha256_of(folder / path), (folder / path).stat().st_size)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and is gone otherwise."""
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    previous = previous_folder(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        if folder.exists():
+            if previous.exists():
+                shutil.rmtree(previous)
+            folder.rename(previous)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            if previous.exists():
+                previous.rename(folder)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise JobError(f"{folder}: cannot be written ({error.strerror}); nothing was changed") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

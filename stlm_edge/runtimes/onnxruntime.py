@@ -1,0 +1,70 @@
+"""Runs an ONNX artifact on the CPU with onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.verdict import score_of_map
+
+
+class OnnxRuntime:
+    """An ONNX file whose input is `image`, uint8 1×S×S×3, and whose outputs are `anomaly_map`, float32 1×1×S×S, and,
+    where the graph computes it, `score`, float32 of shape 1.
+
+    Raises UsageError when onnxruntime is missing, cannot load the file, or the graph is another one.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UsageError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from None
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads or 0  # 0: one per physical core
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what matters is raised
+        try:
+            self.session = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common base
+            problem = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{artifact}: onnxruntime {onnxruntime.__version__} cannot load it ({problem}); "
+                "export anew or update onnxruntime"
+            ) from None
+        self.artifact = artifact
+        self.size, self._outputs = self._check_graph()
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
+
+        Raises ValueError for another shape or type, JobError when an output isn't finite or onnxruntime fails.
+        """
+        if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
+            raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
+        try:
+            answer = self.session.run(self._outputs, {"image": image[None]})
+        except Exception as error:  # as above
+            raise JobError(f"{self.artifact}: onnxruntime failed ({error})") from None
+        anomaly_map = answer[0][0, 0]
+        score = float(answer[1][0]) if len(answer) == 2 else score_of_map(anomaly_map)
+        if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
+            raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
+        return anomaly_map, score
+
+    def _check_graph(self) -> tuple[int, list[str]]:
+        inputs = [(node.name, node.type, node.shape) for node in self.session.get_inputs()]
+        shape = inputs[0][2] if inputs else []
+        size = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 0
+        outputs = [(node.name, node.type, node.shape) for node in self.session.get_outputs()]
+        expected = [("anomaly_map", "tensor(float)", [1, 1, size, size]), ("score", "tensor(float)", [1])]
+        if inputs != [("image", "tensor(uint8)", [1, size, size, 3])] or outputs not in (expected, expected[:1]):
+            found = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs + outputs)[:200]
+            raise UsageError(
+                f"{self.artifact}: another graph: found {found}; expected image tensor(uint8) [1, S, S, 3], "
+                "anomaly_map tensor(float) [1, 1, S, S] and perhaps score tensor(float) [1]"
+            )
+        return size, [name for name, _, _ in outputs]
