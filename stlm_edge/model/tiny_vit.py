@@ -105,7 +105,7 @@ class WindowAttention(nn.Module):
         n, tokens, dim = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, tokens, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)
-        bias = self.attention_biases.index_select(1, self.bias_index).reshape(self.heads, tokens, tokens)
+        bias = self.attention_biases.index_select(1, self.bias_index).reshape(self.heads, tokens, tokens).to(q.dtype)
         attention = ((q @ k.transpose(-2, -1)) * self.scale + bias).softmax(dim=-1)
         return self.proj((attention @ v).transpose(1, 2).reshape(n, tokens, dim))
 

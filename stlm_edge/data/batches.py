@@ -1,0 +1,81 @@
+"""Training batches: made from the pictures, a generator and nothing else, so that (seed, step) decides each of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
+from stlm_edge.data.textures import Source
+from stlm_edge.picture import load
+
+_CACHE_BYTES = 4 << 30
+
+
+class Pictures(Sequence[np.ndarray]):
+    """Pictures of a data set, decoded and resized to S×S×3 when first asked for, kept while they fit into 4 GiB."""
+
+    def __init__(self, paths: Sequence[Path], size: int):
+        self.paths, self.size = list(paths), size
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        if index not in self._kept:
+            picture = load(self.paths[index], self.size)
+            if (len(self._kept) + 1) * picture.nbytes > _CACHE_BYTES:
+                return picture
+            self._kept[index] = picture
+        return self._kept[index]
+
+
+def views(pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int) -> np.ndarray:
+    """What the common start learns from, count×S×S×3 uint8: crops of pictures in varied colour, some with foreign
+    patches in them, and foreign textures alone."""
+    batch = []
+    for _ in range(count):
+        kind = rng.random()
+        if kind < 0.15:
+            batch.append(source(rng, pictures[0].shape[0]))
+            continue
+        view = _crop(pictures[int(rng.integers(len(pictures)))], rng)
+        view = _recolour(np.rot90(view, rng.integers(4))[:, :: rng.choice([-1, 1])], rng)
+        batch.append(make_pseudo_anomaly(view, rng, source)[0] if kind < 0.6 else view)
+    return np.stack(batch)
+
+
+def anomalous_batch(
+    pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """The two-stream training's batch: the pictures' indices, count×S×S×3 uint8 of which half are pseudo-anomalous
+    (STLM, section III-B), and their masks, count×S×S bool."""
+    indices = [int(index) for index in rng.integers(len(pictures), size=count)]
+    size = pictures[0].shape[0]
+    images, masks = [], []
+    for index in indices:
+        picture, mask = pictures[index], np.zeros((size, size), bool)
+        if rng.random() < 0.5:
+            picture, mask = make_pseudo_anomaly(picture, rng, source)
+        images.append(picture)
+        masks.append(mask)
+    return indices, np.stack(images), np.stack(masks)
+
+
+def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = picture.shape[0]
+    side = size * rng.uniform(0.4, 1.0)
+    left, top = rng.uniform(0, size - side, size=2)
+    image = Image.fromarray(picture)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
+
+
+def _recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < 0.5:
+        return np.ascontiguousarray(picture)
+    gain = rng.uniform(0.7, 1.4) * rng.uniform(0.9, 1.1, size=3)
+    offset = rng.uniform(-30, 30)
+    curve = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)
+    return np.stack([curve[:, channel][picture[..., channel]] for channel in range(3)], axis=-1)
