@@ -1,0 +1,190 @@
+"""How well pictures and pixels are told apart: image AUROC and F1, pixel AUROC, and AUPRO."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities.compute import auc
+
+from stlm_edge.errors import JobError
+
+LEVELS = 65_536
+FPR_LIMIT = 0.3
+_CHUNK = 1 << 20  # pixels that are sorted at once
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
+_LOW, _HIGH, _NORMAL, _ANOMALOUS, _OVERLAP = range(5)  # the rows of a table of levels
+
+
+def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
+    """Area under the ROC curve of picture scores, 0 to 1; ties count half. None where one of the classes is missing.
+
+    Raises JobError for a score that is not finite.
+    """
+    if all(anomalous) or not any(anomalous):
+        return None
+    values = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise JobError(f"{np.sum(~np.isfinite(values))} of {len(values)} scores are not finite; the model is damaged")
+    # torchmetrics takes a sigmoid of scores outside 0 to 1, which ties the large ones; their ranks lie inside.
+    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape) / len(values)
+    return float(binary_auroc(torch.from_numpy(ranks), torch.tensor(anomalous, dtype=torch.long)))
+
+
+def image_f1(verdicts: Sequence[bool], anomalous: Sequence[bool]) -> float | None:
+    """F1 = 2·TP / (2·TP + FP + FN) of verdicts on pictures. None where no picture is anomalous."""
+    if not any(anomalous):
+        return None
+    found = sum(v and a for v, a in zip(verdicts, anomalous, strict=True))
+    return 2 * found / (sum(verdicts) + sum(anomalous))
+
+
+class PixelFigures(NamedTuple):
+    """Each figure from 0 to 1, with the most by which it can be off; None without both normal and anomalous pixels."""
+
+    pixel_auroc: float | None
+    pixel_auroc_error_bound: float | None
+    aupro: float | None
+    aupro_error_bound: float | None
+
+
+class PixelMetrics:
+    """Pixel AUROC, and AUPRO up to a false-positive rate of 0.3, of any number of maps in bounded memory.
+
+    AUPRO (Bergmann et al., "Uninformed Students", CVPR 2020) is the area under the curve of the mean share of a
+    ground-truth region that is found, over the share of normal pixels that are called anomalous, divided by the limit.
+    Regions are 8-connected; the normal pixels are those of all pictures; ties are joined by straight lines.
+
+    Pixels are ranked to 16 bits: at most 65,536 levels, each an interval of scores with its counts. Levels are cut at
+    even shares of the pixels and of the anomalous regions, so that close scores stay apart at any scale, and at even
+    steps of the score, so that levels stay narrow where scores are rare so far. A score between levels becomes a new
+    one, one inside a level joins it. What is lost is the order inside a level, which changes an area by
+    at most half of (its false-positive share × its true-positive share): the error bounds are the sums of these. Levels
+    of one single score lose nothing.
+    """
+
+    def __init__(self) -> None:
+        self._regions = 0
+        self._levels = np.zeros((5, 0))
+        self._waiting = 0
+        self._normal: list[np.ndarray] = []
+        self._anomalous: list[np.ndarray] = []
+        self._overlap: list[np.ndarray] = []
+
+    def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
+        """Add a map H×W, float32, and its ground truth H×W, bool, true where anomalous.
+
+        Raises JobError for a map that is not finite or of another shape than its mask.
+        """
+        scores = np.asarray(anomaly_map, dtype=np.float32)
+        mask = np.asarray(mask, dtype=bool)
+        if scores.ndim != 2 or scores.shape != mask.shape:
+            raise JobError(f"anomaly map of shape {scores.shape} with a mask of shape {mask.shape}; expected H×W both")
+        if not np.isfinite(scores).all():
+            bad = np.sum(~np.isfinite(scores))
+            raise JobError(f"{bad} of {scores.size} values of an anomaly map are not finite; the model is damaged")
+        if mask.any():
+            labels, regions = ndimage.label(mask, _EIGHT_CONNECTED)
+            region = labels[mask]
+            self._regions += regions
+            self._overlap.append((1 / np.bincount(region)[1:])[region - 1])
+            self._anomalous.append(scores[mask])
+            self._normal.append(scores[~mask])
+        else:
+            self._normal.append(scores.ravel().copy())
+        self._waiting += scores.size
+        if self._waiting >= _CHUNK:
+            self._rank()
+
+    def compute(self) -> PixelFigures:
+        """The figures of all maps so far."""
+        self._rank()
+        low, high, *counts = self._levels[:, ::-1]  # from the highest score on
+        normal, anomalous, overlap = np.cumsum([np.append(0, count) for count in counts], axis=1)
+        if not low.size or not normal[-1] or not anomalous[-1]:
+            return PixelFigures(None, None, None, None)
+        fpr, tpr, pro = normal / normal[-1], anomalous / anomalous[-1], overlap / overlap[-1]
+
+        half_boxes = np.where(low < high, np.diff(fpr) / 2, 0)
+        last = int(np.searchsorted(fpr, FPR_LIMIT))  # fpr[last - 1] < limit <= fpr[last]
+        share = (FPR_LIMIT - fpr[last - 1]) / (fpr[last] - fpr[last - 1])
+        limited_fpr = np.append(fpr[:last], FPR_LIMIT)
+        limited_pro = np.append(pro[:last], pro[last - 1] + share * (pro[last] - pro[last - 1]))
+        return PixelFigures(
+            pixel_auroc=_area(fpr, tpr),
+            pixel_auroc_error_bound=float(half_boxes @ np.diff(tpr)),
+            aupro=_area(limited_fpr, limited_pro) / FPR_LIMIT,
+            aupro_error_bound=float(half_boxes[:last] @ np.diff(pro[: last + 1])) / FPR_LIMIT,
+        )
+
+    def _rank(self) -> None:
+        """Count the waiting pixels into the levels, making levels of those that fall between."""
+        if not self._waiting:
+            return
+        normal = np.sort(np.concatenate(self._normal))
+        anomalous = np.concatenate([np.zeros(0, dtype=np.float32), *self._anomalous])
+        overlap = np.concatenate([np.zeros(0), *self._overlap])
+        order = np.argsort(anomalous)
+        anomalous, overlap = anomalous[order], overlap[order]
+        self._waiting = 0
+        self._normal, self._anomalous, self._overlap = [], [], []
+
+        start, stop, new_normal = _place(normal, self._levels)
+        self._levels[_NORMAL] += stop - start
+        start, stop, new_anomalous = _place(anomalous, self._levels)
+        self._levels[_ANOMALOUS] += stop - start
+        total = np.append(0, np.cumsum(overlap))
+        self._levels[_OVERLAP] += total[stop] - total[start]
+
+        levels = np.concatenate(
+            [
+                self._levels,
+                _single_scores(normal[new_normal], (1, 0), np.zeros(np.sum(new_normal))),
+                _single_scores(anomalous[new_anomalous], (0, 1), overlap[new_anomalous]),
+            ],
+            axis=1,
+        )
+        levels = levels[:, np.argsort(levels[_LOW], kind="stable")]
+        levels = _join(levels, levels[_LOW])
+        self._levels = _join(levels, _cuts(levels)) if levels.shape[1] > LEVELS else levels
+
+
+def _place(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each level starts and stops in sorted scores, and for each score whether it lies outside all levels."""
+    start = np.searchsorted(scores, levels[_LOW].astype(np.float32), "left")
+    stop = np.searchsorted(scores, levels[_HIGH].astype(np.float32), "right")
+    steps = np.bincount(start, minlength=len(scores) + 1) - np.bincount(stop, minlength=len(scores) + 1)
+    return start, stop, np.cumsum(steps)[:-1] == 0
+
+
+def _single_scores(scores: np.ndarray, counts: tuple[int, int], overlap: np.ndarray) -> np.ndarray:
+    normal, anomalous = (np.full(scores.shape, count) for count in counts)
+    return np.stack([scores, scores, normal, anomalous, overlap])
+
+
+def _join(levels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """One level of all neighbours with equal keys."""
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    last = np.append(first[1:], keys.size) - 1
+    return np.stack(
+        [levels[_LOW, first], levels[_HIGH, last], *(np.add.reduceat(row, first) for row in levels[_NORMAL:])]
+    )
+
+
+def _cuts(levels: np.ndarray) -> np.ndarray:
+    """Ascending keys, at most LEVELS different ones, that cut the levels at even shares and at even steps of the score.
+
+    A level that reaches over a cut of the shares starts a key and ends it: a score with many pixels stays by itself.
+    """
+    mass = sum(row / max(row.sum(), 1) for row in levels[[_NORMAL, _OVERLAP]])
+    share = np.append(0, np.cumsum(mass))
+    shares = np.floor(share / share[-1] * (LEVELS // 4 - 1))
+    span = levels[_HIGH, -1] - levels[_LOW, 0]
+    steps = np.floor((levels[_LOW] - levels[_LOW, 0]) / span * (LEVELS // 2 - 1))
+    return shares[:-1] + shares[1:] + steps
+
+
+def _area(x: np.ndarray, y: np.ndarray) -> float:
+    return float(auc(torch.from_numpy(x), torch.from_numpy(y)))
