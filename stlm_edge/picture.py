@@ -133,9 +133,9 @@ def _decoded(picture: Image.Image, name: str) -> Image.Image:
         raise _damaged(name, error) from None
     if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
         raise UsageError(f"{name}: 32-bit or signed grey; expected 8-bit or unsigned 16-bit grey, save it as such")
-    if orientation not in _UPRIGHT:
-        return picture.copy()
-    return picture.transpose(_UPRIGHT[orientation])
+    upright = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture.copy()
+    upright.info = {}  # or the orientation would be applied again when this picture is loaded or saved
+    return upright
 
 
 def _rgb(picture: Image.Image, name: str) -> Image.Image:
