@@ -8,8 +8,9 @@ import base64
 import io
 import json
 import math
-import os
+import re
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,14 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(shown=shown, small=small, seconds=_duration)
+    environment.filters.update(shown=shown, told=partial(shown, missing="not told"), small=small, seconds=_duration)
     page = environment.get_template("report.html").render(
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         bench=bench,
         rows=rows,
         peer=_peer(rows),
-        config=_flat(config),
-        steps=len(log),
+        settings=_settings(config),
+        parts=_parts(config),
         trained_seconds=max((entry["seconds"] for entry in log if "seconds" in entry), default=None),
         metrics=metrics,
         stand_in=any(is_stand_in(json.dumps(teacher)) for teacher in teachers),
@@ -94,7 +95,7 @@ def write_report(
         latency_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _latency_charts(rows)],
     )
     out_html.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_html.with_name(f".{out_html.name}.{os.getpid()}")
+    unfinished = out_html.with_name(f".{out_html.name}.part")
     try:
         unfinished.write_text(page, "utf-8")
         unfinished.replace(out_html)
@@ -136,7 +137,7 @@ def _phases(log: list[dict[str, Any]]) -> dict[str, tuple[list[float], dict[str,
     curves = {}
     for phase, entries in phases.items():
         names = dict.fromkeys(name for entry in entries for name in entry if _is_number(entry[name]))
-        losses = ["loss", *(name for name in names if name not in ("step", "loss", "seconds", "epoch", "lr"))]
+        losses = ["loss", *(name for name in names if name not in ("step", "loss", "seconds", "epoch", "rate", "lr"))]
         values = {
             name: [float(entry[name]) if _is_number(entry.get(name)) else math.nan for entry in entries]
             for name in losses
@@ -149,16 +150,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as one level of `a.b` → text."""
-    flat: dict[str, str] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flat(item, f"{prefix}{name}.")
-        elif item is not None:
-            text = item if isinstance(item, str) else json.dumps(item)
-            flat[prefix + name] = text if len(text) <= 160 else text[:159] + "…"
-    return flat
+def _settings(config: dict[str, Any]) -> dict[str, str]:
+    """Return settings as text. Of an object among them its name is shown here, its parts by `_parts`."""
+    return {
+        name: _text(value.get("name", "see below") if isinstance(value, dict) else value)
+        for name, value in config.items()
+        if value is not None
+    }
+
+
+def _parts(config: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the settings that are objects, such as the recipe: name → its settings."""
+    return {name: _settings(value) for name, value in config.items() if isinstance(value, dict)}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if re.fullmatch("[0-9a-f]{40,}", text):
+        return text[:12] + "…"  # a digest
+    return text if len(text) <= 160 else text[:159] + "…"
 
 
 def _contact_sheets(folder: Path) -> list[tuple[str, str]]:

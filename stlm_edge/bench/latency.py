@@ -50,6 +50,7 @@ class Process:
             stderr=self._errors,
             text=True,
         )
+        self.pid = self._process.pid
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         try:
@@ -96,7 +97,7 @@ class Process:
         try:
             line = self._lines.get(timeout=TIME_LIMIT_S)
         except queue.Empty:
-            raise JobError(f"gave no answer within {TIME_LIMIT_S:.0f} s") from None
+            raise JobError(f"gave no answer within {TIME_LIMIT_S:g} s") from None
         if not line:
             raise JobError(self._last_words())
         return json.loads(line)

@@ -1,0 +1,256 @@
+"""stlm-bench on real bundles, real processes and a real onnxruntime."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TINY_SIZE, tiny_picture, write_tiny_bundle, write_tiny_onnx
+
+from stlm_edge.bench import latency, result
+from stlm_edge.bench.__main__ import main
+from stlm_edge.bundle import open_bundle
+from stlm_edge.errors import JobError
+from stlm_edge.manifest import read_manifest
+from stlm_edge.pack import list_file, stamp_artifact
+from stlm_edge.strict_json import dump
+
+QUICK = ["--queries", "30", "--warmup", "2"]
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict:
+    return json.loads(resources.files("stlm_edge").joinpath("schemas/bench-1.schema.json").read_text("utf-8"))
+
+
+def bench(out: Path, *bundles: Path, exit_code: int = 0, more: tuple[str, ...] = ()) -> dict:
+    """Run stlm-bench in this process; return bench.json."""
+    given = [argument for bundle in bundles for argument in ("--bundle", str(bundle))]
+    arguments = [*given, *QUICK, *more, "--out", str(out)]
+    if exit_code:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == exit_code
+    else:
+        main(arguments)
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "report.html"]
+    return json.loads((out / "bench.json").read_text("utf-8"))
+
+
+def seal(bundle: Path) -> Path:
+    """List the changed files of a bundle anew, as if they had been exported like that."""
+    manifest = read_manifest(bundle / "manifest.json")
+    files = tuple(list_file(bundle, file.path) for file in manifest.files)
+    (bundle / "manifest.json").write_text(dump(dataclasses.replace(manifest, files=files)), encoding="utf-8")
+    return bundle
+
+
+def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
+    """A copy of a bundle whose artifact is another model than the one that gave its golden answers."""
+    shutil.copytree(bundle, folder)
+    write_tiny_onnx(folder / "model.onnx", TINY_SIZE, **model)  # type: ignore[arg-type]
+    stamp_artifact(folder / "model.onnx", read_manifest(folder / "manifest.json").calibration, TINY_SIZE)
+    return seal(folder)
+
+
+def test_a_sound_bundle_gets_a_complete_row(
+    tiny_bundle: Path, tmp_path: Path, schema: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(tmp_path / "out", tiny_bundle)
+    jsonschema.validate(found, schema)
+    (row,) = found["rows"]
+    assert row["bundle"] == str(tiny_bundle)
+    assert (row["runtime"], row["precision"], row["passed"], row["failure"]) == ("onnxruntime", "fp32", True, None)
+    assert row["parity"]["max_abs_diff"] <= 1e-6
+    assert (row["parity"]["verdict_flips"], row["parity"]["pictures"], row["parity"]["resize_max_diff"]) == (0, 8, 0)
+    assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
+    assert (row["queries"], row["warmup"], row["threads"], len(row["round_p50_ms"])) == (30, 2, 1, 10)
+    assert row["size_mb"] == round((tiny_bundle / "model.onnx").stat().st_size / 1e6, 3)
+    assert 20 < row["peak_memory_mb"] < 400
+    assert row["accuracy"] is None
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == found["headline"]
+    assert printed[-1].startswith("tiny: same verdicts as the trained model on 8 of 8 pictures; p50 ")
+    assert printed[-2] == f"report: {tmp_path / 'out' / 'report.html'}"
+
+
+def test_bundles_are_measured_side_by_side(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_tiny_bundle(tmp_path / "other" / "tiny", precision="int8")
+    found = bench(tmp_path / "out", tiny_bundle, other, more=("--json",))
+    assert json.loads(capsys.readouterr().out) == found
+    assert [row["name"] for row in found["rows"]] == [str(tiny_bundle), str(other)]
+    assert [len(row["round_p50_ms"]) for row in found["rows"]] == [10, 10]
+    assert "the speed of" in found["headline"]
+
+
+def test_another_model_fails_and_the_rest_is_still_measured(
+    tiny_bundle: Path, tmp_path: Path, schema: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = with_another_model(tiny_bundle, tmp_path / "wrong", gain=3.0)
+    found = bench(tmp_path / "out", tiny_bundle, wrong, exit_code=1)
+    jsonschema.validate(found, schema)
+    sound, failed = found["rows"]
+    assert sound["passed"]
+    assert sound["latency_ms"]
+    assert not failed["passed"]
+    assert "fp32 map differs by" in failed["failure"]
+    assert failed["latency_ms"] is None
+    assert failed["parity"]["verdict_failures"] > 0
+    assert {answer["verdict"] for answer in failed["golden"]} >= {"failure"}
+    printed = capsys.readouterr().out
+    assert "not measured" in printed
+    assert printed.splitlines()[-1].startswith("wrong FAILED: fp32 map differs by")
+    assert "✗ failed" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_decoding_that_differs_from_the_stored_tensor_fails(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "darker"
+    shutil.copytree(tiny_bundle, folder)
+    picture = folder / read_manifest(folder / "manifest.json").golden[3].picture
+    with Image.open(picture) as opened:
+        pixels = np.asarray(opened)
+    Image.fromarray(pixels - np.uint8(7)).save(picture)
+    (row,) = bench(tmp_path / "out", seal(folder), exit_code=1)["rows"]
+    assert row["failure"] == "decoding and resizing differ by 7 grey levels, at most 1 is allowed"
+    assert [answer["resize_max_diff"] for answer in row["golden"]] == [0, 0, 0, 7, 0, 0, 0, 0]
+    assert row["parity"]["max_abs_diff"] <= 1e-6
+
+
+def test_a_model_that_answers_nan_is_a_row_and_no_crash(tiny_bundle: Path, tmp_path: Path, schema: dict) -> None:
+    broken = with_another_model(tiny_bundle, tmp_path / "broken", extra="nan")
+    found = bench(tmp_path / "out", broken, exit_code=1)
+    jsonschema.validate(found, schema)
+    assert "not finite" in found["rows"][0]["failure"]
+    assert found["rows"][0]["parity"] is None
+
+
+def test_a_process_that_dies_tells_by_which_signal(tiny_bundle: Path) -> None:
+    process = latency.Process(["--bundle", str(tiny_bundle)])
+    try:
+        assert len(process.round(3)) == 3
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(JobError, match="ended by signal 9"):
+            process.round(3)
+    finally:
+        process.stop()
+
+
+def test_a_process_that_hangs_is_given_up(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "TIME_LIMIT_S", 0.01)
+    with pytest.raises(JobError, match=r"gave no answer within 0\.01 s"):
+        latency.Process(["--bundle", str(tiny_bundle)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--queries", "0"], "found '0', expected a whole number from 1"),
+        (["--threads", "-1"], "found '-1', expected a whole number from 1"),
+        (["--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
+        (["--category", "bottle"], "--category: given without --data"),
+        (["--data", "nowhere"], "nowhere: "),
+        (["--bundle", "nowhere"], "nowhere: no such bundle folder"),
+    ],
+)
+def test_unusable_input_is_refused_before_anything_is_measured(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "out"), *arguments])
+    assert left.value.code == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_must_not_be_a_file(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(SystemExit):
+        main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")])
+    assert "out: a file; --out expects a folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_a_device_needs_neither_torch_nor_the_report(tiny_bundle: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+missing = "torch typer rich pydantic scipy jinja2 matplotlib safetensors".split()
+sys.modules.update(dict.fromkeys(missing))  # import of any of them fails
+from stlm_edge.bench.__main__ import main
+main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--out", {str(tmp_path / "out")!r}])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert 'no report: it needs pip install "stlm-edge[train]"' in ran.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
+
+
+def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from stlm_edge import checkpoint
+    from stlm_edge.calibrate import calibrate
+    from stlm_edge.golden import GoldenCandidate, select_golden
+    from stlm_edge.model import STLM, ModelConfig
+    from stlm_edge.pack import write_bundle
+    from stlm_edge.picture import load
+    from stlm_edge.runtimes.torch import Torch
+
+    torch.manual_seed(0)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.parent.mkdir()
+    checkpoint.save(path, STLM(ModelConfig(TINY_SIZE, (1, 1, 1, 1))).eval(), {"teacher": "none"})
+    model = Torch(path, threads=1)
+    candidates = []
+    for seed in range(8):
+        tensor = load(tiny_picture(seed, bool(seed % 2)), TINY_SIZE)
+        picture = tiny_picture(seed, bool(seed % 2))
+        candidates.append(GoldenCandidate(f"part-{seed}", picture, bool(seed % 2), tensor, *model.run(tensor)))
+    calibration = calibrate([candidate.score for candidate in candidates], [0.0] * 8, 0.01)
+    write_tiny_onnx(tmp_path / "model.onnx", TINY_SIZE)
+    write_bundle(
+        *(tmp_path / "bundle", tmp_path / "model.onnx", select_golden(candidates, calibration.threshold)),
+        target="cpu",
+        runtime="onnxruntime",
+        precision="fp32",
+        calibration=calibration,
+        parity=open_bundle(write_tiny_bundle(tmp_path / "tiny")).manifest.parity,
+        provenance={"teacher": "EfficientNet-Lite0 (ImageNet)"},
+        tool_versions={},
+        parameters=0,
+    )
+    found = bench(tmp_path / "out", tmp_path / "bundle", exit_code=1, more=("--checkpoint", str(path)))
+    onnx, torch_row = found["rows"]
+    assert not onnx["passed"], "its artifact is another model"
+    assert (torch_row["name"], torch_row["target"], torch_row["passed"]) == ("torch", None, True)
+    assert torch_row["parity"]["max_abs_diff"] <= 1e-5
+    assert torch_row["latency_ms"]["p50"] > 0
+    assert found["machine"]["packages"].keys() >= {"numpy", "Pillow", "onnxruntime", "torch"}
+
+
+def test_percentiles_are_nearest_rank() -> None:
+    values = list(range(100, 0, -1))
+    assert [latency.percentile(values, share) for share in (0.5, 0.9, 0.99)] == [50, 90, 99]
+    assert latency.percentile([7.0], 0.99) == 7.0
+
+
+def test_a_child_is_not_charged_with_its_parents_memory() -> None:
+    ballast = np.ones(40_000_000)  # 320 MB in this process
+    program = "from stlm_edge.bench.machine import peak_memory_mb; print(peak_memory_mb())"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert 3 < float(ran.stdout) < 150
+    assert ballast[0]
+
+
+def test_the_published_schema_is_that_of_the_dataclasses(schema: dict) -> None:
+    assert schema == result.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
