@@ -22,7 +22,7 @@ from stlm_edge.manifest import MANIFEST, Calibration, ListedFile, Manifest, read
 from stlm_edge.onnx_metadata import read_metadata
 from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
 from stlm_edge.runtimes import Runtime, open_runtime
-from stlm_edge.verdict import SCORE_RULE, Verdict, is_anomalous
+from stlm_edge.verdict import SCORE_RULE, Verdict, verdict_of
 
 _AGAIN = "copy the bundle again or export it anew"
 
@@ -52,9 +52,8 @@ class Bundle:
 
         Raises UsageError for a picture that can't be read, JobError when the model's answer isn't finite.
         """
-        anomaly_map, score = self.runtime.run(load(picture, self.manifest.input.size))
-        threshold = self.manifest.calibration.threshold
-        return Verdict(is_anomalous(score, threshold), score, threshold, anomaly_map)
+        answer = self.runtime.run(load(picture, self.manifest.input.size))
+        return verdict_of(answer, self.manifest.calibration.threshold)
 
     def golden(self) -> Iterator[GoldenPicture]:
         """The golden pictures, one at a time, each file verified again as it is read."""

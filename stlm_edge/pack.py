@@ -1,13 +1,14 @@
 """Writes bundles: whole or not at all."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stlm_edge.bundle import previous_folder, sha256_of, stamp
+from stlm_edge.bundle import Bundle, open_bundle, previous_folder, sha256_of, stamp
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.golden import GoldenCandidate, encode
 from stlm_edge.manifest import MANIFEST, Calibration, Input, ListedFile, Manifest, MapOutput, Outputs, ScoreOutput
@@ -75,6 +76,34 @@ def write_bundle(
             golden=entries,
         )
         (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
+        open_bundle(temporary)
+    return manifest
+
+
+def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
+    """Give a bundle another calibration: in its manifest, the artifact's metadata, and the sums of both.
+
+    What the export shipped stays in `training_calibration`. The new folder is written whole beside the old one, which
+    takes twice the bundle's space for a moment, then takes its place; interrupted, the old one stays. Raises JobError
+    when it can't be written.
+    """
+    old = bundle.manifest
+    with replacing(bundle.folder) as temporary:
+        for file in old.files:
+            (temporary / file.path).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copyfile(bundle.folder / file.path, temporary / file.path)
+            if list_file(temporary, file.path) != file:
+                raise JobError(f"{bundle.folder / file.path}: changed while it was copied; run it again")
+        stamp_artifact(temporary / old.artifact, calibration, old.input.size)
+        packed = list_file(temporary, old.artifact)
+        manifest = dataclasses.replace(
+            old,
+            files=tuple(packed if file.path == old.artifact else file for file in old.files),
+            calibration=calibration,
+            verdict_delta=calibration.delta,
+        )
+        (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
+        open_bundle(temporary)
     return manifest
 
 
@@ -121,7 +150,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             temporary.rename(folder)
         except BaseException:
-            if previous.exists():
+            if previous.exists() and not folder.exists():
                 previous.rename(folder)
             raise
         shutil.rmtree(previous, ignore_errors=True)

@@ -53,13 +53,17 @@ def load(path: Path, limit: int = 1 << 20) -> Any:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > limit:
         raise UsageError(f"{path}: larger than {limit} bytes, the limit for this file")
+    return parse(data, str(path))
+
+
+def parse(text: str | bytes, name: str) -> Any:
+    """The JSON value in a text of UTF-8, as strictly as `load`; `name` begins the error line."""
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
-        )
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UsageError(f"{path}: not valid JSON: {problem}") from None
+        raise UsageError(f"{name}: not valid JSON: {problem}") from None
 
 
 def read(cls: type[T], value: Any, name: str) -> T:

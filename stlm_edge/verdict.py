@@ -20,6 +20,12 @@ class Verdict:
     map: np.ndarray
 
 
+def verdict_of(answer: tuple[np.ndarray, float], threshold: float) -> Verdict:
+    """The verdict on a runtime's answer, its map and score."""
+    anomaly_map, score = answer
+    return Verdict(is_anomalous(score, threshold), score, threshold, anomaly_map)
+
+
 def is_anomalous(score: float, threshold: float) -> bool:
     """A picture is anomalous when its score is above the threshold; at the threshold it is normal."""
     return score > threshold
