@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from stlm_edge.bundle import open_bundle
-from stlm_edge.errors import UsageError, exit_with_one_line
+from stlm_edge.bundle import Bundle, open_bundle
+from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.manifest import Calibration
 from stlm_edge.pack import recalibrate
 from stlm_edge.picture import list_pictures, load
@@ -38,10 +38,10 @@ def calibrate(
     of at most `rate` lies above it, on average (split conformal prediction; Vovk et al., 2005, "Algorithmic Learning
     in a Random World"). With fewer pictures nothing is known of so rare scores, and the next normal picture exceeds the
     maximum of n once in n + 1: the threshold is then the maximum plus a margin of MARGIN × (maximum − median), a tenth
-    of the spread that was seen.
+    of the spread that was seen, but never more than half the way to 1, the highest possible score.
 
     `maps` are the pictures' anomaly maps, or only the median of each: colours run from the median of those medians to
-    as far above the threshold as that is below it. Raises UsageError for no pictures, a rate outside ]0, 1[, or
+    as far above the threshold as that is below it. Raises UsageError for no pictures, a rate outside ]0, 0.5[, or
     values that are not finite.
     """
     _check_rate(false_alarm_rate)
@@ -58,7 +58,7 @@ def calibrate(
         margin, highest = 0.0, float(ordered[rank - 1])
     else:
         highest = float(ordered[-1])
-        margin = MARGIN * (highest - median)
+        margin = min(MARGIN * (highest - median), max(0.0, (1 - highest) / 2))
     threshold = highest + margin
     map_low = min(float(np.median(medians)), threshold)
     return Calibration(
@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bundle = open_bundle(options.bundle, threads=options.threads)
         pictures = list_pictures(options.data)
         found = calibrate(*judge(bundle.runtime, pictures, _progress), options.false_alarm_rate, "site")
+        _check_sense(bundle, found.threshold)
         manifest = recalibrate(bundle, found)
         if options.json:
             keys = ("calibration", "training_calibration", "verdict_delta")
@@ -136,10 +137,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_rate(rate: float) -> None:
-    if not 0 < rate < 1:
-        raise UsageError(f"false-alarm rate: found {rate}, expected more than 0 and less than 1, such as 0.01")
+    if not 0 < rate < 0.5:
+        raise UsageError(f"false-alarm rate: found {rate}, expected more than 0 and less than 0.5, such as 0.01")
+
+
+def _check_sense(bundle: Bundle, threshold: float) -> None:
+    """Refuse a threshold above everything anomalous that the bundle knows of: such a bundle would find nothing."""
+    highest = max((golden.score for golden in bundle.manifest.golden if golden.anomalous), default=1.0)
+    if threshold >= highest:
+        raise JobError(
+            f"{bundle.folder}: the threshold would be {threshold:.4g}, above every anomalous golden picture (highest "
+            f"{highest:.4g}), so nothing would be found; are there defects or foreign pictures in --data?"
+        )
 
 
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ added, removed or given another meaning makes a new version; a release that no l
 release does. The JSON Schema of each version stands in `stlm_edge/schemas/`.
 """
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema published as `schemas/manifest-1.schema.json`."""
+    """The JSON Schema published as `schemas/manifest-1.schema.json`; `python -m stlm_edge.manifest` writes it."""
     return strict_json.json_schema(Manifest, "stlm-edge bundle manifest, format version 1")
 
 
@@ -219,3 +220,8 @@ def _check_golden(where: str, golden: Golden, side: int, listed: dict[str, int])
         raise _contradiction(f"{where}.map.shape", f"expected [{count}, {count}] for its stride and offset")
     if listed[sampled.file] != count * count * 4:
         raise _contradiction(f"{where}.map", f"{listed[sampled.file]} bytes, expected {count * count * 4}")
+
+
+if __name__ == "__main__":
+    place = Path(__file__).parent / "schemas" / "manifest-1.schema.json"
+    place.write_text(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -98,7 +98,8 @@ def _expand(given: Iterable[str]) -> list[Path]:
         if Path(text).is_dir():
             paths += list_pictures(text)
         elif glob.has_magic(text) and not Path(text).exists():
-            matches = sorted(Path(match) for match in glob.glob(text, recursive=True) if Path(match).is_file())
+            found = glob.glob(text, recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
+            matches = sorted(path for path in map(Path, found) if path.is_file())
             if not matches:
                 raise UsageError(f"{text}: no file matches this pattern")
             paths += matches
@@ -155,3 +156,7 @@ def _watch(folder: str, judge: Callable[[Path, str], None]) -> None:
 
 def _complain(error: Exception) -> None:
     print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
