@@ -99,21 +99,22 @@ def _read(path: Path) -> Image.Image:
         raise UsageError(f"{path}: no such file; expected a picture")
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty (0 bytes); expected a picture, copy it anew from the camera")
-    try:
-        with warnings.catch_warnings():  # Pillow's own warning of large pictures starts below MAX_PIXELS
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise _too_large(str(path), "far") from None
-    except Image.UnidentifiedImageError:
-        raise UsageError(
-            f"{path}: not a picture that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged header
-        raise _damaged(str(path), error) from None
-    with picture:
+    # Pillow is given the open file, not its name: it would map an uncompressed TIFF by name, and scramble a turned one.
+    with path.open("rb") as file:
+        try:
+            with warnings.catch_warnings():  # Pillow's own warning of large pictures starts below MAX_PIXELS
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture = Image.open(file, formats=_FORMATS)
+        except Image.DecompressionBombError:
+            raise _too_large(str(path), "far") from None
+        except Image.UnidentifiedImageError:
+            raise UsageError(
+                f"{path}: not a picture that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
+            ) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise nearly anything on a damaged header
+            raise _damaged(str(path), error) from None
         return _decoded(picture, str(path))
 
 

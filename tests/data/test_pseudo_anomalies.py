@@ -1,0 +1,104 @@
+"""Pseudo-anomalies are where their mask says, repeatable, and fast enough for training on a CPU."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stlm_edge.data import textures
+from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly, perlin_mask, perlin_noise
+from stlm_edge.errors import UsageError
+
+PICTURES = [np.random.default_rng(n).integers(0, 256, size=(96, 96, 3), dtype=np.uint8) for n in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "banded").mkdir()
+    for number, picture in enumerate(PICTURES):
+        Image.fromarray(picture).save(tmp_path / "banded" / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture(params=["procedural", "patches", "folder", "any"])
+def source(request, folder):
+    sources = {
+        "procedural": textures.procedural,
+        "patches": textures.patches_of(PICTURES),
+        "folder": textures.folder_of(folder),
+    }
+    return sources.get(request.param) or textures.any_of(*sources.values())
+
+
+@pytest.mark.parametrize("size", [32, 224, 256])
+def test_a_mask_is_never_empty_and_never_everything(size):
+    rng = np.random.default_rng(0)
+    covered = [perlin_mask(size, rng).mean() for _ in range(200)]
+    assert min(covered) > 0
+    assert max(covered) < 0.5
+
+
+def test_noise_is_continuous_and_as_coarse_or_fine_as_its_scales():
+    rng = np.random.default_rng(0)
+    fields = [perlin_noise(128, rng) for _ in range(40)]
+    assert all(np.abs(np.diff(field, axis=axis)).max() < 1.2 for field in fields for axis in (0, 1))
+    roughness = [np.abs(np.diff(field)).mean() for field in fields]
+    assert max(roughness) > 8 * min(roughness)
+    assert 0.15 < np.std(fields) < 0.5
+
+
+def test_only_the_masked_pixels_change(source):
+    picture = PICTURES[0].copy()
+    changed, mask = make_pseudo_anomaly(picture, np.random.default_rng(1), source)
+    assert (changed.dtype, mask.dtype, changed.shape, mask.shape) == (np.uint8, bool, (96, 96, 3), (96, 96))
+    assert np.array_equal(picture, PICTURES[0]), "the picture itself is left alone"
+    assert np.array_equal(changed[~mask], picture[~mask])
+    assert (changed[mask] != picture[mask]).any()
+
+
+def test_the_blend_keeps_between_none_and_four_fifths_of_the_picture():
+    black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(200):
+        changed, mask = make_pseudo_anomaly(black, rng, lambda rng, size: white)
+        kept.append(1 - changed[mask].mean() / 255)
+    assert 0 <= min(kept) < 0.05
+    assert 0.75 < max(kept) <= 0.801
+    assert abs(np.mean(kept) - 0.4) < 0.05
+
+
+def test_the_generator_decides_everything(source):
+    first, second, other = (make_pseudo_anomaly(PICTURES[1], np.random.default_rng([7, n]), source) for n in (0, 0, 1))
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_textures_vary(source):
+    rng = np.random.default_rng(0)
+    drawn = {source(rng, 48).tobytes() for _ in range(12)}
+    assert len(drawn) == 12
+
+
+def test_a_textures_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no such folder"):
+        textures.folder_of(tmp_path / "gone")
+    with pytest.raises(UsageError, match="no pictures in it"):
+        textures.folder_of(tmp_path)
+
+
+def test_a_hundred_pictures_a_second():
+    rng = np.random.default_rng(0)
+    picture = np.zeros((224, 224, 3), np.uint8)
+    source = textures.any_of(textures.procedural, textures.patches_of([picture]))
+    fastest = min(_seconds(lambda: make_pseudo_anomaly(picture, rng, source), 20) for _ in range(5))
+    assert fastest < 1 / 100
+
+
+def _seconds(work, times):
+    start = time.process_time()
+    for _ in range(times):
+        work()
+    return (time.process_time() - start) / times
