@@ -1,0 +1,132 @@
+"""The onnxruntime adapter on real graphs, good and bad."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny import TINY_SIZE, tiny_picture, write_tiny_onnx
+
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.picture import load
+from stlm_edge.runtimes import open_runtime
+from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+from stlm_edge.verdict import score_of_map
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return load(tiny_picture(1, defect=True), TINY_SIZE)
+
+
+def by_numpy(image: np.ndarray) -> np.ndarray:
+    """The tiny graph's map inside its border, computed apart."""
+    grey = image.mean(axis=2)
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (15, 15))
+    return 1 / (1 + np.exp(4 - np.abs(grey[7:-7, 7:-7] - windows.mean(axis=(2, 3))) / 4))
+
+
+def test_map_and_score_are_the_graph_s(path: Path, image: np.ndarray) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    runtime = open_runtime("onnxruntime", path, threads=1)
+    assert (runtime.name, runtime.size) == ("onnxruntime", TINY_SIZE)
+    anomaly_map, score = runtime.run(image)
+    assert (anomaly_map.shape, anomaly_map.dtype) == ((TINY_SIZE, TINY_SIZE), np.float32)
+    assert np.abs(anomaly_map[7:-7, 7:-7] - by_numpy(image)).max() < 1e-4
+    assert score == pytest.approx(score_of_map(anomaly_map), abs=1e-6)
+
+
+def test_without_a_score_output_the_score_comes_from_the_map(path: Path, image: np.ndarray) -> None:
+    write_tiny_onnx(path, TINY_SIZE, with_score=False)
+    anomaly_map, score = OnnxRuntime(path).run(image)
+    assert score == score_of_map(anomaly_map)
+
+
+def test_answers_stay_as_they_were_when_the_next_picture_is_run(path: Path, image: np.ndarray) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    runtime = OnnxRuntime(path, threads=1)
+    anomaly_map, _ = runtime.run(image)
+    kept = anomaly_map.copy()
+    runtime.run(255 - image)
+    assert (anomaly_map == kept).all()
+
+
+def test_nan_is_a_failed_job(path: Path, image: np.ndarray) -> None:
+    write_tiny_onnx(path, TINY_SIZE, extra="nan")
+    with pytest.raises(JobError, match="not finite"):
+        OnnxRuntime(path).run(image)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((32, 32, 3), np.uint8), np.zeros((TINY_SIZE, TINY_SIZE, 3), np.float32)])
+def test_another_shape_or_type_is_a_programming_error(path: Path, wrong: np.ndarray) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    with pytest.raises(ValueError, match="expected uint8 64×64×3"):
+        OnnxRuntime(path).run(wrong)
+
+
+@pytest.mark.parametrize("rename", ["image", "anomaly_map", "score"])
+def test_a_graph_of_other_names_is_refused(path: Path, rename: str) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["other" if name == rename else name for name in node.input]
+        node.output[:] = ["other" if name == rename else name for name in node.output]
+    for value in [*model.graph.input, *model.graph.output]:
+        value.name = "other" if value.name == rename else value.name
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match=r"another graph: found .*other.*; expected image tensor\(uint8\)"):
+        OnnxRuntime(path)
+
+
+def test_a_graph_of_another_input_type_is_refused(path: Path) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match=r"found image tensor\(float\)"):
+        OnnxRuntime(path)
+
+
+def test_a_graph_of_a_dynamic_size_is_refused(path: Path) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match="another graph"):
+        OnnxRuntime(path)
+
+
+def test_weights_outside_the_model_s_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(np.zeros(3, np.float32).tobytes())
+    path = tmp_path / "inside" / "model.onnx"
+    path.parent.mkdir()
+    write_tiny_onnx(path, TINY_SIZE)
+    model = onnx.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "third")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"onnxruntime .* cannot load it"):
+        OnnxRuntime(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_file_that_cannot_be_loaded_is_one_line(path: Path, content: bytes | None) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot load it") as refused:
+        OnnxRuntime(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_runtime_and_a_wrong_thread_count_are_refused(path: Path) -> None:
+    with pytest.raises(UsageError, match=r"runtime 'tensorrt' is not in this release"):
+        open_runtime("tensorrt", path)
+    with pytest.raises(UsageError, match="threads: found 0, expected at least 1"):
+        open_runtime("onnxruntime", path, threads=0)
