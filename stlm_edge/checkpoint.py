@@ -5,7 +5,6 @@ every tensor's name, type and shape against the network before a weight is read;
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from safetensors.torch import save_file
 
 from stlm_edge import strict_json
 from stlm_edge.errors import UsageError
+from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.strict_json import Between, Items
 
 KEY = "stlm_edge"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MAX_METADATA = 1 << 20
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
@@ -58,15 +58,12 @@ class Checkpoint:
 def save(path: Path, model: STLM, provenance: dict[str, Any], calibration: Calibration | None = None) -> None:
     """Write a checkpoint under a temporary name and rename it, so that `path` is always whole."""
     header = Header(FORMAT_VERSION, Config(model.config.size, model.config.depths), calibration, provenance)
-    temporary = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(tensors, temporary, {KEY: json.dumps(asdict(header), allow_nan=False)})
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(None, str(error), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {KEY: json.dumps(asdict(header), allow_nan=False)})
+        except SafetensorError as error:
+            raise OSError(None, str(error), str(path)) from None
 
 
 def load(path: Path) -> Checkpoint:

@@ -17,10 +17,10 @@ from stlm_edge import contact_sheet
 from stlm_edge.contact_sheet import Row
 from stlm_edge.data.datasets import Sample
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.metrics import FPR_LIMIT, PixelFigures, PixelMetrics, image_auroc, image_f1
 from stlm_edge.picture import read_mask, read_picture, resize
-from stlm_edge.run_folder import write_text
 from stlm_edge.runtimes import Runtime
 from stlm_edge.verdict import is_anomalous
 
@@ -101,7 +101,8 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         gallery.write(out, figures, calibration)
-        write_text(out / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        with replacing(out / METRICS) as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return metrics
 
 

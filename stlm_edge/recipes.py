@@ -1,35 +1,37 @@
 """Training recipes: one table row each."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, at what rate and on what loss. Learning rates follow a cosine after a warm-up, or stay constant."""
+    """Where training starts, how long it goes, at what rates and on what loss.
+
+    A rate of 0 freezes that part. With `cosine_schedule` rates warm up and then follow half a cosine; else they stay.
+    """
 
     name: str
     size: int
     batch: int
-    distil_steps: int
-    """Steps of the common start: one encoder and the decoder learn the teacher, then both streams begin from them."""
+    start: Literal["generic", "random"]
     epochs: int | None
+    """Length in epochs of the training pictures, or in `steps`."""
     steps: int | None
-    """Length of the two-stream training: in epochs of the training pictures, or in steps."""
-    optimiser: str
-    distil_lr: float
+    optimiser: Literal["adamw", "adam+sgd"]
     plain_lr: float
+    decoder_lr: float
     denoising_lr: float
-    fa_loss: str
+    fa_loss: Literal["cross-entropy+dice", "focal+l1"]
     freeze_batch_norm: bool
     cosine_schedule: bool
     bf16: bool
 
     def longer(self, factor: float) -> "Recipe":
-        """The same recipe with all its lengths multiplied."""
-        scale = lambda length: None if length is None else max(1, round(length * factor)) if length else 0  # noqa: E731
-        return replace(
-            self, distil_steps=scale(self.distil_steps), epochs=scale(self.epochs), steps=scale(self.steps)
-        )
+        """The same recipe, `factor` times as long."""
+        if self.steps:
+            return replace(self, steps=max(1, round(self.steps * factor)))
+        return replace(self, epochs=max(1, round((self.epochs or 1) * factor)))
 
 
 RECIPES = {
@@ -39,12 +41,12 @@ RECIPES = {
             name="quick",
             size=224,
             batch=8,
-            distil_steps=350,
+            start="generic",
             epochs=None,
-            steps=150,
+            steps=240,
             optimiser="adamw",
-            distil_lr=7e-4,
-            plain_lr=1e-4,
+            plain_lr=0.0,
+            decoder_lr=0.0,
             denoising_lr=3e-4,
             fa_loss="cross-entropy+dice",
             freeze_batch_norm=True,
@@ -55,12 +57,12 @@ RECIPES = {
             name="standard",
             size=448,
             batch=8,
-            distil_steps=8000,
+            start="generic",
             epochs=None,
             steps=6000,
             optimiser="adamw",
-            distil_lr=7e-4,
             plain_lr=1e-4,
+            decoder_lr=1e-4,
             denoising_lr=3e-4,
             fa_loss="cross-entropy+dice",
             freeze_batch_norm=True,
@@ -72,12 +74,12 @@ RECIPES = {
             name="paper",
             size=1024,
             batch=2,
-            distil_steps=0,
+            start="random",
             epochs=200,
             steps=None,
             optimiser="adam+sgd",
-            distil_lr=0.0,
             plain_lr=5e-4,
+            decoder_lr=5e-4,
             denoising_lr=5e-4,
             fa_loss="focal+l1",
             freeze_batch_norm=False,

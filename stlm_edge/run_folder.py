@@ -1,16 +1,15 @@
 """A training's folder: everything that evaluation, export and bench need, so that they need no data folder.
 
-    checkpoint.safetensors   the trained model (written at the end)
-    config.json              what was asked for, and what it was trained on
-    log.jsonl                one line per logged step
-    state.pt                 where training stands, for --resume (removed at the end)
-    calibration/             held-out normal pictures, as they were
-    golden/normal/           candidates for golden vectors: held-out normal pictures of at most 1 megapixel
-    golden/anomalous/        and pseudo-anomalous ones made from them
+checkpoint.safetensors   the trained model (written at the end)
+config.json              what was asked for, and what it was trained on
+log.jsonl                one line per logged step
+state.pt                 where training stands, for --resume (removed at the end)
+calibration/             held-out normal pictures, as they were
+golden/normal/           candidates for golden vectors: held-out normal pictures of at most 1 megapixel
+golden/anomalous/        and pseudo-anomalous ones made from them
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from stlm_edge import strict_json
 from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
 from stlm_edge.data.textures import Source
 from stlm_edge.errors import UsageError
+from stlm_edge.files import replacing
 from stlm_edge.picture import read_picture
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -42,7 +42,8 @@ def start(out: Path, config: dict[str, Any], resume: bool) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and is not a training run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
+        with replacing(out / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return
     if not resume:
         raise UsageError(f"{out}: a run stands there already; go on with it by --resume, or choose another --out")
@@ -50,7 +51,7 @@ def start(out: Path, config: dict[str, Any], resume: bool) -> None:
     differing = [key for key in config if not isinstance(before, dict) or before.get(key) != config[key]]
     if differing:
         raise UsageError(
-            f"{out}: started with another {', '.join(differing)}; resume with the same settings, or choose another --out"
+            f"{out}: started with another {', '.join(differing)}; resume with the same settings or choose another --out"
         )
 
 
@@ -73,16 +74,6 @@ def keep_held_out(out: Path, pictures: Sequence[Path], source: Source, seed: int
         _write_png(anomalous / f"{number:02}.png", changed.resize(picture.size, Image.Resampling.BILINEAR))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _of_a_megapixel(picture: Image.Image) -> Image.Image:
     shrink = min(1.0, (GOLDEN_PIXELS / (picture.width * picture.height)) ** 0.5)
     size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
@@ -90,9 +81,5 @@ def _of_a_megapixel(picture: Image.Image) -> Image.Image:
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
-    temporary = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

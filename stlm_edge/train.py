@@ -1,16 +1,14 @@
 """Training, from normal pictures to a calibrated checkpoint.
 
-A run is a row of steps. The first `distil_steps` teach one encoder and the decoder the teacher's features of varied
-views (the common start); then both streams begin from that encoder and the two-stream training of STLM follows: the
-plain stream learns the teacher's features of the pseudo-anomalous picture, the denoising stream those of the clean one,
-and feature aggregation learns the mask. Every batch follows from (seed, step) alone, so a resumed run ends with the
-same weights as an uninterrupted one.
+Both streams begin from the same encoder. The plain stream learns the teacher's features of the picture that it sees,
+pseudo-anomalies included; the denoising stream sees the same and learns the teacher's features of the clean picture;
+feature aggregation learns the mask from their difference. Every batch follows from (seed, step) alone, so a resumed run
+ends with the same weights as an uninterrupted one.
 """
 
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,12 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import stlm_edge
-from stlm_edge import checkpoint, run_folder
+from stlm_edge import checkpoint, run_folder, start
 from stlm_edge.calibrate import calibrate
-from stlm_edge.data.batches import Pictures, anomalous_batch, views
+from stlm_edge.data.batches import Pictures, anomalous_batch
 from stlm_edge.data.datasets import training_samples
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import replacing
 from stlm_edge.losses import cosine_loss, dice_loss, focal_loss, l1_loss
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
@@ -83,8 +82,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     pictures = Pictures([samples[i] for i in sorted(order[held_out_count:])], job.size)
 
     recipe, device = job.recipe, "cuda" if torch.cuda.is_available() else "cpu"
-    steps = recipe.steps or math.ceil((recipe.epochs or 0) * len(pictures) / recipe.batch)
-    total = recipe.distil_steps + steps
+    total = recipe.steps or math.ceil((recipe.epochs or 0) * len(pictures) / recipe.batch)
     config = {
         "stlm_edge": stlm_edge.__version__,
         "recipe": asdict(recipe),
@@ -98,7 +96,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
         "training_pictures": len(pictures),
         "held_out_pictures": len(held_out),
         "data_digest": digest(samples),
-        "total_steps": total,
+        "steps": total,
     }
     source = any_of(procedural, patches_of(pictures))
     if job.textures is not None:
@@ -110,45 +108,42 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     run_folder.keep_held_out(out, held_out, source, job.seed)
 
     torch.manual_seed(job.seed)
-    model = STLM(model_config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = TEACHERS[job.teacher]().to(device)
-    teacher.fit(_batches(pictures, device))
+    model = STLM(model_config)
+    teacher = TEACHERS[job.teacher]()
+    if recipe.start == "generic":
+        start.load(start.SHIPPED, model, teacher)
+    else:
+        teacher.fit(in_batches(pictures))
+    model.denoising.load_state_dict(model.plain.state_dict())
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = teacher.to(device)
     clean = CleanTargets(teacher, pictures, device)
+    optimisers = make_optimisers(model, recipe)
     use_bf16 = recipe.bf16 and (device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16")))
 
     first, seconds_before = 0, 0.0
-    optimisers: list[torch.optim.Optimizer] = []
     if (out / run_folder.STATE).exists():
         state = torch.load(out / run_folder.STATE, map_location=device, weights_only=True)
         first, seconds_before = state["step"], state["seconds"]
         model.load_state_dict(state["model"])
-        optimisers = make_optimisers(model, recipe, distilling=first < recipe.distil_steps)
         for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
     _cut_log(out / run_folder.LOG, first)
 
     started = time.monotonic() - seconds_before
     with _progress() as progress, (out / run_folder.LOG).open("a", encoding="utf-8") as log:
-        bar = progress.add_task("", total=total, completed=first, phase="", loss="")
+        bar = progress.add_task("", total=total, completed=first, loss="")
+        set_mode(model, recipe)
         for step in range(first, total):
-            distilling = step < recipe.distil_steps
-            if step in (0, recipe.distil_steps):
-                if step and not distilling:
-                    model.denoising.load_state_dict(model.plain.state_dict())
-                optimisers = make_optimisers(model, recipe, distilling)
-            set_mode(model, frozen_batch_norm=recipe.freeze_batch_norm and not distilling)
-            rate = schedule(step, recipe, total)
+            rate = schedule(step, total) if recipe.cosine_schedule else 1.0
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = group["peak_lr"] * rate
 
             rng = np.random.default_rng([job.seed, step])
+            batch = anomalous_batch(pictures, source, rng, recipe.batch)
             with torch.autocast(device, torch.bfloat16, enabled=use_bf16):
-                if distilling:
-                    losses = distillation_losses(model, teacher, views(pictures, source, rng, recipe.batch), device)
-                else:
-                    batch = anomalous_batch(pictures, source, rng, recipe.batch)
-                    losses = two_stream_losses(model, teacher, clean, batch, recipe.fa_loss, device)
+                losses = two_stream_losses(model, teacher, clean, batch, recipe.fa_loss, device)
             loss = torch.stack(list(losses.values())).sum()
             if not math.isfinite(loss.item()):
                 raise JobError(f"step {step}: the loss is {loss.item()}; lower the learning rate or check the pictures")
@@ -160,17 +155,17 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
             for optimiser in optimisers:
                 optimiser.step()
 
-            done, phase = step + 1, "common start" if distilling else "two streams"
-            progress.update(bar, completed=done, phase=phase, loss=f"loss {loss.item():.3f}")
+            done = step + 1
+            progress.update(bar, completed=done, loss=f"loss {loss.item():.3f}")
             if step % LOG_EVERY == 0 or done == total:
-                row = {"step": step, "phase": phase, "loss": loss.item()}
+                row = {"step": step, "loss": loss.item()}
                 row |= {name: value.item() for name, value in losses.items()}
                 log.write(json.dumps(row | {"rate": rate, "seconds": round(time.monotonic() - started, 2)}) + "\n")
                 log.flush()
             if done % job.save_every == 0 and done < total:
-                _save_state(out / run_folder.STATE, model, optimisers, done, time.monotonic() - started)
+                save_state(out / run_folder.STATE, model, optimisers, done, time.monotonic() - started)
 
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
     provenance = {key: config[key] for key in ("stlm_edge", "seed", "teacher", "data_digest", "training_pictures")}
     provenance |= {
         "recipe": recipe.name,
@@ -186,36 +181,27 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
 
 
 class CleanTargets:
-    """The frozen teacher's maps of clean pictures, computed once and kept in float16 while they fit into 4 GiB."""
+    """The frozen teacher's maps of clean pictures, computed once and kept in float16 while they fit into 4 GiB.
+
+    One picture at a time: a resumed run, whose cache is empty, thus gets the very same numbers.
+    """
 
     def __init__(self, teacher: nn.Module, pictures: Pictures, device: str):
         self.teacher, self.pictures, self.device = teacher, pictures, device
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, indices: list[int]) -> Maps:
-        missing = [index for index in dict.fromkeys(indices) if index not in self.kept]
-        fresh: dict[int, tuple[Tensor, Tensor]] = {}
-        if missing:
-            images = torch.from_numpy(np.stack([self.pictures[index] for index in missing])).to(self.device)
-            maps = [m.half() for m in self.teacher(images)]
-            fresh = {index: (maps[0][row], maps[1][row]) for row, index in enumerate(missing)}
-        found = self.kept | fresh
-        size = sum(m.numel() for m in found[indices[0]]) * 2
-        if len(found) * size <= CACHED_TEACHER_BYTES:
-            self.kept = found
-        first, second = (torch.stack([found[index][k].float() for index in indices]) for k in (0, 1))
-        return first, second
+        first, second = zip(*(self._of(index) for index in indices), strict=True)
+        return torch.cat(first).float(), torch.cat(second).float()
 
-
-def distillation_losses(model: STLM, teacher: nn.Module, images: np.ndarray, device: str) -> dict[str, Tensor]:
-    """The common start: the plain encoder and the decoder learn the teacher's maps of `images`, B×S×S×3 uint8."""
-    batch = torch.from_numpy(images).to(device)
-    embedding = model.plain(model.normalise(batch))
-    maps = embedding.float(), model.decode(embedding).float()
-    first, second = (
-        (1 - F.cosine_similarity(m, t, dim=1)).mean() for m, t in zip(maps, _exact(teacher, batch), strict=True)
-    )
-    return {"plain_1": first, "plain_2": second}
+    def _of(self, index: int) -> tuple[Tensor, Tensor]:
+        if index in self.kept:
+            return self.kept[index]
+        first, second = self.teacher(torch.from_numpy(self.pictures[index])[None].to(self.device))
+        maps = first.half(), second.half()
+        if (len(self.kept) + 1) * 2 * (first.numel() + second.numel()) <= CACHED_TEACHER_BYTES:
+            self.kept[index] = maps
+        return maps
 
 
 def two_stream_losses(
@@ -233,8 +219,8 @@ def two_stream_losses(
     area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
     logits = model.fa(plain, denoising).float()
     losses = {
-        "plain": cosine_loss(plain, _exact(teacher, image)),  # type: ignore[arg-type]
-        "denoising": cosine_loss(denoising, clean(indices)),  # type: ignore[arg-type]
+        "plain": cosine_loss(plain, _exact(teacher, image, device)),  # type: ignore[arg-type]
+        "denoising": cosine_loss(denoising, _exact(clean, indices, device)),  # type: ignore[arg-type]
     }
     with torch.autocast(device, enabled=False):
         if fa_loss == "focal+l1":
@@ -248,42 +234,42 @@ def two_stream_losses(
     return losses
 
 
-def make_optimisers(model: STLM, recipe: Recipe, distilling: bool) -> list[torch.optim.Optimizer]:
-    """Fresh optimisers; every group carries its `peak_lr`, which `schedule` scales."""
+def make_optimisers(model: STLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Every group carries its `peak_lr`, which the schedule scales; parts with a rate of 0 are left out."""
     decoder = [*model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
-    if distilling:
-        return [torch.optim.AdamW([_group([*model.plain.parameters(), *decoder], recipe.distil_lr)], weight_decay=0.01)]
+    streams = [
+        _group(parameters, rate)
+        for parameters, rate in (
+            (model.plain.parameters(), recipe.plain_lr),
+            (model.denoising.parameters(), recipe.denoising_lr),
+            (decoder, recipe.decoder_lr),
+        )
+        if rate
+    ]
     if recipe.optimiser == "adam+sgd":
-        streams = [*model.plain.parameters(), *model.denoising.parameters(), *decoder]
         heads = [_group(model.fa.res.parameters(), 0.1), _group(model.fa.head.parameters(), 0.01)]
         return [
-            torch.optim.Adam([_group(streams, recipe.denoising_lr)], betas=(0.5, 0.999)),
+            torch.optim.Adam(streams, betas=(0.5, 0.999)),
             torch.optim.SGD(heads, lr=0.1, momentum=0.9, weight_decay=1e-4),
         ]
-    groups = [
-        _group([*model.plain.parameters(), *decoder], recipe.plain_lr),
-        _group(model.denoising.parameters(), recipe.denoising_lr),
-        _group(model.fa.parameters(), 1e-3),
-    ]
-    return [torch.optim.AdamW(groups, weight_decay=0.01)]
+    return [torch.optim.AdamW([*streams, _group(model.fa.parameters(), 1e-3)], weight_decay=0.01)]
 
 
-def schedule(step: int, recipe: Recipe, total: int) -> float:
-    """Share of the peak learning rate: in each phase a warm-up, then half a cosine down to 2%."""
-    if not recipe.cosine_schedule:
-        return 1.0
-    begin, end = (0, recipe.distil_steps) if step < recipe.distil_steps else (recipe.distil_steps, total)
-    done, length = step - begin, end - begin
-    warm_up = min(WARM_UP, max(1, length // 5))
-    if done < warm_up:
-        return (done + 1) / warm_up
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / max(1, length - warm_up)))
+def schedule(step: int, total: int) -> float:
+    """Share of the peak learning rate: a warm-up, then half a cosine down to 2%."""
+    warm_up = min(WARM_UP, max(1, total // 5))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
 
 
-def set_mode(model: STLM, frozen_batch_norm: bool) -> None:
-    """Training mode, the encoders' batch norms in evaluation mode where their statistics are frozen."""
+def set_mode(model: STLM, recipe: Recipe) -> None:
+    """Training mode; what the recipe freezes keeps its weights, and the encoders' batch norms their statistics."""
     model.train()
-    if frozen_batch_norm:
+    model.plain.requires_grad_(recipe.plain_lr > 0)
+    model.mask_decoder.requires_grad_(recipe.decoder_lr > 0)
+    model.prompt_encoder.requires_grad_(recipe.decoder_lr > 0)
+    if recipe.freeze_batch_norm:
         for encoder in (model.plain, model.denoising):
             for module in encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -309,38 +295,38 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def _exact(teacher: nn.Module, images: Tensor) -> Maps:
-    with torch.autocast(images.device.type, enabled=False):
-        return teacher(images)
+def _exact(teacher: Any, pictures: Any, device: str) -> Maps:
+    with torch.autocast(device, enabled=False):
+        return teacher(pictures)
 
 
 def _group(parameters: Any, peak_lr: float) -> dict[str, Any]:
     return {"params": list(parameters), "lr": peak_lr, "peak_lr": peak_lr}
 
 
-def _batches(pictures: Pictures, device: str, batch: int = 16) -> Iterator[Tensor]:
+def in_batches(pictures: Pictures, batch: int = 16) -> Iterator[Tensor]:
     for begin in range(0, len(pictures), batch):
         indices = range(begin, min(begin + batch, len(pictures)))
-        yield torch.from_numpy(np.stack([pictures[index] for index in indices])).to(device)
+        yield torch.from_numpy(np.stack([pictures[index] for index in indices]))
 
 
-def _save_state(path: Path, model: STLM, optimisers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
-    temporary = path.with_name(path.name + ".part")
+def save_state(path: Path, model: STLM, optimisers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+    """Write where training stands, for --resume."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict()}
-    torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
 
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again."""
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        run_folder.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
 
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.fields[phase]:>12}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),

@@ -23,7 +23,7 @@ class Pictures(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if index not in self._kept:
             picture = load(self.paths[index], self.size)
             if (len(self._kept) + 1) * picture.nbytes > _CACHE_BYTES:
@@ -42,7 +42,7 @@ def views(pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generat
             batch.append(source(rng, pictures[0].shape[0]))
             continue
         view = _crop(pictures[int(rng.integers(len(pictures)))], rng)
-        view = _recolour(np.rot90(view, rng.integers(4))[:, :: rng.choice([-1, 1])], rng)
+        view = _recolour(np.rot90(view, int(rng.integers(4)))[:, :: rng.choice([-1, 1])], rng)
         batch.append(make_pseudo_anomaly(view, rng, source)[0] if kind < 0.6 else view)
     return np.stack(batch)
 

@@ -90,6 +90,8 @@ class WindowAttention(nn.Module):
     The biases are gathered at every call: a gathered copy would go stale under `eval()`, casts and weight loading.
     """
 
+    bias_index: Tensor
+
     def __init__(self, dim: int, heads: int, window: int):
         super().__init__()
         self.heads = heads

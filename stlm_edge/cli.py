@@ -1,0 +1,173 @@
+"""The commands that train, evaluate and export: `stlm-train`, `stlm-eval`, `stlm-export`.
+
+They need `pip install "stlm-edge[export]"`; a device's commands (`stlm-predict`, `stlm-calibrate`, `stlm-bench`) don't.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from stlm_edge.errors import UsageError, exit_with_one_line
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError:
+    print(
+        f'error: {Path(sys.argv[0]).name} needs more than a device does: pip install "stlm-edge[export]"',
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+Data = Annotated[Path, typer.Option(help="Folder: MVTec AD layout, or plain pictures.", show_default=False)]
+Category = Annotated[str | None, typer.Option(help="Category of a data set that has several.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+def _train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    category: Category = None,
+    recipe: Annotated[
+        Literal["quick", "standard", "paper"], typer.Option(help="quick: minutes on a CPU; paper: the published one.")
+    ] = "quick",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the picture, a multiple of 32 (default: the recipe's).")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="Frozen teacher of both streams.")] = "efficientnet-lite0",
+    textures: Annotated[
+        Path | None, typer.Option(help="Folder of foreign textures (such as DTD) for pseudo-anomalies.")
+    ] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of good parts that may be called anomalous.")] = 0.01,
+    longer: Annotated[float, typer.Option(help="Multiply the recipe's steps.", min=0.001, max=1000)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed and machine, same weights.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train STLM on pictures of good parts.
+
+    Example: stlm-train --data pictures/bottle --recipe quick --size 224 --out runs/bottle
+    """
+    from stlm_edge.recipes import RECIPES
+    from stlm_edge.train import Job, train
+
+    if not 0 < false_alarm_rate < 1:
+        raise UsageError(f"--false-alarm-rate {false_alarm_rate}: expected a share between 0 and 1, such as 0.01")
+    settings = RECIPES[recipe] if longer == 1.0 else RECIPES[recipe].longer(longer)
+    job = Job(
+        data=data,
+        recipe=settings,
+        size=size or settings.size,
+        category=category,
+        seed=seed,
+        teacher=teacher,
+        textures=textures,
+        false_alarm_rate=false_alarm_rate,
+    )
+    checkpoint_path = train(job, out, resume)
+    from stlm_edge import checkpoint
+
+    calibration = checkpoint.load(checkpoint_path).calibration
+    assert calibration is not None
+    if as_json:
+        _print_json(
+            {"checkpoint": str(checkpoint_path), "threshold": calibration.threshold, "pictures": calibration.pictures}
+        )
+        return
+    found = f"threshold {calibration.threshold:.4f} from {calibration.pictures} held-out normal pictures"
+    print(f"{checkpoint_path}: {found} ({calibration.method})")
+
+
+def _evaluate(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and the contact sheets.", show_default=False)],
+    checkpoint: Annotated[Path | None, typer.Option(help="Trained model to evaluate.", show_default=False)] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Packed model to evaluate.", show_default=False)] = None,
+    category: Category = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained or packed model on labelled pictures.
+
+    Example: stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data pictures/bottle --out evaluation
+    """
+    from stlm_edge.data.datasets import test_samples
+    from stlm_edge.evaluate import evaluate, summary
+
+    if (checkpoint is None) == (bundle is None):
+        raise UsageError("give either --checkpoint or --bundle")
+    if checkpoint is not None:
+        from stlm_edge.runtimes.torch import Torch
+
+        model: Any = Torch(checkpoint)
+        runtime, size, calibration, source = model, model.size, model.calibration, str(checkpoint)
+        if calibration is None:
+            raise UsageError(f"{checkpoint}: has no threshold; train anew")
+    else:
+        import stlm_edge
+
+        assert bundle is not None
+        opened = stlm_edge.open(bundle)
+        runtime, size, calibration = opened.runtime, opened.manifest.input.size, opened.manifest.calibration
+        source = str(bundle)
+    metrics = evaluate(runtime, test_samples(data, category), size, calibration, out, source)
+    if as_json:
+        _print_json(metrics)
+    else:
+        Console().print(summary(metrics))
+
+
+def _export(
+    target: Annotated[str, typer.Option(help="Device class: cpu; jetson, desktop-gpu, android, ios, web to come.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Trained model (default: the newest run's).", show_default=False)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or int8 (default: the target's).", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Normal pictures for quantization (default: the run's own).", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled pictures: accuracy joins the parity gate.", show_default=False)
+    ] = None,
+    category: Category = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder (default: bundles/<target>-<precision>).")] = None,
+    allow_parity_loss: Annotated[
+        bool, typer.Option("--allow-parity-loss", help="Write a bundle that fails the gate, and mark it.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pack a trained model for a device, and prove that it still says what it said.
+
+    Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
+    """
+    raise NotImplementedError
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _command(function: Any, interrupted: str) -> Any:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(function)
+
+    def main() -> None:
+        with exit_with_one_line(interrupted):
+            try:
+                app(standalone_mode=False)
+            except typer.Abort:
+                raise KeyboardInterrupt from None
+            except Exception as error:
+                if hasattr(error, "format_message"):  # click's own usage errors
+                    raise UsageError(f"{error.format_message()} (see --help)") from None
+                raise
+
+    return main
+
+
+train = _command(_train, "interrupted; the same command with --resume goes on from the last saved step")
+evaluate = _command(_evaluate, "interrupted; no metrics.json was written")
+export = _command(_export, "interrupted; no bundle was written")
