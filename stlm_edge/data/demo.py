@@ -80,7 +80,7 @@ def _scratch(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     """A slightly bent score that bares the inside, its burr raised beside it."""
     x, y = _place(relief, rng, 26)
     angle, half, bend = rng.uniform(0, math.pi), rng.uniform(14, 26), rng.uniform(-5, 5)
-    along = np.linspace(-1, 1, 24)
+    along = np.linspace(-1, 1, 120)
     sideways = bend * (1 - along**2)
     points_x = x + half * along * math.cos(angle) - sideways * math.sin(angle)
     points_y = y + half * along * math.sin(angle) + sideways * math.cos(angle)
@@ -122,19 +122,19 @@ def _dent(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 def _fibre(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     """A curled thread of another material lying on the surface, with its shadow."""
     x, y = _place(relief, rng, 24)
-    steps = 40
-    heading = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.uniform(-0.12, 0.12) + 0.12 * rng.standard_normal(steps))
-    length = rng.uniform(36, 64)
+    steps = 120
+    heading = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.uniform(-0.04, 0.04) + 0.07 * rng.standard_normal(steps))
+    length = rng.uniform(44, 74)
     points_x, points_y = (np.cumsum(turn(heading)) * length / steps for turn in (np.cos, np.sin))
     points_x += x - points_x.mean()
     points_y += y - points_y.mean()
-    thread = _stroke(points_x, points_y, rng.uniform(2.4, 3.8))
+    thread = _stroke(points_x, points_y, rng.uniform(2.8, 4.2))
     shadow = _stroke(points_x + 2.5, points_y + 3, 3.5) * (1 - thread)
-    colours = [(0.5, 0.03, 0.03), (0.03, 0.06, 0.4), (0.6, 0.55, 0.42), (0.65, 0.35, 0.02)]
+    colours = rng.permutation([(0.5, 0.03, 0.03), (0.03, 0.06, 0.4), (0.6, 0.55, 0.42), (0.02, 0.28, 0.06)])[:2]
+    ground = relief.colour[thread > 0.3].mean(axis=0)
+    colour = max(colours, key=lambda one: np.abs(one - ground).sum())
     opacity = rng.uniform(0.75, 1)
-    relief.colour = mix(
-        relief.colour * (1 - 0.6 * shadow)[..., None], np.array(colours[rng.integers(4)]), opacity * thread
-    )
+    relief.colour = mix(relief.colour * (1 - 0.6 * shadow)[..., None], colour, opacity * thread)
     relief.gloss = relief.gloss * (1 - opacity * thread) * (1 - 0.6 * shadow)
     relief.height += 1.5 * thread
     return thread > 0.3
@@ -184,11 +184,13 @@ def _blob(x: float, y: float, radius: float, rng: np.random.Generator, roundness
 
 
 def _stroke(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
-    """A line through the points, antialiased: coverage H×W, 0 to 1."""
+    """A line through the points that thins out towards its ends, antialiased: coverage H×W, 0 to 1."""
     fine = 4
     drawing = Image.new("L", (SIZE * fine, SIZE * fine))
-    points = [(float(right) * fine, float(down) * fine) for right, down in zip(x, y, strict=True)]
-    ImageDraw.Draw(drawing).line(points, fill=255, width=round(width * fine), joint="curve")
+    pen = ImageDraw.Draw(drawing)
+    along = np.linspace(-1, 1, len(x))
+    for right, down, radius in zip(x * fine, y * fine, width * fine / 2 * (1 - along**4), strict=True):
+        pen.ellipse((right - radius, down - radius, right + radius, down + radius), fill=255)
     return np.asarray(drawing.reduce(fine)) / 255
 
 

@@ -27,7 +27,7 @@ class Relief:
 
 
 def flange(rng: np.random.Generator) -> Relief:
-    """A turned ring with six bolt holes and a groove, on a dark fixture."""
+    """A turned steel ring with a brass bushing, six bolt holes and a groove, on a dark fixture."""
     frame = _Frame(rng, turn=math.radians(15), shift=6)
     x, y = frame.x, frame.y
     radius = np.hypot(x, y)
@@ -40,8 +40,8 @@ def flange(rng: np.random.Generator) -> Relief:
     height = metal * (6 + np.clip(depth, 0, 3)) - 2 * np.exp(-(((radius - 49) / 2.5) ** 2))
     lit = 0.35 + 0.65 * step(np.hypot(x - 5, y - 8), 98, 122)  # the ring's shadow
     cloth = lit * (0.035 + 0.004 * noise(rng, SIZE, SIZE))
-    colour = np.where(metal[..., None] > 0, (0.2 + 0.018 * marks)[..., None] * [1.0, 0.98, 0.94], 0)
-    colour = mix(cloth[..., None] * [0.8, 0.95, 1.2], colour, metal)
+    alloy = mix(np.full((SIZE, SIZE, 3), [0.2, 0.196, 0.188]), np.array([0.36, 0.2, 0.05]), step(radius, 40.5, 39.5))
+    colour = mix(cloth[..., None] * [0.8, 0.95, 1.2], alloy * (1 + 0.09 * marks)[..., None], metal)
     turns = np.arange(6) * (math.pi / 3) + math.pi / 6
     return Relief(
         height=height,
@@ -57,7 +57,7 @@ def flange(rng: np.random.Generator) -> Relief:
 
 
 def twill(rng: np.random.Generator) -> Relief:
-    """Two-over-two twill: each tow passes over two and under two, one further in every row."""
+    """Two-over-two twill of carbon with yellow tracers: each tow passes over two and under two, one further per row."""
     frame = _Frame(rng, turn=math.radians(2), shift=38)
     tow = 19.0
     across, along = frame.x / tow, frame.y / tow
@@ -72,13 +72,15 @@ def twill(rng: np.random.Generator) -> Relief:
     fibres = noise(rng, 2048)[(lengthwise + np.where(warp, 0, 977)).astype(int) % 2048]
     height = 3.5 * np.cos(math.pi * aside) + 5 * np.sin(math.pi * np.clip(passed, 0, 1))
     gap = step(np.abs(aside), 0.5, 0.42)
+    tracer = np.where(warp, 0, row % 6 == 0) * step(np.abs(aside - 0.2), 0.12, 0.07)
+    carbon = (gap * (0.03 + 0.002 * fibres))[..., None] * [0.95, 1.0, 1.1]
     points = np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5)), axis=-1).reshape(-1, 2) * 1.0
     points = points[(points.sum(axis=1) % 4) == 1]
     zero, one = np.zeros_like(across), np.ones_like(across)
     return Relief(
         height=height,
-        colour=(gap * (0.03 + 0.002 * fibres))[..., None] * [0.95, 1.0, 1.1],
-        gloss=gap * (0.24 + 0.025 * fibres),
+        colour=mix(carbon, np.array([0.42, 0.3, 0.03]), tracer),
+        gloss=gap * (0.24 + 0.025 * fibres) * (1 - 0.8 * tracer),
         grain=frame.vectors(np.where(warp, zero, one), np.where(warp, one, zero)),
         sharpness=12,
         part=np.ones((SIZE, SIZE)),
@@ -103,7 +105,7 @@ def grip(rng: np.random.Generator) -> Relief:
     eroded = noise(rng, SIZE, SIZE)
     columns, rows = np.meshgrid(np.arange(-3, 4), np.arange(-2, 3))
     return Relief(
-        height=5 * dome * step(np.sqrt(squared), stud, stud - 1.5) + 0.17 * eroded * (dome == 0),
+        height=5 * dome * step(np.sqrt(squared), stud, stud - 1.5) + 0.2 * eroded * (dome == 0),
         colour=np.full((SIZE, SIZE, 3), [0.02, 0.21, 0.235]) * batch,
         gloss=0.1 + 0.25 * step(np.sqrt(squared), stud, stud - 2),
         grain=None,
@@ -141,7 +143,7 @@ def photograph(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     down, right = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     fall = rng.uniform(-0.22, 0.22, size=2)
     light *= (rng.uniform(0.75, 1.3) * (1 + fall[0] * down + fall[1] * right - 0.08 * (down**2 + right**2)))[..., None]
-    grey = np.clip(light, 0, 1) ** (1 / 2.2) * 255
+    grey = np.clip(light, 0, 1).astype(np.float32) ** (1 / 2.2) * 255
     grey += rng.uniform(1, 3) * rng.standard_normal(grey.shape, dtype=np.float32)
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
