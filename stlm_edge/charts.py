@@ -42,6 +42,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "axes.axisbelow": True,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
@@ -206,13 +207,13 @@ def golden_differences(pictures: Sequence[str], answers: Answers, limit: float) 
         axes.xaxis.set_major_locator(LogLocator(base=100))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("largest difference of two map values (left of 1e-8: 1e-8)")
+        axes.set_xlabel("largest difference of two map values")
         _legend(axes, columns=2)
         return _svg(figure, "largest map difference of each artifact on the golden pictures")
 
 
 def _golden_canvas(pictures: Sequence[str]) -> tuple[Figure, Any]:
-    figure, axes = _canvas(height=1.4 + 0.26 * len(pictures))
+    figure, axes = _canvas(height=1.4 + 0.3 * len(pictures))
     axes.set_yticks(range(len(pictures)), [_short(name) for name in pictures])
     axes.set_ylim(len(pictures) - 0.4, -0.6)
     return figure, axes
@@ -224,7 +225,7 @@ def _golden_marks(axes: Any, answers: Answers) -> None:
     for number, (name, values) in enumerate(shown):
         colour, mark = MARKS[number]
         lines = np.arange(len(values)) + 0.25 * (number - (len(shown) - 1) / 2)
-        axes.scatter(values, lines, 13, color=colour, marker=mark, linewidth=0, label=_short(name), zorder=3)
+        axes.scatter(values, lines, 17, color=colour, marker=mark, linewidth=0, label=_short(name), zorder=3)
 
 
 def _canvas(height: float) -> tuple[Figure, Any]:

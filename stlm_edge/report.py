@@ -16,7 +16,7 @@ from typing import Any
 
 from stlm_edge import strict_json
 from stlm_edge.bench.result import is_stand_in
-from stlm_edge.errors import UsageError
+from stlm_edge.errors import JobError, UsageError
 from stlm_edge.parity import FP32_MAP_LIMIT
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
 
@@ -37,6 +37,7 @@ def write_report(
 
     Raises:
         UsageError: jinja2 or matplotlib are missing, or a file is there and cannot be read.
+        JobError: the report cannot be written.
     """
     try:
         import jinja2
@@ -94,11 +95,13 @@ def write_report(
         golden_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _golden_charts(rows)],
         latency_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _latency_charts(rows)],
     )
-    out_html.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_html.with_name(f".{out_html.name}.part")
     try:
+        out_html.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(page, "utf-8")
         unfinished.replace(out_html)
+    except OSError as error:
+        raise JobError(f"{out_html}: cannot be written ({error.strerror})") from None
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from stlm_edge.errors import UsageError
 from stlm_edge.report import write_report
 
-HOSTILE = '<script>alert("$x$")</script>&<b>\x07{{ 7 * 7 }}'
+HOSTILE = '<script>alert("$x$")</script>&<b>\x07{{ 7 * 191 }}'
 
 
 class Page(HTMLParser):
@@ -188,7 +188,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     page = render(tmp_path, given, folder, evaluation(folder / "evaluation", HOSTILE))
     assert not {"script", "b"} & set(page.elements)
     assert '<script>alert("$x$")</script>' in page.text
-    assert "49" not in re.findall(r"[\w.]+", page.text)
+    assert "1337" not in page.text
 
 
 def test_a_flat_or_broken_log_is_no_obstacle(tmp_path: Path) -> None:

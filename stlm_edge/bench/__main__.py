@@ -21,7 +21,7 @@ from stlm_edge.bench import machine
 from stlm_edge.bench.measure import Subject, measure, unmeasured
 from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
 from stlm_edge.bundle import open_bundle
-from stlm_edge.errors import UsageError, exit_with_one_line
+from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 
 EXAMPLE = """example:
   stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
@@ -54,7 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows=tuple(rows),
         )
         text = strict_json.dump(bench)
-        out.mkdir(parents=True, exist_ok=True)
         _write(out / "bench.json", text)
         report = _report(out / "report.html", json.loads(text), options.checkpoint)
         if options.json:
@@ -131,7 +130,7 @@ def _with_accuracy(row: Row, subject: Subject, samples: list[Any]) -> Row:
     from stlm_edge.evaluate import evaluate
 
     _progress(f"accuracy: {row.name} on {len(samples)} pictures")
-    found = evaluate(subject.runtime(), samples, row.input_size, subject.bundle.manifest.calibration, None)
+    found = evaluate(subject.runtime(), samples, row.input_size, subject.bundle.manifest.calibration, None, row.name)
     return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
 
 
@@ -159,10 +158,14 @@ def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(text, "utf-8")
         unfinished.replace(path)
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -139,10 +139,9 @@ def _p50(row: Row) -> float:
 
 
 def _peer(best: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the row to tell the best one's speed against: an fp32 bundle, else the checkpoint."""
+    """Return the row to tell the best one's speed against: an fp32 bundle, else the checkpoint, else any other."""
     others = [row for row in rows if row is not best and row.latency_ms]
-    bundles = [row for row in others if row.target and row.precision == "fp32"]
-    return next(iter(bundles + [row for row in others if not row.target]), None)
+    return min(others, key=lambda row: (row.precision != "fp32", row.target is None), default=None)
 
 
 def is_stand_in(teacher: str | None) -> bool:

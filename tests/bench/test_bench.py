@@ -195,6 +195,30 @@ main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--out", {str(tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
 
 
+def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "stlm_edge.bench",
+            "--bundle",
+            tiny_bundle,
+            "--queries",
+            "10",
+            "--out",
+            tmp_path / "out",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].endswith("bench.json: cannot be written (File too large)")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from stlm_edge import checkpoint
@@ -254,3 +278,11 @@ def test_a_child_is_not_charged_with_its_parents_memory() -> None:
 def test_the_published_schema_is_that_of_the_dataclasses(schema: dict) -> None:
     assert schema == result.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    found = bench(tmp_path / "out", tiny_bundle, more=("--data", str(tiny_pictures)))
+    assert found["data"] == str(tiny_pictures)
+    assert found["rows"][0]["accuracy"]["image_auroc"] > 0.9
+    assert found["rows"][0]["accuracy"]["pixel_auroc"] is None, "these pictures have no masks"
