@@ -34,6 +34,7 @@ from stlm_edge.losses import cosine_loss, dice_loss, focal_loss, l1_loss
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import STRIDE, Maps
+from stlm_edge.picture import read_picture
 from stlm_edge.recipes import Recipe
 from stlm_edge.teacher import TEACHERS
 
@@ -98,6 +99,10 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
         "data_digest": digest(samples),
         "steps": total,
     }
+    for path in held_out:
+        read_picture(path)
+    for index in range(len(pictures)):
+        pictures[index]
     source = any_of(procedural, patches_of(pictures))
     if job.textures is not None:
         source = any_of(folder_of(job.textures), source)
