@@ -79,7 +79,9 @@ def test_exif_orientation_is_applied_before_anything_else(orientation, kind, tmp
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
-    assert np.array_equal(np.asarray(picture.read_picture(tmp_path / f"a.{kind}"))[..., 0], upright)
+    read = picture.read_picture(tmp_path / f"a.{kind}")
+    assert np.array_equal(np.asarray(read)[..., 0], upright)
+    assert np.array_equal(picture.load(read, 32), picture.load(tmp_path / f"a.{kind}", 32)), "and only once"
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "big_endian.tif", "a.pgm"])

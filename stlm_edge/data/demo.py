@@ -124,11 +124,11 @@ def _fibre(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     x, y = _place(relief, rng, 24)
     steps = 120
     heading = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.uniform(-0.04, 0.04) + 0.07 * rng.standard_normal(steps))
-    length = rng.uniform(44, 74)
+    length = rng.uniform(48, 76)
     points_x, points_y = (np.cumsum(turn(heading)) * length / steps for turn in (np.cos, np.sin))
     points_x += x - points_x.mean()
     points_y += y - points_y.mean()
-    thread = _stroke(points_x, points_y, rng.uniform(2.8, 4.2))
+    thread = _stroke(points_x, points_y, rng.uniform(3.2, 4.6))
     shadow = _stroke(points_x + 2.5, points_y + 3, 3.5) * (1 - thread)
     colours = rng.permutation([(0.5, 0.03, 0.03), (0.03, 0.06, 0.4), (0.6, 0.55, 0.42), (0.02, 0.28, 0.06)])[:2]
     ground = relief.colour[thread > 0.3].mean(axis=0)

@@ -112,7 +112,7 @@ def grip(rng: np.random.Generator) -> Relief:
         sharpness=24,
         part=np.ones((SIZE, SIZE)),
         edges=frame.pixels(columns.ravel() * pitch, rows.ravel() * rise),
-        bare=(0.4, 0.55, 0.52),
+        bare=(0.55, 0.66, 0.62),
         stain=(0.2, 0.075, 0.012),
     )
 
