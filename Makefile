@@ -32,6 +32,17 @@ system-deps:
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+demo: .venv/installed
+	$(BIN)/python -m stlm_edge.data.demo --out $(DEMO)-data
+	$(BIN)/stlm-train --data $(DEMO)-data --recipe quick --size 224 --out $(DEMO) --resume
+	$(BIN)/stlm-eval --checkpoint $(DEMO)/checkpoint.safetensors --data $(DEMO)-data --out $(DEMO)/evaluation
+	$(BIN)/stlm-export --target cpu --precision fp32 --checkpoint $(DEMO)/checkpoint.safetensors \
+	  --data $(DEMO)-data --out $(DEMO)/bundles/cpu-fp32 --force
+	$(BIN)/stlm-export --target cpu --precision int8 --checkpoint $(DEMO)/checkpoint.safetensors \
+	  --data $(DEMO)-data --out $(DEMO)/bundles/cpu-int8 --force
+	$(BIN)/stlm-bench --bundle $(DEMO)/bundles/cpu-fp32 --bundle $(DEMO)/bundles/cpu-int8 \
+	  --checkpoint $(DEMO)/checkpoint.safetensors --data $(DEMO)-data --out $(DEMO)
+
 test: .venv/installed
 	$(BIN)/python -m pytest
 
@@ -44,7 +55,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 lock:
-	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \
+	$(BIN)/uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \
 	  --extra train --extra export --extra test pyproject.toml -o requirements.lock
 
 clean:
