@@ -151,7 +151,7 @@ def _print_json(value: Any) -> None:
 
 
 def _command(function: Any, interrupted: str) -> Any:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(function)
 
     def main() -> None:

@@ -1,0 +1,50 @@
+"""The generic start: what is saved comes back, and other files are refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from stlm_edge import start
+from stlm_edge.errors import UsageError
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.teacher import EfficientNetLite0
+
+SMALL = ModelConfig(64, (1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return EfficientNetLite0()
+
+
+def test_a_saved_start_fills_another_model(teacher, tmp_path):
+    torch.manual_seed(0)
+    first, second = STLM(SMALL).eval(), STLM(SMALL).eval()
+    path = tmp_path / "start.safetensors"
+    start.save(path, first, teacher, {"seed": 4})
+    assert start.load(path, second, teacher)["seed"] == 4
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(first.plain(x), second.plain(x), atol=1e-2)
+        assert not torch.allclose(first.denoising(x), second.denoising(x), atol=1e-2)
+
+
+def test_a_start_of_another_network_is_refused(teacher, tmp_path):
+    start.save(tmp_path / "start.safetensors", STLM(SMALL), teacher, {})
+    deeper = STLM(dataclasses.replace(SMALL, depths=(1, 1, 2, 1)))
+    with pytest.raises(UsageError, match="missing or of another shape"):
+        start.load(tmp_path / "start.safetensors", deeper, teacher)
+
+
+def test_another_file_is_refused(teacher, tmp_path):
+    (tmp_path / "start.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UsageError, match="not a whole generic start"):
+        start.load(tmp_path / "start.safetensors", STLM(SMALL), teacher)
+
+
+def test_the_shipped_start_fits_the_network_and_is_small(teacher):
+    card = start.load(start.SHIPPED, STLM(ModelConfig(224)), teacher)
+    assert start.SHIPPED.stat().st_size <= 20_000_000
+    assert card["teacher_sha256"] == teacher.digest
+    assert {"sources", "seed", "date", "curve"} <= card.keys()

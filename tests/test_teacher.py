@@ -1,0 +1,54 @@
+"""The stand-in teacher: its maps stand for SAM's, and its answers depend on the picture alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stlm_edge.teacher import EfficientNetLite0
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return EfficientNetLite0()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_maps_stand_on_the_students_grid(teacher, images):
+    for features in teacher(images):
+        assert features.shape == (4, 256, 6, 6)
+
+
+def test_it_knows_imagenet_features(teacher):
+    """With the published weights a grey picture and its own copy agree; random weights would do that too, so look at
+    the first filters: they are oriented edges, nearly balanced around zero."""
+    filters = teacher.backbone.state_dict()["conv_stem.weight"]
+    assert filters.std() > 0.1
+    assert filters.mean().abs() < 0.1 * filters.std()
+
+
+def test_the_embedding_keeps_cosines(teacher, images):
+    low, high = teacher._features(images)
+    for features, deviation, embedded in zip((low, high), (teacher.std_1, teacher.std_2), teacher(images), strict=True):
+        before = features / deviation[:, None, None]
+        cosine_before = F.cosine_similarity(before[0], before[1], dim=0)
+        assert torch.allclose(cosine_before, F.cosine_similarity(embedded[0], embedded[1], dim=0), atol=1e-5)
+
+
+def test_fitting_brings_every_channel_to_unit_deviation_and_keeps_its_mean(images):
+    teacher = EfficientNetLite0()
+    before = [features.mean((0, 2, 3)) for features in teacher._features(images)]
+    teacher.fit([images[:2], images[2:]])
+    after = [f / s[:, None, None] for f, s in zip(teacher._features(images), (teacher.std_1, teacher.std_2), strict=True)]
+    for mean, features in zip(before, after, strict=True):
+        deviation = features.permute(1, 0, 2, 3).flatten(1).std(dim=1, unbiased=False)
+        assert torch.allclose(deviation[deviation > 0.5], torch.ones(1), atol=1e-3)
+        assert (features.mean((0, 2, 3)).sign() == mean.sign()).all()
+
+
+def test_it_is_frozen(teacher):
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
