@@ -138,6 +138,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     previous = previous_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
         temporary.mkdir()
         yield temporary
         for path in temporary.rglob("*"):

@@ -83,7 +83,7 @@ def test_force_never_replaces_what_is_not_a_bundle(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("limit", [1300, 2000])  # the stamped model is larger than the first, a golden file than both
 def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
     with (
-        pytest.raises(JobError, match=r"cannot be written \(File too large\); nothing was changed"),
+        pytest.raises(JobError, match=r"cannot be written \(File too large\); nothing"),
         largest_file(limit),
     ):
         write_tiny_bundle(tmp_path / "bundle")
@@ -125,6 +125,11 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / f".bundle.{os.getpid()}.tmp" / "golden").mkdir(parents=True)
+    stlm_edge.open(write_tiny_bundle(tmp_path / "bundle"))
 
 
 def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""What a device needs stays light: the standard library, numpy, Pillow and one runtime."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_picture
+
+HEAVY = ("torch", "torchvision", "pydantic", "typer", "rich", "scipy", "onnx", "safetensors", "matplotlib", "jinja2")
+
+
+def imported(code: str, *arguments: object) -> set[str]:
+    """The top-level modules that a fresh interpreter has imported after running the code."""
+    ending = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    command = [sys.executable, "-c", code + ending, *map(str, arguments)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_takes_the_standard_library_alone() -> None:
+    assert not imported("import stlm_edge; stlm_edge.__version__") & {"numpy", "PIL", "onnxruntime", *HEAVY}
+
+
+@pytest.mark.parametrize("module", ["predict", "calibrate", "bundle", "pack", "heatmap", "watch", "bench.__main__"])
+def test_device_side_modules_import_neither_a_runtime_nor_what_training_needs(module: str) -> None:
+    assert not imported(f"import stlm_edge.{module}") & {"onnxruntime", *HEAVY}
+
+
+def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    tiny_picture(1).save(tmp_path / "part.png")
+    code = "import sys, stlm_edge; print(stlm_edge.open(sys.argv[1]).predict(sys.argv[2]).score)"
+    modules = imported(code, tiny_bundle, tmp_path / "part.png")
+    assert modules >= {"numpy", "PIL", "onnxruntime"}
+    assert not modules & set(HEAVY)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import stlm_edge
+
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = stlm_edge.train
