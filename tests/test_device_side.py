@@ -37,5 +37,5 @@ def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_pa
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import stlm_edge
 
-    with pytest.raises(AttributeError, match="has no attribute 'train'"):
-        _ = stlm_edge.train
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = stlm_edge.nonsense
