@@ -22,6 +22,8 @@ class Recipe:
     plain_lr: float
     decoder_lr: float
     denoising_lr: float
+    denoising_target: Literal["teacher", "plain"]
+    """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
     fa_loss: Literal["cross-entropy+dice", "focal+l1"]
     freeze_batch_norm: bool
     cosine_schedule: bool
@@ -48,6 +50,7 @@ RECIPES = {
             plain_lr=0.0,
             decoder_lr=0.0,
             denoising_lr=3e-4,
+            denoising_target="plain",
             fa_loss="cross-entropy+dice",
             freeze_batch_norm=True,
             cosine_schedule=True,
@@ -64,6 +67,7 @@ RECIPES = {
             plain_lr=1e-4,
             decoder_lr=1e-4,
             denoising_lr=3e-4,
+            denoising_target="teacher",
             fa_loss="cross-entropy+dice",
             freeze_batch_norm=True,
             cosine_schedule=True,
@@ -81,6 +85,7 @@ RECIPES = {
             plain_lr=5e-4,
             decoder_lr=5e-4,
             denoising_lr=5e-4,
+            denoising_target="teacher",
             fa_loss="focal+l1",
             freeze_batch_norm=False,
             cosine_schedule=False,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     model.denoising.load_state_dict(model.plain.state_dict())
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = teacher.to(device)
-    clean = CleanTargets(teacher, pictures, device)
+    clean = CleanTargets(teacher if recipe.denoising_target == "teacher" else PlainStream(model), pictures, device)
     optimisers = make_optimisers(model, recipe)
     use_bf16 = recipe.bf16 and (device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16")))
 
@@ -148,7 +148,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
             rng = np.random.default_rng([job.seed, step])
             batch = anomalous_batch(pictures, source, rng, recipe.batch)
             with torch.autocast(device, torch.bfloat16, enabled=use_bf16):
-                losses = two_stream_losses(model, teacher, clean, batch, recipe.fa_loss, device)
+                losses = two_stream_losses(model, teacher, clean, batch, recipe, device)
             loss = torch.stack(list(losses.values())).sum()
             if not math.isfinite(loss.item()):
                 raise JobError(f"step {step}: the loss is {loss.item()}; lower the learning rate or check the pictures")
@@ -185,13 +185,26 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     return finished
 
 
+class PlainStream:
+    """A frozen plain stream as the denoising one's teacher: on normal pictures the two then agree by construction, and
+    what the plain stream failed to learn of SAM's or the stand-in's features is no difference between them."""
+
+    def __init__(self, model: STLM):
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Maps:
+        embedding = self.model.plain(self.model.normalise(image))
+        return embedding, self.model.decode(embedding)
+
+
 class CleanTargets:
-    """The frozen teacher's maps of clean pictures, computed once and kept in float16 while they fit into 4 GiB.
+    """What the denoising stream is to say of clean pictures, computed once, kept in float16 while it fits into 4 GiB.
 
     One picture at a time: a resumed run, whose cache is empty, thus gets the very same numbers.
     """
 
-    def __init__(self, teacher: nn.Module, pictures: Pictures, device: str):
+    def __init__(self, teacher: Callable[[Tensor], Maps], pictures: Pictures, device: str):
         self.teacher, self.pictures, self.device = teacher, pictures, device
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -214,28 +227,26 @@ def two_stream_losses(
     teacher: nn.Module,
     clean: CleanTargets,
     batch: tuple[list[int], np.ndarray, np.ndarray],
-    fa_loss: str,
+    recipe: Recipe,
     device: str,
 ) -> dict[str, Tensor]:
     """STLM's training step (section III): both streams see the pseudo-anomalous pictures."""
     indices, images, masks = batch
     image = torch.from_numpy(images).to(device)
     plain, denoising = (tuple(m.float() for m in maps) for maps in model.streams(model.normalise(image)))
-    area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
     logits = model.fa(plain, denoising).float()
-    losses = {
-        "plain": cosine_loss(plain, _exact(teacher, image, device)),  # type: ignore[arg-type]
-        "denoising": cosine_loss(denoising, _exact(clean, indices, device)),  # type: ignore[arg-type]
-    }
+    area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
+    losses = {}
     with torch.autocast(device, enabled=False):
-        if fa_loss == "focal+l1":
+        if recipe.plain_lr:
+            losses["plain"] = cosine_loss(plain, teacher(image))  # type: ignore[arg-type]
+        losses["denoising"] = cosine_loss(denoising, clean(indices))  # type: ignore[arg-type]
+        if recipe.fa_loss == "focal+l1":
             mask = (area >= 0.5).float()
             losses |= {"focal": focal_loss(logits.sigmoid(), mask), "l1": l1_loss(logits.sigmoid(), mask)}
         else:
-            losses |= {
-                "cross_entropy": F.binary_cross_entropy_with_logits(logits, area),
-                "dice": dice_loss(logits.sigmoid(), area),
-            }
+            losses["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, area)
+            losses["dice"] = dice_loss(logits.sigmoid(), area)
     return losses
 
 
@@ -298,11 +309,6 @@ def digest(paths: list[Path]) -> str:
     for path in paths:
         total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
-
-
-def _exact(teacher: Any, pictures: Any, device: str) -> Maps:
-    with torch.autocast(device, enabled=False):
-        return teacher(pictures)
 
 
 def _group(parameters: Any, peak_lr: float) -> dict[str, Any]:
