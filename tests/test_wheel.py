@@ -1,0 +1,118 @@
+"""The built wheel, installed alone into an empty environment: what comes with it, and that it runs a bundle."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny import tiny_picture
+
+ROOT = Path(__file__).parent.parent
+UNREACHABLE = re.compile(r"error sending request|failed to fetch|dns error|timed out|tunnel|connect", re.IGNORECASE)
+
+
+def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    outside = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=outside, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `env/`, an environment that holds the wheel and what it requires, and `part.png`."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("stlm_edge", "converters"):
+        shutil.copytree(ROOT / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place / "source")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, place / "source"]
+    built = run(*command, cwd=place)
+    assert built.returncode == 0, built.stderr
+    venv.create(place / "env", symlinks=True)
+    python = place / "env" / "bin" / "python"
+    (wheel,) = place.glob("*.whl")
+    installed = run(sys.executable, "-m", "uv", "pip", "install", "--python", python, wheel, cwd=place)
+    if installed.returncode and UNREACHABLE.search(installed.stderr):
+        pytest.skip(f"the package registry cannot be reached: {installed.stderr.strip().splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
+    tiny_picture(305, defect=True).save(place / "part.png")
+    return place
+
+
+def in_env(place: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    return run(place / "env" / "bin" / str(command[0]), *command[1:], cwd=place)
+
+
+def test_it_brings_numpy_pillow_and_onnxruntime_and_what_they_require(place: Path) -> None:
+    code = """
+import importlib.metadata as metadata, json, re
+normal = lambda name: re.sub("[-_.]+", "-", name).lower()
+requires = {}
+for distribution in metadata.distributions():
+    wanted = [text for text in distribution.requires or [] if "extra ==" not in text]
+    requires[normal(distribution.metadata["Name"])] = [normal(re.match("[A-Za-z0-9._-]+", text)[0]) for text in wanted]
+print(json.dumps(requires))
+"""
+    requires = json.loads(in_env(place, "python", "-c", code).stdout)
+    assert sorted(requires["stlm-edge"]) == ["numpy", "onnxruntime", "pillow"]
+    own = {"stlm-edge", "numpy", "pillow", "onnxruntime"}
+    assert set(requires) <= own | {*requires["numpy"], *requires["pillow"], *requires["onnxruntime"], "mpmath"}
+    assert not set(requires) & {"torch", "torchvision", "typer", "rich", "pydantic", "scipy", "onnx", "matplotlib"}
+
+
+def test_it_puts_one_folder_into_site_packages(place: Path) -> None:
+    (wheel,) = place.glob("*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in files if ".dist-info/" not in name} == {"stlm_edge"}
+    expected = ("py.typed", "schemas/manifest-1.schema.json", "converters/__init__.py")
+    assert files >= {f"stlm_edge/{name}" for name in expected}
+    (site,) = (place / "env" / "lib").glob("python*/site-packages")
+    assert not {"converters", "benchmarks", "tests"} & {path.name for path in site.iterdir()}
+
+
+def test_it_predicts_from_python_and_from_the_command_line(place: Path, tiny_bundle: Path) -> None:
+    code = "import sys, stlm_edge; print(stlm_edge.open(sys.argv[1]).predict('part.png').score, stlm_edge.__file__)"
+    answer = in_env(place, "python", "-c", code, tiny_bundle)
+    score, origin = answer.stdout.split()
+    assert Path(origin).is_relative_to(place)
+    command = in_env(place, "stlm-predict", "--bundle", tiny_bundle, "part.png", "--out", "heatmaps", "--json")
+    assert (command.returncode, command.stderr) == (0, "")
+    line = json.loads(command.stdout)
+    assert line["score"] == pytest.approx(float(score), abs=1e-6)
+    assert line["anomalous"] is True
+    assert (place / line["heatmap"]).is_file()
+
+
+def test_it_calibrates_on_site(place: Path, tiny_bundle: Path, tiny_pictures: Path) -> None:
+    shutil.copytree(tiny_bundle, place / "site")
+    answer = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_pictures / "good", "--json")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert json.loads(answer.stdout)["calibration"]["pictures"] == 24
+
+
+def test_it_benches_a_bundle(place: Path, tiny_bundle: Path) -> None:
+    command = ["stlm-bench", "--bundle", tiny_bundle, "--queries", 5, "--warmup", 1, "--out", "bench"]
+    answer = in_env(place, *command)
+    assert answer.returncode == 0, answer.stderr
+    (row,) = json.loads((place / "bench" / "bench.json").read_text())["rows"]
+    assert row["parity"]["verdict_flips"] == 0
+
+
+@pytest.mark.parametrize("command", ["stlm-train", "stlm-eval", "stlm-export"])
+def test_what_needs_more_says_in_one_line_what_to_install(place: Path, command: str) -> None:
+    answer = in_env(place, command, "--help")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert re.fullmatch(rf'error: {command} .*pip install "stlm-edge\[(train|export)\]"\n', answer.stderr)
+
+
+def test_a_checkpoint_says_in_one_line_what_to_install(place: Path) -> None:
+    answer = in_env(place, "stlm-predict", "--checkpoint", "some.safetensors", "part.png")
+    assert answer.returncode == 2
+    assert answer.stderr == 'error: --checkpoint needs torch: pip install "stlm-edge[train]"\n'
