@@ -17,6 +17,7 @@ from typing import Any
 from stlm_edge import strict_json
 from stlm_edge.bench.result import is_stand_in
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import replacing
 from stlm_edge.parity import FP32_MAP_LIMIT
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
 
@@ -95,15 +96,12 @@ def write_report(
         golden_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _golden_charts(rows)],
         latency_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _latency_charts(rows)],
     )
-    unfinished = out_html.with_name(f".{out_html.name}.part")
     try:
         out_html.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(page, "utf-8")
-        unfinished.replace(out_html)
+        with replacing(out_html) as unfinished:
+            unfinished.write_text(page, "utf-8")
     except OSError as error:
         raise JobError(f"{out_html}: cannot be written ({error.strerror})") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

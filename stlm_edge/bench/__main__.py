@@ -22,6 +22,7 @@ from stlm_edge.bench.measure import Subject, measure, unmeasured
 from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
+from stlm_edge.files import replacing
 
 EXAMPLE = """example:
   stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
@@ -159,15 +160,12 @@ def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, "utf-8")
     except OSError as error:
         raise JobError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _print(bench: Bench, report: Path | None) -> None:
