@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.onnx_metadata import check_self_contained
 from stlm_edge.verdict import score_of_map
 
 
@@ -22,6 +23,7 @@ class OnnxRuntime:
             import onnxruntime
         except ImportError as error:
             raise UsageError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from None
+        check_self_contained(artifact)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or 0  # 0: one per physical core

@@ -101,26 +101,58 @@ def test_a_graph_of_a_dynamic_size_is_refused(path: Path) -> None:
         OnnxRuntime(path)
 
 
-def test_weights_outside_the_model_s_folder_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(np.zeros(3, np.float32).tobytes())
+def keep_elsewhere(tensor: onnx.TensorProto, location: str) -> None:
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+
+
+@pytest.mark.parametrize("location", ["../secret", "beside", "/etc/hostname"])
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph", "function"])
+def test_weights_in_other_files_are_refused(tmp_path: Path, where: str, location: str) -> None:
     path = tmp_path / "inside" / "model.onnx"
     path.parent.mkdir()
+    for file in (tmp_path / "secret", path.parent / "beside"):
+        file.write_bytes(np.zeros(3, np.float32).tobytes())
     write_tiny_onnx(path, TINY_SIZE)
     model = onnx.load(path)
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "third")
-    weight.ClearField("raw_data")
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="../secret")
+    tensor = onnx.numpy_helper.from_array(np.zeros(3, np.float32), "w")
+    keep_elsewhere(tensor, location)
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=tensor)
+    if where == "initializer":
+        model.graph.initializer.append(tensor)
+    elif where == "constant":
+        model.graph.node.append(constant)
+    elif where == "subgraph":
+        branch = onnx.helper.make_graph([constant], "branch", [], [onnx.ValueInfoProto(name="w")])
+        model.graph.node.append(onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch))
+    else:
+        opset = [onnx.helper.make_opsetid("", 17)]
+        model.functions.append(onnx.helper.make_function("own", "f", [], ["w"], [constant], opset))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(UsageError, match=r"onnxruntime .* cannot load it"):
+    with pytest.raises(UsageError, match=r"model\.onnx: keeps weights in other files"):
         OnnxRuntime(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_a_file_that_cannot_be_loaded_is_one_line(path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "0 graphs|cannot load"), (b"not a model", "not an intact ONNX file"), (None, "cannot be read")],
+)
+def test_a_file_that_cannot_be_loaded_is_one_line(path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match="cannot load it") as refused:
+    with pytest.raises(UsageError, match=problem) as refused:
+        OnnxRuntime(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_graph_that_onnxruntime_refuses_is_one_line(path: Path) -> None:
+    write_tiny_onnx(path, TINY_SIZE)
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(UsageError, match=r"onnxruntime \S+ cannot load it") as refused:
         OnnxRuntime(path)
     assert "\n" not in str(refused.value)
 
