@@ -87,7 +87,7 @@ def replace_metadata(path: str | Path, entries: dict[str, str]) -> None:
 @contextlib.contextmanager
 def _intact(path: str | Path) -> Iterator[BinaryIO]:
     try:
-        file = Path(path).open("rb")
+        file = Path(path).open("rb")  # noqa: SIM115, closed by the with below
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
