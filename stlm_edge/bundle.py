@@ -85,9 +85,7 @@ def open_bundle(folder: str | Path, runtime: str | None = None, threads: int | N
     _refuse_unlisted(folder, set(listed))
     for file in manifest.files:
         if sha256_of(folder / file.path) != file.sha256:
-            raise UsageError(
-                f"{folder / file.path}: its content has changed (sha256 differs from the manifest); {_AGAIN}"
-            )
+            raise _changed(folder / file.path)
     _check_meaning(folder, manifest)
     return Bundle(folder, manifest, runtime or manifest.runtime, threads)
 

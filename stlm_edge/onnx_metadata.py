@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from stlm_edge.errors import UsageError
+from stlm_edge.files import replacing
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _METADATA = 7, 14
@@ -66,22 +67,14 @@ def replace_metadata(path: str | Path, entries: dict[str, str]) -> None:
 
     Raises UsageError when it isn't an intact ONNX file, OSError when the new one can't be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _intact(path) as source, temporary.open("xb") as target:
-            kept = _metadata(source) | entries
-            source.seek(0)
-            for field in list(_fields(source, _size(source))):
-                if field.number != _METADATA:
-                    _copy(source, target, field.start, field.end)
-            for key, value in kept.items():
-                target.write(_field(_METADATA, _field(1, key.encode()) + _field(2, value.encode())))
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _intact(path) as source, replacing(Path(path)) as temporary, temporary.open("wb") as target:
+        kept = _metadata(source) | entries
+        source.seek(0)
+        for field in _fields(source, _size(source)):
+            if field.number != _METADATA:
+                _copy(source, target, field.start, field.end)
+        for key, value in kept.items():
+            target.write(_field(_METADATA, _field(1, key.encode()) + _field(2, value.encode())))
 
 
 @contextlib.contextmanager

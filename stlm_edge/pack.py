@@ -45,7 +45,7 @@ def write_bundle(
     check_writable(folder, force)
     size = len(golden[0].tensor)
     entries, files = encode(golden)
-    with replacing(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
         shutil.copyfile(artifact, temporary / packed)
         stamp_artifact(temporary / packed, calibration, size)
@@ -88,7 +88,7 @@ def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
     when it can't be written.
     """
     old = bundle.manifest
-    with replacing(bundle.folder) as temporary:
+    with replacing_folder(bundle.folder) as temporary:
         for file in old.files:
             (temporary / file.path).parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(bundle.folder / file.path, temporary / file.path)
@@ -131,7 +131,7 @@ def list_file(folder: Path, path: str) -> ListedFile:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and is gone otherwise."""
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -3,7 +3,6 @@
 import argparse
 import glob
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from stlm_edge import heatmap
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
+from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.picture import list_pictures, load, read_picture
 from stlm_edge.runtimes import Runtime
@@ -133,14 +133,11 @@ def _print(path: Path, verdict: Verdict, shown: Path | None, as_json: bool) -> N
 
 def _write_png(path: Path, picture: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        picture.save(temporary, "PNG")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            picture.save(temporary, "PNG")
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _watch(folder: str, judge: Callable[[Path, str], None]) -> None:

@@ -17,7 +17,7 @@ import stlm_edge
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.manifest import Manifest
 from stlm_edge.onnx_metadata import read_metadata
-from stlm_edge.pack import check_writable, recalibrate, replacing
+from stlm_edge.pack import check_writable, recalibrate, replacing_folder
 from stlm_edge.parity import Parity
 
 
@@ -118,7 +118,7 @@ def test_a_failed_rename_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytes
 
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with replacing(tmp_path / "bundle") as temporary:
+        with replacing_folder(tmp_path / "bundle") as temporary:
             (temporary / "half").write_text("written")
             raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 """stlm-predict as a user meets it."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,20 @@ def test_what_is_unusable_gets_one_line(tiny_bundle: Path, pictures: Path, argum
     assert answer.stderr.startswith(f"error: {line}")
     assert answer.stderr.count("\n") == 1
     assert sorted(pictures.rglob("*")) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_heatmap(tiny_bundle: Path, pictures: Path) -> None:
+    command = [sys.executable, "-m", "stlm_edge.predict", "--bundle", str(tiny_bundle), "good.png", "--out", "out"]
+    answer = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=pictures,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    assert (answer.returncode, answer.stderr) == (1, "error: out/good.png.heatmap.png: File too large\n")
+    assert list((pictures / "out").iterdir()) == []
 
 
 def test_no_picture_and_no_model_are_usage_errors(tiny_bundle: Path, pictures: Path) -> None:
