@@ -20,6 +20,7 @@ from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.parity import FP32_MAP_LIMIT
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
+from stlm_edge.targets import TARGETS, Target
 
 MAX_JSON_BYTES = 64_000_000
 MAX_SHEETS = 12
@@ -258,9 +259,10 @@ def _peer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     )
 
 
-def _targets(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Return (target, what it is, names of the rows that ran as it here) for every row of the table of targets."""
-    return []
+def _targets(rows: list[dict[str, Any]]) -> list[tuple[Target, list[str]]]:
+    """Return every row of the table of targets with the names of the bundles that were timed here as such."""
+    timed = [row for row in rows if row.get("latency_ms")]
+    return [(target, [row["name"] for row in timed if row.get("target") == target.name]) for target in TARGETS.values()]
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stlm_edge.errors import UsageError
 from stlm_edge.report import write_report
+from stlm_edge.targets import TARGETS
 
 HOSTILE = '<script>alert("$x$")</script>&<b>\x07{{ 7 * 191 }}'
 
@@ -151,11 +152,20 @@ def test_nothing_is_fetched(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     measured = render(tmp_path, bench(row(accuracy={"image_auroc": 0.99, "pixel_auroc": None, "aupro": None})))
-    assert measured.text.count("not measured") == 0
+    other_targets = measured.text.count("not measured")
+    assert other_targets == len(TARGETS) - 1
     assert measured.text.count("n/a") == 2
     page = render(tmp_path, bench(row(latency_ms=None, peak_memory_mb=None)))
     latency_in_card_and_table, memory_in_card_and_table, accuracy, speed = 4, 2, 3, 1
-    assert page.text.count("not measured") == latency_in_card_and_table + memory_in_card_and_table + accuracy + speed
+    assert page.text.count("not measured") == sum(
+        [latency_in_card_and_table, memory_in_card_and_table, accuracy, speed, len(TARGETS)]
+    )
+
+
+def test_devices_that_nothing_ran_on_are_named(tmp_path: Path) -> None:
+    text = render(tmp_path, bench()).text
+    assert "cpu model.onnx onnxruntime cpu-fp32" in text
+    assert "android model.tflite litert not measured" in text
 
 
 def test_a_failed_artifact_is_marked(tmp_path: Path) -> None:
