@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -138,7 +139,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     previous = previous_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of killed processes
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         for path in temporary.rglob("*"):

@@ -128,8 +128,10 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / f".bundle.{os.getpid()}.tmp" / "golden").mkdir(parents=True)
+    for number in (os.getpid(), 4_000_000):
+        (tmp_path / f".bundle.{number}.tmp" / "golden").mkdir(parents=True)
     stlm_edge.open(write_tiny_bundle(tmp_path / "bundle"))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:
