@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -139,8 +139,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     previous = previous_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of killed processes
-            shutil.rmtree(leftover, ignore_errors=True)
+        for path in list(folder.parent.iterdir()):
+            if re.fullmatch(rf"\.{re.escape(folder.name)}\.\d+\.tmp", path.name):  # left by a killed process
+                shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         for path in temporary.rglob("*"):

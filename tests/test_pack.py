@@ -131,7 +131,9 @@ def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
     for number in (os.getpid(), 4_000_000):
         (tmp_path / f".bundle.{number}.tmp" / "golden").mkdir(parents=True)
     stlm_edge.open(write_tiny_bundle(tmp_path / "bundle"))
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / ".bundle.new.1.tmp").mkdir()  # belongs to bundle.new
+    write_tiny_bundle(tmp_path / "bundle", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.new.1.tmp", "bundle"]
 
 
 def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:
