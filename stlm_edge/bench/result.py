@@ -82,7 +82,7 @@ class Row:
     threshold: float | None
     verdict_delta: float | None
     golden: tuple[GoldenAnswer, ...]
-    load_ms: Annotated[float | None, "checking the files' digests and opening the model"]
+    load_ms: Annotated[float | None, "importing the runtime, checking the files' digests, opening the model"]
     first_inference_ms: float | None
     peak_memory_mb: Annotated[float | None, "resident, of a process that did nothing else, 10^6 bytes"]
     warmup: Annotated[int, Between(0), "queries before the first that counts"]
