@@ -5,6 +5,7 @@ They need `pip install "stlm-edge[export]"`; a device's commands (`stlm-predict`
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,7 +144,16 @@ def _export(
 
     Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
     """
-    raise NotImplementedError
+    from stlm_edge.export import export, figures
+
+    done = export(target, precision, checkpoint, calibration, data, category, out, allow_parity_loss, force)
+    if as_json:
+        _print_json({"bundle": str(done.folder), "parity": asdict(done.manifest.parity), "accuracy": done.accuracy})
+        return
+    print(f"{done.folder}: {figures(done.manifest.parity)}")
+    for figure, (trained, packed) in done.accuracy.items():
+        values = ("n/a" if value is None else f"{100 * value:.2f}" for value in (trained, packed))
+        print("  {}: trained {}, packed {}".format(figure.replace("_", " "), *values))
 
 
 def _print_json(value: Any) -> None:

@@ -25,6 +25,8 @@ class Recipe:
     denoising_target: Literal["teacher", "plain"]
     """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
     fa_loss: Literal["cross-entropy+dice", "focal+l1"]
+    fa_detached: bool
+    """Whether feature aggregation learns from the streams without changing them."""
     freeze_batch_norm: bool
     cosine_schedule: bool
     bf16: bool
@@ -52,6 +54,7 @@ RECIPES = {
             denoising_lr=3e-4,
             denoising_target="plain",
             fa_loss="cross-entropy+dice",
+            fa_detached=True,
             freeze_batch_norm=True,
             cosine_schedule=True,
             bf16=True,
@@ -69,6 +72,7 @@ RECIPES = {
             denoising_lr=3e-4,
             denoising_target="teacher",
             fa_loss="cross-entropy+dice",
+            fa_detached=True,
             freeze_batch_norm=True,
             cosine_schedule=True,
             bf16=True,
@@ -87,6 +91,7 @@ RECIPES = {
             denoising_lr=5e-4,
             denoising_target="teacher",
             fa_loss="focal+l1",
+            fa_detached=False,
             freeze_batch_norm=False,
             cosine_schedule=False,
             bf16=False,

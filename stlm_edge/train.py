@@ -117,6 +117,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     teacher = TEACHERS[job.teacher]()
     if recipe.start == "generic":
         start.load(start.SHIPPED, model, teacher)
+        model.fa.begin_from_cosines()
     else:
         teacher.fit(in_batches(pictures))
     model.denoising.load_state_dict(model.plain.state_dict())
@@ -234,7 +235,8 @@ def two_stream_losses(
     indices, images, masks = batch
     image = torch.from_numpy(images).to(device)
     plain, denoising = (tuple(m.float() for m in maps) for maps in model.streams(model.normalise(image)))
-    logits = model.fa(plain, denoising).float()
+    compared = [tuple(m.detach() for m in maps) if recipe.fa_detached else maps for maps in (plain, denoising)]
+    logits = model.fa(*compared).float()
     area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
     losses = {}
     with torch.autocast(device, enabled=False):

@@ -63,6 +63,7 @@ class FeatureAggregation(nn.Module):
 
     def __init__(self, maps: int = 2, dim: int = 256):
         super().__init__()
+        self.maps = maps
         self.res = nn.Sequential(ResidualBlock(maps * dim, WIDTH), ResidualBlock(WIDTH, WIDTH))
         self.head = nn.Sequential(
             ASPP(),
@@ -71,6 +72,23 @@ class FeatureAggregation(nn.Module):
             nn.ReLU(),
             nn.Conv2d(WIDTH, 1, 1),
         )
+
+    @torch.no_grad()
+    def begin_from_cosines(self) -> None:
+        """Let one of the first filters per k begin as the sum of its channels, which is −cos(plain_k, denoising_k), and
+        the output at a probability of 2%: from random filters it takes thousands of steps to find that sum."""
+        convolutions = [module for module in self.res[0].modules() if isinstance(module, nn.Conv2d)]
+        dim = convolutions[0].in_channels // self.maps
+        for convolution in convolutions:
+            if convolution.in_channels == self.maps * dim:
+                centre = convolution.kernel_size[0] // 2
+                for k in range(self.maps):
+                    convolution.weight[k] = 0
+                    convolution.weight[k, k * dim : (k + 1) * dim, centre, centre] = 1
+        last = self.head[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        last.bias.fill_(-4.0)
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
         products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
