@@ -64,6 +64,7 @@ def save(path: Path, model: STLM, provenance: dict[str, Any], calibration: Calib
             save_file(tensors, temporary, {KEY: json.dumps(asdict(header), allow_nan=False)})
         except SafetensorError as error:
             raise OSError(None, str(error), str(path)) from None
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
 
 def load(path: Path) -> Checkpoint:

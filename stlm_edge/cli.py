@@ -53,8 +53,8 @@ def _train(
     from stlm_edge.recipes import RECIPES
     from stlm_edge.train import Job, train
 
-    if not 0 < false_alarm_rate < 1:
-        raise UsageError(f"--false-alarm-rate {false_alarm_rate}: expected a share between 0 and 1, such as 0.01")
+    if not 0 < false_alarm_rate < 0.5:
+        raise UsageError(f"--false-alarm-rate {false_alarm_rate}: expected a share between 0 and 0.5, such as 0.01")
     settings = RECIPES[recipe] if longer == 1.0 else RECIPES[recipe].longer(longer)
     job = Job(
         data=data,
@@ -144,16 +144,23 @@ def _export(
 
     Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
     """
-    from stlm_edge.export import export, figures
+    from stlm_edge.export import export
 
-    done = export(target, precision, checkpoint, calibration, data, category, out, allow_parity_loss, force)
+    done = export(
+        target,
+        checkpoint=checkpoint,
+        precision=precision,
+        calibration_folder=calibration,
+        data=data,
+        category=category,
+        out=out,
+        allow_parity_loss=allow_parity_loss,
+        force=force,
+    )
     if as_json:
-        _print_json({"bundle": str(done.folder), "parity": asdict(done.manifest.parity), "accuracy": done.accuracy})
-        return
-    print(f"{done.folder}: {figures(done.manifest.parity)}")
-    for figure, (trained, packed) in done.accuracy.items():
-        values = ("n/a" if value is None else f"{100 * value:.2f}" for value in (trained, packed))
-        print("  {}: trained {}, packed {}".format(figure.replace("_", " "), *values))
+        _print_json(done.figures())
+    else:
+        print(done.describe())
 
 
 def _print_json(value: Any) -> None:

@@ -40,7 +40,7 @@ def test_help_shows_a_complete_example(command):
         (("stlm-train", "--data", ".", "--out", "run", "--recipe", "best"), ["best", "quick", "paper"]),
         (("stlm-train", "--data", ".", "--out", "run", "--size", "100"), ["size 100", "multiple of 32"]),
         (("stlm-train", "--data", ".", "--out", "run", "--teacher", "vit_x"), ["vit_x", "efficientnet-lite0"]),
-        (("stlm-train", "--data", ".", "--out", "run", "--false-alarm-rate", "2"), ["2", "between 0 and 1"]),
+        (("stlm-train", "--data", ".", "--out", "run", "--false-alarm-rate", "2"), ["2", "between 0 and 0.5"]),
         (("stlm-eval", "--data", ".", "--out", "e"), ["--checkpoint", "--bundle"]),
         (("stlm-eval", "--checkpoint", "none.safetensors", "--data", ".", "--out", "e"), ["none.safetensors"]),
         (("stlm-export", "--target", "toaster"), ["toaster", "cpu", "jetson"]),

@@ -1,4 +1,4 @@
-"""The network, one part per file: image encoder, prompt encoder, mask decoder, feature aggregation, and their assembly."""
+"""The network, one part per file: encoders, mask decoder, feature aggregation, and their assembly."""
 
 from stlm_edge.model.stlm import STLM, ModelConfig
 

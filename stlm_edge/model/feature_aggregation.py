@@ -3,6 +3,8 @@
 Parameter names are those of the published segmentation network.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,8 +66,8 @@ class FeatureAggregation(nn.Module):
     def __init__(self, maps: int = 2, dim: int = 256):
         super().__init__()
         self.maps = maps
-        self.res = nn.Sequential(ResidualBlock(maps * dim, WIDTH), ResidualBlock(WIDTH, WIDTH))
-        self.head = nn.Sequential(
+        self.res: Any = nn.Sequential(ResidualBlock(maps * dim, WIDTH), ResidualBlock(WIDTH, WIDTH))
+        self.head: Any = nn.Sequential(
             ASPP(),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
             nn.BatchNorm2d(WIDTH),
@@ -75,21 +77,30 @@ class FeatureAggregation(nn.Module):
 
     @torch.no_grad()
     def begin_from_cosines(self) -> None:
-        """Let one of the first filters per k begin as the sum of its channels, which is −cos(plain_k, denoising_k), and
-        the output at a probability of 2%: from random filters it takes thousands of steps to find that sum."""
-        convolutions = [module for module in self.res[0].modules() if isinstance(module, nn.Conv2d)]
-        dim = convolutions[0].in_channels // self.maps
-        for convolution in convolutions:
-            if convolution.in_channels == self.maps * dim:
-                centre = convolution.kernel_size[0] // 2
-                for k in range(self.maps):
-                    convolution.weight[k] = 0
-                    convolution.weight[k, k * dim : (k + 1) * dim, centre, centre] = 1
-        last = self.head[-1]
-        assert isinstance(last, nn.Conv2d)
-        assert last.bias is not None
-        last.bias.fill_(-4.0)
+        """Let the map begin as the sum over k of −cos(plain_k, denoising_k), standardised, under a low prior.
+
+        One channel per k carries it through the network; the others begin at random as ever. Few steps of training
+        then refine a map that is sensible already, instead of finding that sum among 512 channels.
+        """
+        dim = self.res[0].conv1.in_channels // self.maps
+        near = self.head[0].aspp_feature_extractors[1].conv
+        for k in range(self.maps):
+            _carry(self.res[0].downsample[0], k, slice(k * dim, (k + 1) * dim))
+            for block in self.res:
+                block.conv2.weight[k] = 0
+            _carry(near, k, k)
+            _carry(self.head[0].aspp_fusion_layer.conv, k, WIDTH + k)
+            _carry(self.head[1], k, k)
+            self.head[-1].weight[0, k] = 1
+        self.head[-1].bias.fill_(-4.0)
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
         products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
         return self.head(self.res(torch.cat(products, dim=1)))
+
+
+def _carry(convolution: nn.Conv2d, to: int, source: int | slice) -> None:
+    """Let one output channel be the sum of the input channels `source` at the same place."""
+    centre = convolution.kernel_size[0] // 2
+    convolution.weight[to] = 0
+    convolution.weight[to, source, centre, centre] = 1

@@ -80,7 +80,8 @@ class STLM(nn.Module):
     def decode(self, embedding: Tensor) -> Tensor:
         """Image embedding → image tokens after the transformer, both B×256×h×w."""
         h, w = embedding.shape[-2:]
-        return self.mask_decoder(embedding, self.prompt_encoder.pe_layer(h, w), self.prompt_encoder.no_mask_embed.weight)
+        prompts = self.prompt_encoder
+        return self.mask_decoder(embedding, prompts.pe_layer(h, w), prompts.no_mask_embed.weight)
 
 
 def score(anomaly_map: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The image encoder: TinyViT-5M (Wu et al. 2022) in MobileSAM's variant (Zhang et al. 2023), for any grid.
 
 Parameter names are MobileSAM's, so that its `image_encoder.*` weights load as they are. Between the stages a picture is
-a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the published order: the decoder behind amplifies a
-rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
+a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the published order: the decoder behind amplifies
+a rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
 """
 
 import torch
@@ -124,7 +124,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Window attention, a depthwise 3×3 convolution, and an MLP; grids that windows don't tile are padded with zeros."""
+    """Window attention, a depthwise 3×3 convolution, an MLP; grids that windows don't tile are padded with zeros."""
 
     def __init__(self, dim: int, heads: int, window: int):
         super().__init__()
