@@ -5,7 +5,6 @@ They need `pip install "stlm-edge[export]"`; a device's commands (`stlm-predict`
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
