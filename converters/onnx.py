@@ -1,13 +1,15 @@
 """STLM as one ONNX file: picture in, anomaly map and score out, everything constant already computed.
 
-Input `image`, uint8 1×S×S×3 RGB; outputs `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. Static shapes,
-opset 20 (its Gelu is one node; TensorRT 10.3 reads no higher), no external data. The same checkpoint gives the same bytes.
+Input `image`, uint8 1×S×S×3 RGB; outputs `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. Static
+shapes, opset 20 (its Gelu is one node; TensorRT 10.3 reads no higher), no external data. The same checkpoint gives the
+same bytes.
 """
 
 import ast
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -85,8 +87,7 @@ def folded(model: STLM) -> STLM:
     """A copy whose batch norms are merged into the convolutions before them."""
     copied = copy.deepcopy(model).eval()
     for parent in list(copied.modules()):
-        children = list(parent.named_children())
-        for (name, convolution), (following, norm) in zip(children, children[1:], strict=False):
+        for (name, convolution), (following, norm) in itertools.pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(parent, following, nn.Identity())

@@ -7,38 +7,76 @@ from stlm_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """`precisions`: the first is the default. `missing` is what a target that isn't built yet still lacks."""
+    """A device class. `precisions` begins with the default; `missing` says why it can't be exported yet, if so."""
 
     name: str
     artifact: str
     runtime: str
     precisions: tuple[str, ...]
+    checked_by: str
     missing: str | None = None
 
 
-TARGETS = {
-    row.name: row
-    for row in (
-        Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32")),
-        Target("jetson", "model.onnx", "tensorrt", ("fp16", "int8", "fp32"), "the typed ONNX and the TensorRT engine"),
-        Target(
-            "desktop-gpu", "model.onnx", "tensorrt", ("fp16", "int8", "fp32"), "the typed ONNX and the TensorRT engine"
-        ),
-        Target("android", "model.tflite", "litert", ("int8", "fp16", "fp32"), "the TFLite converter"),
-        Target("ios", "model.mlpackage", "coreml", ("fp16", "int8"), "the Core ML converter"),
-        Target("web", "model.onnx", "onnxruntime-web", ("fp16", "int8"), "the ONNX files for WebGPU and WebAssembly"),
-    )
-}
+_LATER = "this release exports cpu; its ONNX file (opset 20, static shapes) also runs wherever onnxruntime does"
+
+TARGETS = (
+    Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32"), "onnxruntime"),
+    Target(
+        "jetson",
+        "model.onnx",
+        "tensorrt",
+        ("fp16", "int8", "fp32"),
+        "rule check, onnxruntime, fp16 simulation",
+        f"the strongly typed ONNX for TensorRT and its rule check are not built yet; {_LATER}",
+    ),
+    Target(
+        "desktop-gpu",
+        "model.onnx",
+        "tensorrt",
+        ("fp16", "int8", "fp32"),
+        "rule check, onnxruntime, fp16 simulation",
+        f"the strongly typed ONNX for TensorRT and its rule check are not built yet; {_LATER}",
+    ),
+    Target(
+        "android",
+        "model.tflite",
+        "litert",
+        ("int8", "fp16", "fp32"),
+        "ai-edge-litert",
+        f"the TFLite converter is not built yet; {_LATER}",
+    ),
+    Target(
+        "ios",
+        "model.mlpackage",
+        "coreml",
+        ("fp16", "int8", "palette6"),
+        "an evaluator of the saved Core ML program",
+        f"the Core ML converter and the evaluator that checks it are not built yet; {_LATER}",
+    ),
+    Target(
+        "web",
+        "model.onnx",
+        "onnxruntime-web",
+        ("fp16", "int8"),
+        "onnxruntime",
+        f"the fp16 graph for WebGPU is not built yet; {_LATER}",
+    ),
+)
 
 
 def find(name: str, precision: str | None = None) -> tuple[Target, str]:
-    """The row of a target and the precision to use. Raises UsageError: unknown, not built yet, or without it."""
-    target = TARGETS.get(name)
-    if target is None:
-        raise UsageError(f"target {name}: unknown; expected one of {', '.join(TARGETS)}")
+    """The target of this name and the precision, the target's default where none is given.
+
+    Raises UsageError for an unknown target, one that isn't built yet, and a precision that it lacks.
+    """
+    rows = {target.name: target for target in TARGETS}
+    if name not in rows:
+        raise UsageError(f"target {name}: unknown; there are {', '.join(rows)}")
+    target = rows[name]
     if target.missing:
-        built = ", ".join(row.name for row in TARGETS.values() if not row.missing)
-        raise UsageError(f"target {name}: not built yet, {target.missing} is missing; this release exports {built}")
+        raise UsageError(f"target {name}: {target.missing}")
     if precision is not None and precision not in target.precisions:
-        raise UsageError(f"target {name}: no precision {precision}; it has {', '.join(target.precisions)}")
+        raise UsageError(
+            f"target {name}: precision {precision} is not among those it has: {', '.join(target.precisions)}"
+        )
     return target, precision or target.precisions[0]
