@@ -32,6 +32,7 @@ def save(path: Path, model: STLM, teacher: EfficientNetLite0, card: dict[str, An
     packed = {name: _packed(tensor.detach().cpu()) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         save_file(packed, temporary, {KEY: json.dumps({"format_version": FORMAT_VERSION, **card})})
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
 
 def load(path: Path, model: STLM, teacher: EfficientNetLite0) -> dict[str, Any]:
