@@ -236,10 +236,10 @@ def two_stream_losses(
     image = torch.from_numpy(images).to(device)
     plain, denoising = (tuple(m.float() for m in maps) for maps in model.streams(model.normalise(image)))
     compared = [tuple(m.detach() for m in maps) if recipe.fa_detached else maps for maps in (plain, denoising)]
-    logits = model.fa(*compared).float()
     area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
     losses = {}
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):  # bfloat16 cannot tell cosines of 0.990 and 0.994 apart
+        logits = model.fa(*compared)
         if recipe.plain_lr:
             losses["plain"] = cosine_loss(plain, teacher(image))  # type: ignore[arg-type]
         losses["denoising"] = cosine_loss(denoising, clean(indices))  # type: ignore[arg-type]
