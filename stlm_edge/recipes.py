@@ -24,6 +24,8 @@ class Recipe:
     denoising_lr: float
     denoising_target: Literal["teacher", "plain"]
     """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
+    fa_lr: float
+    """At 0, feature aggregation stays the sum of cosine distances that it begins as, and only its statistics adapt."""
     fa_loss: Literal["cross-entropy+dice", "focal+l1"]
     fa_detached: bool
     """Whether feature aggregation learns from the streams without changing them."""
@@ -47,12 +49,13 @@ RECIPES = {
             batch=8,
             start="generic",
             epochs=None,
-            steps=240,
+            steps=480,
             optimiser="adamw",
             plain_lr=0.0,
             decoder_lr=0.0,
             denoising_lr=3e-4,
             denoising_target="plain",
+            fa_lr=0.0,
             fa_loss="cross-entropy+dice",
             fa_detached=True,
             freeze_batch_norm=True,
@@ -71,6 +74,7 @@ RECIPES = {
             decoder_lr=1e-4,
             denoising_lr=3e-4,
             denoising_target="teacher",
+            fa_lr=1e-4,
             fa_loss="cross-entropy+dice",
             fa_detached=True,
             freeze_batch_norm=True,
@@ -90,6 +94,7 @@ RECIPES = {
             decoder_lr=5e-4,
             denoising_lr=5e-4,
             denoising_target="teacher",
+            fa_lr=0.1,
             fa_loss="focal+l1",
             fa_detached=False,
             freeze_batch_norm=False,

@@ -243,6 +243,8 @@ def two_stream_losses(
         if recipe.plain_lr:
             losses["plain"] = cosine_loss(plain, teacher(image))  # type: ignore[arg-type]
         losses["denoising"] = cosine_loss(denoising, clean(indices))  # type: ignore[arg-type]
+        if not recipe.fa_lr:
+            return losses
         if recipe.fa_loss == "focal+l1":
             mask = (area >= 0.5).float()
             losses |= {"focal": focal_loss(logits.sigmoid(), mask), "l1": l1_loss(logits.sigmoid(), mask)}
@@ -261,16 +263,17 @@ def make_optimisers(model: STLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
             (model.plain.parameters(), recipe.plain_lr),
             (model.denoising.parameters(), recipe.denoising_lr),
             (decoder, recipe.decoder_lr),
+            *([] if recipe.optimiser == "adam+sgd" else [(model.fa.parameters(), recipe.fa_lr)]),
         )
         if rate
     ]
     if recipe.optimiser == "adam+sgd":
-        heads = [_group(model.fa.res.parameters(), 0.1), _group(model.fa.head.parameters(), 0.01)]
+        heads = [_group(model.fa.res.parameters(), recipe.fa_lr), _group(model.fa.head.parameters(), recipe.fa_lr / 10)]
         return [
             torch.optim.Adam(streams, betas=(0.5, 0.999)),
-            torch.optim.SGD(heads, lr=0.1, momentum=0.9, weight_decay=1e-4),
+            torch.optim.SGD(heads, momentum=0.9, weight_decay=1e-4),
         ]
-    return [torch.optim.AdamW([*streams, _group(model.fa.parameters(), 1e-3)], weight_decay=0.01)]
+    return [torch.optim.AdamW(streams, weight_decay=0.01)]
 
 
 def schedule(step: int, total: int) -> float:
@@ -287,6 +290,7 @@ def set_mode(model: STLM, recipe: Recipe) -> None:
     model.plain.requires_grad_(recipe.plain_lr > 0)
     model.mask_decoder.requires_grad_(recipe.decoder_lr > 0)
     model.prompt_encoder.requires_grad_(recipe.decoder_lr > 0)
+    model.fa.requires_grad_(recipe.fa_lr > 0)
     if recipe.freeze_batch_norm:
         for encoder in (model.plain, model.denoising):
             for module in encoder.modules():
