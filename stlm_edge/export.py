@@ -139,16 +139,16 @@ def export(
         golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
         every = candidates + [picture for picture in golden if picture not in candidates]
 
-        artifact = temporary / row.artifact
-        with _step(f"converting to {precision} ONNX, which takes a minute"):
-            _convert(trained.model, precision, artifact, calibration)
-        _check_metadata(artifact, calibration, trained.size)
-        packed = open_runtime(row.runtime, artifact)
-        answers = _answers(packed, every)
-        parity, rows = compare(every, answers, calibration.threshold, calibration.delta)
+        losses = []
+        for made, artifact in _convert(trained.model, precision, temporary / row.artifact, calibration):
+            _check_metadata(artifact, calibration, trained.size)
+            packed = open_runtime(row.runtime, artifact)
+            answers = _answers(packed, made, every)
+            parity, rows = compare(every, answers, calibration.threshold, calibration.delta)
+            when = "" if made == precision else "before quantization, "
+            losses += [when + found for found in problems(parity, made)]
         of_golden = [answers[every.index(picture)] for picture in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
-        losses = problems(parity, precision)
         accuracy = None
         if samples:
             accuracy = {
@@ -244,17 +244,20 @@ def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[G
     return candidates
 
 
-def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibration) -> None:
+def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibration) -> Iterator[tuple[str, Path]]:
+    """Precision and file of each step of the conversion, the artifact last: what is quantized is proven before it."""
     from stlm_edge.converters.onnx import to_onnx
 
-    if precision == "fp32":
-        to_onnx(model, artifact, calibration)
-        return
-    from stlm_edge.converters.quantization import to_int8
+    in_float = artifact if precision == "fp32" else artifact.with_name("fp32.onnx")
+    with _step("converting to ONNX, which takes half a minute"):
+        to_onnx(model, in_float, calibration)
+    yield "fp32", in_float
+    if precision == "int8":
+        from stlm_edge.converters.quantization import to_int8
 
-    in_float = artifact.with_name("fp32.onnx")
-    to_onnx(model, in_float, calibration)
-    to_int8(model, in_float, artifact, calibration)
+        with _step("quantizing to int8"):
+            to_int8(model, in_float, artifact, calibration)
+        yield "int8", artifact
 
 
 def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
@@ -267,14 +270,14 @@ def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None
             )
 
 
-def _answers(packed: Runtime, pictures: Sequence[GoldenCandidate]) -> list[tuple[Any, float]]:
+def _answers(packed: Runtime, made: str, pictures: Sequence[GoldenCandidate]) -> list[tuple[Any, float]]:
     answers = []
-    with _step("judging with the packed model", len(pictures)) as advance:
+    with _step(f"judging with the {made} model", len(pictures)) as advance:
         for picture in pictures:
             try:
                 answers.append(packed.run(picture.tensor))
             except JobError as error:
-                raise JobError(f"the packed model fails on {picture.name}, nothing was written: {error}") from None
+                raise JobError(f"the {made} model fails on {picture.name}, nothing was written: {error}") from None
             advance()
     return answers
 

@@ -1,0 +1,133 @@
+"""The ONNX file that a user gets: its contract, what is not in it, and the same bytes again."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from stlm_edge.converters import onnx as converter
+
+from stlm_edge import checkpoint
+from stlm_edge.bundle import stamp
+from stlm_edge.errors import JobError
+from stlm_edge.export import Exported
+from stlm_edge.model import STLM, ModelConfig
+
+
+@pytest.fixture(scope="module")
+def proto(exported: dict[str, Exported]) -> onnx.ModelProto:
+    return onnx.load(exported["fp32"].folder / "model.onnx")
+
+
+def test_the_graph_keeps_its_contract(proto: onnx.ModelProto) -> None:
+    def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[int]]:
+        tensor = value.type.tensor_type
+        return value.name, tensor.elem_type, [dim.dim_value for dim in tensor.shape.dim]
+
+    assert [described(value) for value in proto.graph.input] == [("image", TensorProto.UINT8, [1, 64, 64, 3])]
+    assert [described(value) for value in proto.graph.output] == [
+        ("anomaly_map", TensorProto.FLOAT, [1, 1, 64, 64]),
+        ("score", TensorProto.FLOAT, [1]),
+    ]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
+    assert proto.ir_version == 10
+    assert {node.domain for node in proto.graph.node} == {""}
+    onnx.checker.check_model(proto, full_check=True)
+
+
+def test_one_file_holds_everything(exported: dict[str, Exported], proto: onnx.ModelProto) -> None:
+    assert all(weight.data_location == TensorProto.DEFAULT for weight in proto.graph.initializer)
+    assert {path.name for path in exported["fp32"].folder.iterdir()} == {"model.onnx", "manifest.json", "golden"}
+
+
+def test_what_cannot_reach_the_map_is_not_in_the_graph(proto: onnx.ModelProto, small_checkpoint: Path) -> None:
+    names = [weight.name for weight in proto.graph.initializer]
+    assert any("cross_attn_image_to_token" in name for name in names)
+    assert not [name for name in names if "final_attn" in name]
+    final = [
+        tensor
+        for name, tensor in checkpoint.load(small_checkpoint).model.state_dict().items()
+        if "final_attn" in name and name.endswith("weight")
+    ]
+    assert len(final) == 5
+    shipped = [numpy_helper.to_array(weight) for weight in proto.graph.initializer]
+    for tensor in final[:-1]:
+        same = [array for array in shipped if array.size == tensor.numel()]
+        assert not any((array.ravel() == tensor.numpy().ravel()).all() for array in same)
+        assert not any((array.ravel() == tensor.T.numpy().ravel()).all() for array in same)
+
+
+def test_everything_constant_is_computed_at_export(proto: onnx.ModelProto) -> None:
+    constant = {weight.name for weight in proto.graph.initializer}
+    operators = {node.op_type for node in proto.graph.node}
+    assert "Gelu" in operators
+    assert not operators & {"BatchNormalization", "Constant", "Cos", "Erf", "GatherND", "Sin"}
+    assert not [node.name for node in proto.graph.node if set(node.input) <= constant]
+
+
+def test_the_file_says_nothing_of_the_machine_that_made_it(exported: dict[str, Exported]) -> None:
+    content = (exported["fp32"].folder / "model.onnx").read_bytes()
+    for trace in (b'File "', b".py", str(Path(torch.__file__).parent).encode(), str(Path.home()).encode() + b"/"):
+        assert trace not in content
+
+
+def test_the_metadata_holds_the_threshold(proto: onnx.ModelProto, exported: dict[str, Exported]) -> None:
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    calibration = exported["fp32"].manifest.calibration
+    assert float(metadata["stlm_edge.threshold"]) == calibration.threshold
+    assert metadata == stamp(calibration, 64)
+
+
+def test_linear_weights_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
+    linear = {node.input[1] for node in proto.graph.node if node.op_type == "Gemm"}
+    assert "plain.layers.3.blocks.0.mlp.fc2.weight_transposed" in linear
+    assert all(name.endswith(".weight_transposed") for name in linear)
+
+
+def test_exports_in_any_order_give_the_same_bytes(
+    exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened = checkpoint.load(small_checkpoint)
+    assert opened.calibration is not None
+    other = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
+    converter.to_onnx(other, tmp_path / "other.onnx", opened.calibration)
+    converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.calibration)
+    assert (tmp_path / "again.onnx").read_bytes() == (exported["fp32"].folder / "model.onnx").read_bytes()
+    assert capfd.readouterr() == ("", ""), "the exporter's chatter reaches the user"
+
+
+def test_folding_leaves_the_model_as_it_is_and_its_answers_too() -> None:
+    torch.manual_seed(0)
+    model = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.running_mean)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(image)
+        folded = converter.folded(model)
+        found = folded(image)
+    assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert (found.anomaly_map - expected.anomaly_map).abs().max() < 1e-5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_opset_is_refused(proto: onnx.ModelProto, exported: dict[str, Exported], tmp_path: Path) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    changed.opset_import[0].version = 18
+    with pytest.raises(JobError, match=r"opsets .*18.*, expected ai.onnx 20"):
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.calibration, 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_invalid_graph_is_refused(proto: onnx.ModelProto, exported: dict[str, Exported], tmp_path: Path) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    del changed.graph.node[3]
+    with pytest.raises(JobError, match="not valid ONNX"):
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.calibration, 64)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,65 @@
+"""The int8 file: which layers are int8, which stay in float, and that nothing but it is left behind."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from stlm_edge.converters.quantization import to_int8
+
+from stlm_edge import checkpoint
+from stlm_edge.bundle import stamp
+from stlm_edge.export import Exported
+
+
+@pytest.fixture(scope="module")
+def proto(exported: dict[str, Exported]) -> onnx.ModelProto:
+    return onnx.load(exported["int8"].folder / "model.onnx")
+
+
+def test_linear_layers_are_int8_and_the_rest_is_float(proto: onnx.ModelProto) -> None:
+    kinds = {weight.name: weight.data_type for weight in proto.graph.initializer}
+    int8 = {node.input[1].removesuffix("_quantized") for node in proto.graph.node if node.op_type == "MatMulInteger"}
+    products = [node for node in proto.graph.node if node.op_type in ("Gemm", "MatMul")]
+    in_float = {node.input[1] for node in products if node.input[1] in kinds}
+    assert "plain.layers.1.blocks.0.attn.qkv.weight_transposed" in int8
+    assert "mask_decoder.transformer.layers.0.mlp.lin1.weight_transposed" in int8
+    encoders = [f"{stream}.layers.3.blocks.0.mlp.fc{number}" for stream in ("plain", "denoising") for number in (1, 2)]
+    decoder = [
+        f"mask_decoder.transformer.layers.{layer}.cross_attn_image_to_token.{projection}"
+        for layer in (0, 1)
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ]
+    assert in_float == {f"{module}.weight_transposed" for module in encoders + decoder}
+    assert not {node.op_type for node in proto.graph.node} & {"ConvInteger", "QLinearConv"}
+    assert all(kinds[node.input[1]] == onnx.TensorProto.FLOAT for node in proto.graph.node if node.op_type == "Conv")
+
+
+def test_weights_have_a_scale_per_output_channel(proto: onnx.ModelProto) -> None:
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    name = "plain.layers.1.blocks.0.attn.qkv.weight_transposed"
+    assert weights[f"{name}_quantized"].data_type == onnx.TensorProto.INT8
+    assert list(weights[f"{name}_scale"].dims) == [384]
+
+
+def test_it_is_smaller_and_standard_and_knows_its_threshold(
+    proto: onnx.ModelProto, exported: dict[str, Exported]
+) -> None:
+    sizes = {name: (done.folder / "model.onnx").stat().st_size for name, done in exported.items()}
+    assert sizes["int8"] < 0.75 * sizes["fp32"]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
+    onnx.checker.check_model(proto, full_check=True)
+    assert {e.key: e.value for e in proto.metadata_props} == stamp(exported["int8"].manifest.calibration, 64)
+
+
+def test_quantizing_again_gives_the_same_bytes_and_leaves_nothing_else(
+    exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened = checkpoint.load(small_checkpoint)
+    assert opened.calibration is not None
+    source = exported["fp32"].folder / "model.onnx"
+    before = sorted(path.name for path in source.parent.iterdir())
+    to_int8(opened.model, source, tmp_path / "int8.onnx", opened.calibration)
+    assert (tmp_path / "int8.onnx").read_bytes() == (exported["int8"].folder / "model.onnx").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+    assert sorted(path.name for path in source.parent.iterdir()) == before
+    assert capfd.readouterr() == ("", "")

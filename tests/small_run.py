@@ -1,0 +1,70 @@
+"""A run folder as training leaves it, of a small network with random weights whose scores vary like a trained one's."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import tiny_picture
+from torch import nn
+
+from stlm_edge import checkpoint, run_folder
+from stlm_edge.manifest import Calibration
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.picture import load
+
+SMALL_SIZE = 64
+SEEDS = range(100, 112)
+
+
+def write_small_run(run: Path) -> Path:
+    """Write checkpoint, calibration and golden candidates, the threshold in the widest gap between their scores."""
+    for number, seed in enumerate(SEEDS):
+        for folder, defect in (("calibration", False), ("golden/normal", False), ("golden/anomalous", True)):
+            (run / folder).mkdir(parents=True, exist_ok=True)
+            tiny_picture(seed, defect).save(run / folder / f"{number:02}.png")
+    images = np.stack([load(tiny_picture(seed, defect), SMALL_SIZE) for defect in (False, True) for seed in SEEDS])
+    model = small_network(torch.from_numpy(images))
+    with torch.inference_mode():
+        scores = np.array([model(torch.from_numpy(image)[None]).score.item() for image in images])
+    ordered = np.sort(scores)[4:-4]
+    widest = int(np.argmax(np.diff(ordered)))
+    threshold = float(ordered[widest : widest + 2].mean())
+    calibration = Calibration(
+        threshold=threshold,
+        median_score=threshold - 0.1,
+        map_low=0.1,
+        map_high=0.9,
+        false_alarm_rate=0.01,
+        pictures=len(SEEDS),
+        method="maximum plus margin",
+        margin=0.01,
+        source="training",
+    )
+    path = run / run_folder.CHECKPOINT
+    checkpoint.save(path, model, {"recipe": "random weights", "seed": 0}, calibration)
+    return path
+
+
+def small_network(images: torch.Tensor, depths: tuple[int, int, int, int] = (1, 1, 1, 1)) -> STLM:
+    """All kinds of operators, one block per stage; batch norms and the map's spread fitted to `images`, B×S×S×3."""
+    torch.manual_seed(0)
+    model = STLM(ModelConfig(images.shape[1], depths))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.3 * module.in_features**-0.5)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        for encoder in (model.plain, model.denoising):
+            for name, parameter in encoder.named_parameters():
+                if name.endswith("attention_biases"):
+                    nn.init.normal_(parameter)
+        model.train()(images)
+        model.eval()
+        logits = model.fa(*model.streams(model.normalise(images)))
+        last = model.fa.head[-1]
+        gain = 3 / logits.std()
+        last.weight.mul_(gain)
+        last.bias.copy_((last.bias - logits.mean()) * gain - 2)
+    return model

@@ -1,0 +1,33 @@
+"""The table of targets: what can be exported now, and what is said of the rest."""
+
+import pytest
+
+from stlm_edge.errors import UsageError
+from stlm_edge.targets import TARGETS, find
+
+
+def test_every_device_class_has_one_row() -> None:
+    assert [target.name for target in TARGETS] == ["cpu", "jetson", "desktop-gpu", "android", "ios", "web"]
+
+
+def test_a_target_has_a_default_precision() -> None:
+    target, precision = find("cpu")
+    assert (target.artifact, target.runtime, precision) == ("model.onnx", "onnxruntime", "int8")
+    assert find("cpu", "fp32")[1] == "fp32"
+
+
+@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "android", "ios", "web"])
+def test_a_target_that_is_not_built_yet_says_what_is_missing(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu") as refusal:
+        find(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_target_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="toaster: unknown; there are cpu, jetson, desktop-gpu, android, ios, web"):
+        find("toaster")
+
+
+def test_a_precision_that_the_target_lacks_is_answered_with_those_it_has() -> None:
+    with pytest.raises(UsageError, match="target cpu: precision fp16 is not among those it has: int8, fp32"):
+        find("cpu", "fp16")
