@@ -50,7 +50,7 @@ def run(pictures, tmp_path_factory):
 def test_a_run_leaves_all_that_later_stations_need(run):
     opened = checkpoint.load(run / "checkpoint.safetensors")
     assert opened.calibration.pictures == 8
-    assert opened.calibration.threshold > opened.calibration.median_score
+    assert opened.calibration.threshold >= opened.calibration.median_score
     assert opened.provenance["seed"] == 0
     assert "stand-in" in opened.provenance["teacher"]
     assert len(list((run / "calibration").iterdir())) == 8

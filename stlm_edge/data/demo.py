@@ -22,7 +22,7 @@ from stlm_edge.errors import UsageError, exit_with_one_line
 
 TRAINING, GOOD, DEFECTIVE = 201, 39, 12  # pictures; DEFECTIVE of each kind
 
-_VERSION = 1  # of the pictures: a change that alters them raises it
+_VERSION = 2  # of the pictures: a change that alters them raises it
 _MARKER = "demo.json"
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
@@ -84,7 +84,7 @@ def _scratch(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     sideways = bend * (1 - along**2)
     points_x = x + half * along * math.cos(angle) - sideways * math.sin(angle)
     points_y = y + half * along * math.sin(angle) + sideways * math.cos(angle)
-    width, strength = rng.uniform(2.6, 4.6), rng.uniform(0.6, 1)
+    width, strength = rng.uniform(2.8, 4.6), rng.uniform(0.7, 1)
     score = _stroke(points_x, points_y, width) * relief.part
     burr = _stroke(points_x, points_y, width + 3) * relief.part - score
     relief.height += strength * (1.5 * burr - 2.5 * score)
@@ -95,8 +95,8 @@ def _scratch(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 def _stain(relief: Relief, rng: np.random.Generator) -> np.ndarray:
     """A dried drop of uneven outline, dark at its rim."""
-    distance = _blob(*_place(relief, rng, 22), rng.uniform(11, 19), rng, roundness=0.12)
-    strength = rng.uniform(0.6, 1)
+    distance = _blob(*_place(relief, rng, 22), rng.uniform(13, 20), rng, roundness=0.12)
+    strength = rng.uniform(0.75, 1)
     wet = step(distance, 1.04, 0.96) * relief.part
     rim = np.exp(-(((distance - 0.9) / 0.09) ** 2))
     relief.colour = mix(relief.colour, np.array(relief.stain), strength * wet * (0.7 + 0.3 * rim))
