@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class UsageError(Exception):
-    """What the user gave cannot be used: the message says what was found, what was expected, what to do. Exit code 2."""
+    """What the user gave cannot be used. The message: what was found, what was expected, what to do. Exit code 2."""
 
 
 class JobError(Exception):

@@ -23,8 +23,7 @@ def test_maps_stand_on_the_students_grid(teacher, images):
 
 
 def test_it_knows_imagenet_features(teacher):
-    """With the published weights a grey picture and its own copy agree; random weights would do that too, so look at
-    the first filters: they are oriented edges, nearly balanced around zero."""
+    """The first filters are edges, large and nearly balanced around zero, which random ones are not."""
     filters = teacher.backbone.state_dict()["conv_stem.weight"]
     assert filters.std() > 0.1
     assert filters.mean().abs() < 0.1 * filters.std()
@@ -42,7 +41,8 @@ def test_fitting_brings_every_channel_to_unit_deviation_and_keeps_its_mean(image
     teacher = EfficientNetLite0()
     before = [features.mean((0, 2, 3)) for features in teacher._features(images)]
     teacher.fit([images[:2], images[2:]])
-    after = [f / s[:, None, None] for f, s in zip(teacher._features(images), (teacher.std_1, teacher.std_2), strict=True)]
+    deviations = (teacher.std_1, teacher.std_2)
+    after = [f / s[:, None, None] for f, s in zip(teacher._features(images), deviations, strict=True)]
     for mean, features in zip(before, after, strict=True):
         deviation = features.permute(1, 0, 2, 3).flatten(1).std(dim=1, unbiased=False)
         assert torch.allclose(deviation[deviation > 0.5], torch.ones(1), atol=1e-3)
