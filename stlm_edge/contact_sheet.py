@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 
 from stlm_edge.data.datasets import Sample
+from stlm_edge.files import replacing
 from stlm_edge.heatmap import overlay
 from stlm_edge.manifest import Calibration
 from stlm_edge.picture import read_mask, read_picture
@@ -55,12 +56,8 @@ def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration)
             draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), _PANEL)
             sheet.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
         _write_verdict(draw, (_GAP + 3 * (CELL + _GAP) + 4, top), row, calibration.threshold, top_score)
-    temporary = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as temporary:
         sheet.save(temporary, "JPEG", quality=88)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _outlined(small: Image.Image, sample: Sample, picture_size: tuple[int, int]) -> Image.Image:
