@@ -139,14 +139,19 @@ def export(
         golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
         every = candidates + [picture for picture in golden if picture not in candidates]
 
-        losses = []
+        before, losses = [], []
         for made, artifact in _convert(trained.model, precision, temporary / row.artifact, calibration):
             _check_metadata(artifact, calibration, trained.size)
             packed = open_runtime(row.runtime, artifact)
             answers = _answers(packed, made, every)
             parity, rows = compare(every, answers, calibration.threshold, calibration.delta)
-            when = "" if made == precision else "before quantization, "
-            losses += [when + found for found in problems(parity, made)]
+            found = problems(parity, made)
+            if made != precision:
+                before += [f"before quantization, {problem}" for problem in found]
+                continue
+            losses = before + found
+            if not found:
+                break
         of_golden = [answers[every.index(picture)] for picture in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
         accuracy = None
@@ -245,7 +250,7 @@ def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[G
 
 
 def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibration) -> Iterator[tuple[str, Path]]:
-    """Precision and file of each step of the conversion, the artifact last: what is quantized is proven before it."""
+    """Precision and file of each step: the fp32 file, then int8 ones with ever more layers kept in float."""
     from stlm_edge.converters.onnx import to_onnx
 
     in_float = artifact if precision == "fp32" else artifact.with_name("fp32.onnx")
@@ -253,11 +258,12 @@ def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibrati
         to_onnx(model, in_float, calibration)
     yield "fp32", in_float
     if precision == "int8":
-        from stlm_edge.converters.quantization import to_int8
+        from stlm_edge.converters.quantization import IN_FLOAT, to_int8
 
-        with _step("quantizing to int8"):
-            to_int8(model, in_float, artifact, calibration)
-        yield "int8", artifact
+        for kept in IN_FLOAT:
+            with _step("quantizing to int8"):
+                to_int8(model, in_float, artifact, calibration, kept)
+            yield "int8", artifact
 
 
 def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:

@@ -22,14 +22,11 @@ def test_linear_layers_are_int8_and_the_rest_is_float(proto: onnx.ModelProto) ->
     products = [node for node in proto.graph.node if node.op_type in ("Gemm", "MatMul")]
     in_float = {node.input[1] for node in products if node.input[1] in kinds}
     assert "plain.layers.1.blocks.0.attn.qkv.weight_transposed" in int8
-    assert "mask_decoder.transformer.layers.0.mlp.lin1.weight_transposed" in int8
-    encoders = [f"{stream}.layers.3.blocks.0.mlp.fc{number}" for stream in ("plain", "denoising") for number in (1, 2)]
-    decoder = [
-        f"mask_decoder.transformer.layers.{layer}.cross_attn_image_to_token.{projection}"
-        for layer in (0, 1)
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
-    ]
-    assert in_float == {f"{module}.weight_transposed" for module in encoders + decoder}
+    assert "plain.layers.3.blocks.0.attn.qkv.weight_transposed" in int8
+    second = {f"{stream}.layers.3.blocks.0.mlp.fc2.weight_transposed" for stream in ("plain", "denoising")}
+    assert second <= in_float
+    assert any("mask_decoder" in name for name in in_float)
+    assert not any("mask_decoder" in name for name in int8)
     assert not {node.op_type for node in proto.graph.node} & {"ConvInteger", "QLinearConv"}
     assert all(kinds[node.input[1]] == onnx.TensorProto.FLOAT for node in proto.graph.node if node.op_type == "Conv")
 
@@ -45,7 +42,7 @@ def test_it_is_smaller_and_standard_and_knows_its_threshold(
     proto: onnx.ModelProto, exported: dict[str, Exported]
 ) -> None:
     sizes = {name: (done.folder / "model.onnx").stat().st_size for name, done in exported.items()}
-    assert sizes["int8"] < 0.75 * sizes["fp32"]
+    assert sizes["int8"] < 0.85 * sizes["fp32"]
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
     onnx.checker.check_model(proto, full_check=True)
     assert {e.key: e.value for e in proto.metadata_props} == stamp(exported["int8"].manifest.calibration, 64)
