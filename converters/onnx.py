@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stlm_edge.bundle import stamp
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM
 
@@ -80,7 +81,8 @@ def save(proto: "onnx.ModelProto", path: Path, calibration: Calibration, size: i
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise JobError(f"the exported graph is not valid ONNX: {error}") from None
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def folded(model: STLM) -> STLM:
