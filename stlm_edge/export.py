@@ -193,7 +193,7 @@ def newest_checkpoint() -> Path:
     """The checkpoint of the run that was finished last. Raises UsageError when there is none."""
     found = sorted(RUNS.glob(f"*/{run_folder.CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UsageError(f"{RUNS}/*/{run_folder.CHECKPOINT}: no finished run; make one with stlm-train, or name one by --checkpoint")
+        raise UsageError(f"no finished run in {RUNS}/; make one with stlm-train or give --checkpoint")
     return found[-1]
 
 

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from stlm_edge.converters import onnx as converter
+from stlm_edge.converters import quantization
 from tiny import tiny_picture
 
 import stlm_edge
@@ -178,6 +179,31 @@ def test_a_damaged_converter_does_not_pass(
     assert list(scratch.iterdir()) == []
 
 
+def test_where_int8_fails_the_gate_more_layers_stay_in_float(
+    convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_by(nothing)
+    tried = []
+
+    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: str) -> None:
+        tried.append(in_float)
+        quantization_to_int8(model, source, path, calibration, in_float)
+        if len(tried) == 1:
+            proto = onnx.load(path)
+            swapped_channels(proto)
+            path.write_bytes(proto.SerializeToString())
+
+    quantization_to_int8 = quantization.to_int8
+    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
+    assert tried == list(quantization.IN_FLOAT[:2])
+    assert done.losses == []
+    proto = onnx.load(tmp_path / "bundle" / "model.onnx")
+    quantized = [node.input[1] for node in proto.graph.node if node.op_type == "MatMulInteger"]
+    assert quantized
+    assert not [name for name in quantized if re.search(quantization.IN_FLOAT[1], name)]
+
+
 def test_the_gate_shows_the_figures(convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path) -> None:
     convert_by(missing_normalisation)
     with pytest.raises(JobError, match=r"of 24 pictures: map difference [\d.]+ at most, .* cosine [\d.]+") as failure:
@@ -238,7 +264,7 @@ def test_defaults_are_the_newest_run_and_the_target_s_own_precision_and_folder(
 ) -> None:
     convert_by(nothing)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"runs/.*: no finished run; train one, or name one by --checkpoint"):
+    with pytest.raises(UsageError, match=r"no finished run in runs/; make one with stlm-train"):
         export("cpu")
     (tmp_path / "runs" / "older").mkdir(parents=True)
     (tmp_path / "runs" / "older" / "checkpoint.safetensors").write_bytes(b"not this one")
