@@ -9,7 +9,6 @@ over 3×3, a random tenth of the training patches as memory, Euclidean distance,
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict
 from datetime import date
@@ -77,13 +76,13 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for data in options.data:
-        rows.append(measure_patchcore(data, options.size, options.out))
+        rows.append(measure_patchcore(data, options.size))
         for seed in options.seed or [0]:
             rows.append(measure_quick(data, options.size, seed, options.longer, options.out))
     show(rows)
     if options.record:
         record = {
-            "command": "python " + " ".join(sys.argv),
+            "command": command(options),
             "date": date.today().isoformat(),
             "machine": asdict(describe()),
             "rows": rows,
@@ -91,7 +90,14 @@ def main() -> None:
         options.record.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def measure_patchcore(data: Path, size: int, out: Path) -> dict:
+def command(options: argparse.Namespace) -> str:
+    """What made the rows, with the names of the data sets and nothing of where they stand."""
+    data = " ".join(f"--data {folder.name}" for folder in options.data)
+    seeds = " ".join(f"--seed {seed}" for seed in options.seed or [0])
+    return f"python benchmarks/accuracy.py {data} --longer {options.longer:g} --size {options.size} {seeds} --out RUN"
+
+
+def measure_patchcore(data: Path, size: int) -> dict:
     began = time.monotonic()
     pictures = Pictures([sample.picture for sample in training_samples(data)], size)
     patchcore = PatchCore(EfficientNetLite0(), pictures, seed=0)
