@@ -128,7 +128,7 @@ def measure(path: Path | None, rounds: int) -> dict[str, Any]:
         ratio = float(np.median(np.array(seconds[than]) / np.array(seconds[faster])))
         goals.append({"faster": faster, "than": than, "ratio": ratio, "goal": goal, "met": ratio >= goal})
     return {
-        "benchmark": "benchmarks/cpu.py",
+        "command": "python benchmarks/cpu.py" + ("" if path is None else " --checkpoint F"),
         "date": datetime.date.today().isoformat(),
         "machine": asdict(machine.describe(PACKAGES, load_before)),
         "size": size,
