@@ -178,6 +178,17 @@ def test_what_a_recipe_freezes_stays():
     assert not any(id(parameter) in trained for parameter in model.fa.parameters())
 
 
+def test_quick_changes_the_denoising_stream_alone(pictures, tmp_path):
+    recipe = dataclasses.replace(RECIPES["quick"], start="random", steps=3, batch=2)
+    trained = load_file(train(dataclasses.replace(job(pictures), recipe=recipe), tmp_path / "run"))
+    torch.manual_seed(0)
+    before = STLM(ModelConfig(64, (1, 1, 1, 1))).state_dict()
+    for name, tensor in before.items():
+        if name.startswith(("plain.", "mask_decoder.", "prompt_encoder.")):
+            assert torch.equal(trained[name], tensor), name
+    assert not torch.equal(trained["denoising.neck.0.weight"], trained["plain.neck.0.weight"])
+
+
 def test_the_paper_recipe_is_the_published_one():
     recipe = RECIPES["paper"]
     assert (recipe.size, recipe.batch, recipe.epochs) == (1024, 2, 200)
