@@ -31,12 +31,12 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from stlm_edge.converters.onnx import to_onnx
-from stlm_edge.converters.quantization import to_int8
 
 from stlm_edge import checkpoint
 from stlm_edge.bench import machine
 from stlm_edge.calibrate import calibrate
+from stlm_edge.converters.onnx import to_onnx
+from stlm_edge.converters.quantization import to_int8
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.export import flops
 from stlm_edge.files import replacing

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from stlm_edge.converters.onnx import quiet, save
 
+from stlm_edge.converters.onnx import quiet, save
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM
 

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from stlm_edge.converters import onnx as converter
-from stlm_edge.converters import quantization
 from tiny import tiny_picture
 
 import stlm_edge
 from stlm_edge import checkpoint
+from stlm_edge.converters import onnx as converter
+from stlm_edge.converters import quantization
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export import Exported, export, flops, lost_accuracy
 from stlm_edge.manifest import Calibration

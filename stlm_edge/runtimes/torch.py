@@ -25,5 +25,5 @@ class Torch:
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """S×S×3 uint8 → the anomaly map, S×S float32, and the score."""
         with torch.inference_mode():
-            answer = self.model(torch.from_numpy(image)[None])
+            answer = self.model(torch.tensor(image)[None])
         return answer.anomaly_map[0, 0].numpy(), answer.score.item()

@@ -6,10 +6,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from stlm_edge.converters import onnx as converter
 
 from stlm_edge import checkpoint
 from stlm_edge.bundle import stamp
+from stlm_edge.converters import onnx as converter
 from stlm_edge.errors import JobError
 from stlm_edge.export import Exported
 from stlm_edge.model import STLM, ModelConfig

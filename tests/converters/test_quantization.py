@@ -4,10 +4,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from stlm_edge.converters.quantization import to_int8
 
 from stlm_edge import checkpoint
 from stlm_edge.bundle import stamp
+from stlm_edge.converters.quantization import to_int8
 from stlm_edge.export import Exported
 
 
