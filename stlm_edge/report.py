@@ -16,8 +16,8 @@ from typing import Any
 
 from stlm_edge import strict_json
 from stlm_edge.bench.result import is_stand_in
-from stlm_edge.errors import JobError, UsageError
-from stlm_edge.files import replacing
+from stlm_edge.errors import UsageError
+from stlm_edge.files import write_text
 from stlm_edge.parity import FP32_MAP_LIMIT
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
 from stlm_edge.targets import TARGETS, Target
@@ -97,12 +97,7 @@ def write_report(
         golden_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _golden_charts(rows)],
         latency_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _latency_charts(rows)],
     )
-    try:
-        out_html.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out_html) as unfinished:
-            unfinished.write_text(page, "utf-8")
-    except OSError as error:
-        raise JobError(f"{out_html}: cannot be written ({error.strerror})") from None
+    write_text(out_html, page)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

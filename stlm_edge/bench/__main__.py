@@ -21,8 +21,8 @@ from stlm_edge.bench import machine
 from stlm_edge.bench.measure import Subject, measure, unmeasured
 from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
 from stlm_edge.bundle import open_bundle
-from stlm_edge.errors import JobError, UsageError, exit_with_one_line
-from stlm_edge.files import replacing
+from stlm_edge.errors import UsageError, exit_with_one_line
+from stlm_edge.files import write_text
 
 EXAMPLE = """example:
   stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows=tuple(rows),
         )
         text = strict_json.dump(bench)
-        _write(out / "bench.json", text)
+        write_text(out / "bench.json", text)
         report = _report(out / "report.html", json.loads(text), options.checkpoint)
         if options.json:
             print(text, end="")
@@ -156,16 +156,6 @@ def _need_train_packages(option: str, *packages: str) -> None:
 
 def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
     return ("numpy", "Pillow", *dict.fromkeys(row.runtime for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            unfinished.write_text(text, "utf-8")
-    except OSError as error:
-        raise JobError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _print(bench: Bench, report: Path | None) -> None:
