@@ -29,7 +29,7 @@ from stlm_edge.errors import exit_with_one_line
 from stlm_edge.evaluate import evaluate
 from stlm_edge.recipes import RECIPES
 from stlm_edge.runtimes.torch import Torch
-from stlm_edge.teacher import EfficientNetLite0
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import Job, train
 
 MEMORY_SHARE = 0.1

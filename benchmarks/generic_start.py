@@ -25,10 +25,11 @@ from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import is_picture
-from stlm_edge.teacher import EfficientNetLite0
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import in_batches, save_state, schedule
 
-SIZE, BATCH, LEARNING_RATE = 224, 4, 6e-4
+SIZE, BATCH, LEARNING_RATE = 224, 8, 5e-4
+PICTURE_SIZE = 320  # what crops are taken from
 PROBE_EVERY, SAVE_EVERY, HELD_OUT_EVERY = 500, 250, 64
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--begin", type=Path, help="a start to go on from, instead of random weights")
     parser.add_argument("--ship", type=Path, help="where the finished start is written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -48,14 +50,17 @@ def main() -> None:
 
     found = {folder: sorted(p for p in folder.rglob("*") if is_picture(p)) for folder in options.pictures}
     everything = [path for paths in found.values() for path in paths]
-    pictures = Pictures([p for n, p in enumerate(everything) if n % HELD_OUT_EVERY], SIZE)
+    pictures = Pictures([p for n, p in enumerate(everything) if n % HELD_OUT_EVERY], PICTURE_SIZE)
     held_out = Pictures(everything[::HELD_OUT_EVERY], SIZE)
 
     torch.manual_seed(options.seed)
     model = STLM(ModelConfig(SIZE)).to(memory_format=torch.channels_last)
     teacher = EfficientNetLite0()
-    sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
-    teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], SIZE)))
+    if options.begin:
+        start.load(options.begin, model, teacher)
+    else:
+        sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
+        teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], SIZE)))
     trained = [*model.plain.parameters(), *model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
     source = any_of(procedural, patches_of(pictures))
@@ -71,7 +76,7 @@ def main() -> None:
         model.train()
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, options.steps)
-        batch = views(pictures, source, np.random.default_rng([options.seed, step]), BATCH)
+        batch = views(pictures, source, np.random.default_rng([options.seed, step]), BATCH, SIZE)
         with torch.autocast("cpu", torch.bfloat16):
             losses = distances(model, teacher, torch.from_numpy(batch))
         optimiser.zero_grad(set_to_none=True)

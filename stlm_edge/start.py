@@ -17,7 +17,7 @@ from torch import Tensor
 from stlm_edge.errors import UsageError
 from stlm_edge.files import replacing
 from stlm_edge.model import STLM
-from stlm_edge.teacher import EfficientNetLite0
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
 KEY = "stlm_edge_start"
 FORMAT_VERSION = 1

@@ -36,7 +36,7 @@ from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import STRIDE, Maps
 from stlm_edge.picture import read_picture
 from stlm_edge.recipes import Recipe
-from stlm_edge.teacher import TEACHERS
+from stlm_edge.teachers import TEACHERS, open_teacher
 
 HELD_OUT_SHARE, LEAST_HELD_OUT = 0.15, 8
 LOG_EVERY = 10
@@ -90,7 +90,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
         "size": job.size,
         "depths": list(job.depths),
         "seed": job.seed,
-        "teacher": TEACHERS[job.teacher].description,
+        "teacher": TEACHERS[job.teacher],
         "data": str(job.data),
         "category": job.category,
         "textures": None if job.textures is None else str(job.textures),
@@ -114,7 +114,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
 
     torch.manual_seed(job.seed)
     model = STLM(model_config)
-    teacher = TEACHERS[job.teacher]()
+    teacher = open_teacher(job.teacher)
     if recipe.start == "generic":
         start.load(start.SHIPPED, model, teacher)
         model.fa.begin_from_cosines()

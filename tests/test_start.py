@@ -8,7 +8,7 @@ import torch
 from stlm_edge import start
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.teacher import EfficientNetLite0
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
 SMALL = ModelConfig(64, (1, 1, 1, 1))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stlm_edge.teacher import EfficientNetLite0
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
 
 @pytest.fixture(scope="module")

