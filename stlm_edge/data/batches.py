@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
+from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import Source
 from stlm_edge.picture import load
 
@@ -32,18 +33,23 @@ class Pictures(Sequence[np.ndarray]):
         return self._kept[index]
 
 
-def views(pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int) -> np.ndarray:
-    """What the common start learns from, count×S×S×3 uint8: crops of pictures in varied colour, some with foreign
-    patches in them, and foreign textures alone."""
+def views(
+    pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int, size: int
+) -> np.ndarray:
+    """What the generic start learns from, count×S×S×3 uint8: crops of pictures in varied colour and sharpness, and
+    procedural scenes, many with foreign patches in them; and foreign textures alone."""
     batch = []
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.15:
-            batch.append(source(rng, pictures[0].shape[0]))
+        if kind < 0.1:
+            batch.append(source(rng, size))
             continue
-        view = _crop(pictures[int(rng.integers(len(pictures)))], rng)
-        view = _recolour(np.rot90(view, int(rng.integers(4)))[:, :: rng.choice([-1, 1])], rng)
-        batch.append(make_pseudo_anomaly(view, rng, source)[0] if kind < 0.6 else view)
+        if kind < 0.35:
+            view = scene(rng, size)
+        else:
+            view = _crop(pictures[int(rng.integers(len(pictures)))], rng, size)
+            view = _recolour(np.rot90(view, int(rng.integers(4)))[:, :: rng.choice([-1, 1])], rng)
+        batch.append(make_pseudo_anomaly(view, rng, source)[0] if rng.random() < 0.5 else view)
     return np.stack(batch)
 
 
@@ -64,15 +70,18 @@ def anomalous_batch(
     return indices, np.stack(images), np.stack(masks)
 
 
-def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    size = picture.shape[0]
-    side = size * rng.uniform(0.4, 1.0)
-    left, top = rng.uniform(0, size - side, size=2)
+def _crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    side = picture.shape[0] * rng.uniform(0.35, 1.0)
+    left, top = rng.uniform(0, picture.shape[0] - side, size=2)
     image = Image.fromarray(picture)
+    if rng.random() < 0.15:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
 
 
 def _recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < 0.2:  # many inspection cameras see no colour
+        picture = np.repeat(np.asarray(Image.fromarray(np.ascontiguousarray(picture)).convert("L"))[..., None], 3, 2)
     if rng.random() < 0.5:
         return np.ascontiguousarray(picture)
     gain = rng.uniform(0.7, 1.4) * rng.uniform(0.9, 1.1, size=3)
