@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from stlm_edge.data import textures
-from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly, perlin_mask, perlin_noise
+from stlm_edge.data.perlin import perlin_mask, perlin_noise
+from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
 from stlm_edge.errors import UsageError
 
 PICTURES = [np.random.default_rng(n).integers(0, 256, size=(96, 96, 3), dtype=np.uint8) for n in range(3)]
@@ -46,6 +47,15 @@ def test_noise_is_continuous_and_as_coarse_or_fine_as_its_scales():
     roughness = [np.abs(np.diff(field)).mean() for field in fields]
     assert max(roughness) > 8 * min(roughness)
     assert 0.15 < np.std(fields) < 0.5
+
+
+@pytest.mark.parametrize("size", [32, 224, 450, 1024])
+def test_coarser_noise_is_the_exact_noise(size):
+    for seed in range(12):
+        enlarged = perlin_noise(size, np.random.default_rng(seed))
+        exact = perlin_noise(size, np.random.default_rng(seed), exact=True)
+        assert np.abs(enlarged - exact).max() < 0.03
+        assert ((enlarged > 0.5) != (exact > 0.5)).mean() < 0.005
 
 
 def test_only_the_masked_pixels_change(source):
@@ -89,12 +99,63 @@ def test_a_textures_folder_without_pictures_is_refused(tmp_path):
         textures.folder_of(tmp_path)
 
 
-def test_a_hundred_pictures_a_second():
+SURFACE = np.asarray(Image.fromarray(PICTURES[0][:24, :24]).resize((96, 96), Image.Resampling.BICUBIC))
+OTHER_KINDS = sorted(KINDS.keys() - {"perlin"})
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_every_kind_visibly_changes_all_that_its_mask_holds_and_nothing_else(kind):
     rng = np.random.default_rng(0)
-    picture = np.zeros((224, 224, 3), np.uint8)
+    areas = []
+    for _ in range(60):
+        changed, mask = make_pseudo_anomaly(SURFACE, rng, textures.procedural, (kind,))
+        assert (changed.dtype, mask.dtype, changed.shape, mask.shape) == (np.uint8, bool, (96, 96, 3), (96, 96))
+        assert np.array_equal(changed[~mask], SURFACE[~mask])
+        change = np.abs(changed.astype(int) - SURFACE).max(axis=2)
+        around = np.pad(change, 2, mode="edge")
+        around = sum(around[y : y + 96, x : x + 96] for y in range(5) for x in range(5)) / 25
+        # An edge pixel's neighbourhood may have lost its share outside the mask.
+        assert np.maximum(change, around)[mask].min() >= 2
+        assert change[mask].mean() >= 4
+        areas.append(mask.mean())
+    assert min(areas) >= 3e-4
+    assert max(areas) < 0.5
+    assert len(set(areas)) > 30
+
+
+@pytest.mark.parametrize("size", [32, 448])
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_fails_on_an_even_picture(kind, level, size):
+    even, rng = np.full((size, size, 3), level, np.uint8), np.random.default_rng(0)
+    for _ in range(5):
+        changed, mask = make_pseudo_anomaly(even, rng, textures.procedural, (kind,))
+        assert mask.any()
+        assert (changed != even).any()
+
+
+def test_all_the_wanted_kinds_come_and_no_others():
+    wanted, drawn = ("scratch", "stain"), []
+    for seed in range(40):
+        changed, _ = make_pseudo_anomaly(SURFACE, np.random.default_rng(seed), textures.procedural, wanted)
+        for name in wanted:
+            rng = np.random.default_rng(seed)
+            rng.integers(len(wanted))
+            drawn += [name] * np.array_equal(changed, KINDS[name](SURFACE, rng, textures.procedural)[0])
+    assert len(drawn) == 40
+    assert min(drawn.count(name) for name in wanted) >= 10
+
+
+def test_a_hundred_pictures_a_second_of_every_kind_at_448():
+    picture = np.asarray(Image.fromarray(SURFACE).resize((448, 448)))
     source = textures.any_of(textures.procedural, textures.patches_of([picture]))
-    fastest = min(_seconds(lambda: make_pseudo_anomaly(picture, rng, source), 20) for _ in range(5))
-    assert fastest < 1 / 100
+    for kind in KINDS:
+        rng = np.random.default_rng(0)
+        fastest = min(
+            _seconds(lambda rng=rng, kind=kind: make_pseudo_anomaly(picture, rng, source, (kind,)), 12)
+            for _ in range(4)
+        )
+        assert fastest < 1 / 100, kind
 
 
 def _seconds(work, times):
