@@ -116,7 +116,7 @@ def test_every_kind_visibly_changes_all_that_its_mask_holds_and_nothing_else(kin
         around = sum(around[y : y + 96, x : x + 96] for y in range(5) for x in range(5)) / 25
         # An edge pixel's neighbourhood may have lost its share outside the mask.
         assert np.maximum(change, around)[mask].min() >= 2
-        assert change[mask].mean() >= 3
+        assert change[mask].mean() >= 2.5
         areas.append(mask.mean())
     assert min(areas) >= 3e-4
     assert max(areas) < 0.5
