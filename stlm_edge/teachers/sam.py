@@ -1,0 +1,99 @@
+"""SAM (Kirillov et al. 2023) as the teacher: ViT-B, -L and -H of segment-anything, and MobileSAM's TinyViT.
+
+The encoder is the package's, or our own for `vit_t`; the decoder is our own, whose parameter names are SAM's, so that
+published weights load as they are. What STLM doesn't use of them (prompts, upscaling, mask and IoU heads) is left out.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from segment_anything import sam_model_registry
+from torch import Tensor, nn
+
+from stlm_edge.errors import UsageError
+from stlm_edge.model.mask_decoder import MaskDecoder
+from stlm_edge.model.prompt_encoder import PromptEncoder
+from stlm_edge.model.stlm import PIXEL_MEAN, PIXEL_STD, STRIDE, Maps
+from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.teachers import weights
+
+NATIVE_SIZE = 1024
+
+DESCRIPTIONS = {
+    "vit_t": "MobileSAM ViT-T (mobile_sam.pt)",
+    "vit_b": "SAM ViT-B (sam_vit_b_01ec64.pth)",
+    "vit_l": "SAM ViT-L (sam_vit_l_0b3195.pth)",
+    "vit_h": "SAM ViT-H (sam_vit_h_4b8939.pth)",
+}
+
+
+class Sam(nn.Module):
+    """B×S×S×3 uint8 → two maps, B×256×S/16×S/16: image embedding, and image tokens after the two-way transformer.
+
+    No prompts are given. The picture is brought to SAM's native side, and the maps are averaged over the areas of the
+    student's cells. The parts' states fit the student's: `image_encoder` of `vit_t`, `mask_decoder`, `prompt_encoder`.
+    """
+
+    is_stand_in: Literal[False] = False
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, name: str, image_encoder: nn.Module, digest: str, native_size: int = NATIVE_SIZE):
+        super().__init__()
+        self.name = name
+        self.description = DESCRIPTIONS[name]
+        self.digest = digest
+        self.native_size = native_size
+        self.image_encoder = image_encoder
+        self.mask_decoder = MaskDecoder()
+        self.prompt_encoder = PromptEncoder()
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Maps:
+        grid = image.shape[1] // STRIDE, image.shape[2] // STRIDE
+        x = image.permute(0, 3, 1, 2).float()
+        if x.shape[-1] != self.native_size:
+            x = F.interpolate(x, (self.native_size, self.native_size), mode="bilinear", antialias=True)
+        embedding = self.image_encoder((x - self.pixel_mean) / self.pixel_std)
+        prompts = self.prompt_encoder
+        tokens = self.mask_decoder(embedding, prompts.pe_layer(*embedding.shape[-2:]), prompts.no_mask_embed.weight)
+        return _area_resized(embedding, grid), _area_resized(tokens, grid)
+
+    def fill(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        """Take the weights from a published file's tensors. Raises UsageError: one is missing or of another shape."""
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("num_batches_tracked")}
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                found = list(tensors[name].shape) if name in tensors else "nothing"
+                expected = f"expected {list(tensor.shape)}"
+                raise UsageError(
+                    f"{origin}: tensor {name}: found {found}, {expected}; these are not {self.name}'s weights"
+                )
+        self.load_state_dict({name: tensors[name].float() for name in own}, strict=False, assign=True)
+        self.requires_grad_(False)
+
+
+def open_sam(name: str, path: Path, published: weights.Weights) -> Sam:
+    """SAM with a published file's weights. Raises UsageError: the file is not the published one, or doesn't fit."""
+    tensors = weights.read(path, published)
+    sam = Sam(name, make_encoder(name), published.sha256)
+    sam.fill(tensors, str(path))
+    return sam
+
+
+def make_encoder(name: str) -> nn.Module:
+    """An image encoder to be filled: 3×1024×1024 → 256×64×64."""
+    if name == "vit_t":
+        return TinyViT()
+    with torch.device("meta"):  # random weights for 636M parameters would take longer than reading the file
+        return sam_model_registry[name]().image_encoder
+
+
+def _area_resized(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    return maps.float() if maps.shape[-2:] == grid else F.interpolate(maps.float(), grid, mode="area")

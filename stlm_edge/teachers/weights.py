@@ -1,0 +1,227 @@
+"""Published weights: where they are, fetching them once, and opening them without trusting them.
+
+Addresses are those of github.com/facebookresearch/segment-anything and github.com/ChaoningZhang/MobileSAM. Nothing is
+unpickled before its sha256 is the published one, and then without code (`weights_only`).
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from torch import Tensor
+
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import cache_folder
+
+if sys.platform != "win32":
+    from fcntl import LOCK_EX, flock
+
+CHUNK = 1 << 20
+TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published file."""
+
+    model: str
+    address: str
+    bytes: int
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return self.address.rpartition("/")[2]
+
+
+_META = "https://dl.fbaipublicfiles.com/segment_anything/"
+PUBLISHED = {
+    weights.model: weights
+    for weights in (
+        Weights(
+            "vit_t",
+            "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+            40_728_226,
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
+        Weights(
+            "vit_b",
+            _META + "sam_vit_b_01ec64.pth",
+            375_042_383,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        Weights(
+            "vit_l",
+            _META + "sam_vit_l_0b3195.pth",
+            1_249_524_607,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        Weights(
+            "vit_h",
+            _META + "sam_vit_h_4b8939.pth",
+            2_564_550_879,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+    )
+}
+
+
+def read(path: Path, weights: Weights) -> dict[str, Tensor]:
+    """A published file's tensors by name, on the CPU.
+
+    Raises UsageError: no such file, of another size (truncated) or sha256, another model's, or no tensors by name.
+    """
+    fetch = f"fetch {weights.address} again"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected {weights.model}'s weights, {weights.address}")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != weights.bytes:
+            others = [other.model for other in PUBLISHED.values() if other.bytes == size]
+            likely = f"by their size these are {others[0]}'s" if others else "truncated or another file"
+            raise UsageError(f"{path}: {size} bytes, {weights.model}'s weights have {weights.bytes}: {likely}; {fetch}")
+        digest = _sha256(file)
+        if digest != weights.sha256:
+            raise UsageError(f"{path}: sha256 {digest}, {weights.model}'s weights have {weights.sha256}; {fetch}")
+        file.seek(0)
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a foreign pickle can make torch raise anything
+            reason = str(error).partition("\n")[0][:200]
+            raise UsageError(f"{path}: not a file of tensors that can be opened safely ({reason}); {fetch}") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise UsageError(f"{path}: found {type(tensors).__name__}, expected tensors by name; {fetch}")
+    return tensors
+
+
+def fetched(weights: Weights, folder: Path | None = None) -> Path:
+    """The file in the cache folder, downloaded if it isn't there.
+
+    A download that was interrupted goes on where it stopped, and of several processes one downloads. Raises JobError:
+    not reachable, of another size or sha256, no room.
+    """
+    folder = folder or cache_folder()
+    finished = folder / weights.file_name
+    if finished.exists():
+        return finished
+    by_hand = (
+        f"fetch {weights.address} where there is a network, and put it at {finished} or give it by --teacher-weights"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f".{weights.file_name}.lock"):
+            if not finished.exists():
+                _download(weights, finished, by_hand)
+    except OSError as error:
+        raise JobError(
+            f"{folder}: {weights.model}'s weights cannot be kept there ({error.strerror}); {by_hand}"
+        ) from None
+    return finished
+
+
+def _download(weights: Weights, finished: Path, by_hand: str) -> None:
+    part = finished.with_name(f"{finished.name}.part")
+    part.touch()
+    best = -1
+    with _progress() as progress:
+        bar = progress.add_task(weights.file_name, total=weights.bytes)
+        if part.stat().st_size > weights.bytes:
+            os.truncate(part, 0)
+        while (have := part.stat().st_size) < weights.bytes:
+            if have <= best:
+                raise JobError(
+                    f"{weights.address}: the connection ends after {have} of {weights.bytes} bytes; {by_hand}"
+                )
+            best = have
+            try:
+                _request(weights, part, by_hand, progress, bar)
+            except urllib.error.HTTPError as error:
+                if error.code == 416:  # what is here is no beginning of the file there
+                    part.unlink()
+                raise JobError(f"{weights.address}: HTTP {error.code} {error.reason}; {by_hand}") from None
+            except (
+                urllib.error.URLError,
+                http.client.HTTPException,
+                TimeoutError,
+                ConnectionError,
+                ssl.SSLError,
+            ) as error:
+                if part.stat().st_size <= have:
+                    reason = getattr(error, "reason", None) or error or type(error).__name__
+                    raise JobError(f"{weights.address}: not reachable ({reason}); {by_hand}") from None
+    with part.open("rb") as file:
+        digest = _sha256(file)
+    if digest != weights.sha256:
+        part.unlink()
+        raise JobError(f"{weights.address}: sent a file with sha256 {digest}, expected {weights.sha256}; {by_hand}")
+    part.replace(finished)
+
+
+def _request(weights: Weights, part: Path, by_hand: str, progress: Progress, bar: TaskID) -> None:
+    """Add to `part` what one connection gives; from the start if the server knows no ranges."""
+    begin = part.stat().st_size
+    headers = {"User-Agent": "stlm-edge"} | ({"Range": f"bytes={begin}-"} if begin else {})
+    request = urllib.request.Request(weights.address, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        content_range = answer.headers.get("Content-Range", "")
+        goes_on = answer.status == 206 and content_range.startswith(f"bytes {begin}-")
+        announced = content_range.rpartition("/")[2] if goes_on else answer.headers.get("Content-Length", "")
+        if announced.isdecimal() and int(announced) != weights.bytes:
+            raise JobError(f"{weights.address}: a file of {announced} bytes, {weights.bytes} were published; {by_hand}")
+        with part.open("ab") as file:
+            if not goes_on:
+                file.truncate(0)
+            size = begin if goes_on else 0
+            while size < weights.bytes and (chunk := answer.read(min(CHUNK, weights.bytes - size))):
+                file.write(chunk)
+                size += len(chunk)
+                progress.update(bar, completed=size)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in here."""
+    with lock.open("w") as file:
+        if sys.platform != "win32":
+            flock(file, LOCK_EX)
+        yield
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
