@@ -52,6 +52,7 @@ class Job:
     recipe: Recipe
     size: int
     category: str | None = None
+    format: str | None = None
     seed: int = 0
     teacher: str = "efficientnet-lite0"
     textures: Path | None = None
@@ -71,7 +72,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
         raise UsageError(str(error)) from None
     if job.teacher not in TEACHERS:
         raise UsageError(f"teacher {job.teacher}: unknown; this release has {', '.join(TEACHERS)}")
-    samples = [sample.picture for sample in training_samples(job.data, job.category)]
+    samples = [sample.picture for sample in training_samples(job.data, job.category, job.format)]
     if len(samples) < 2 * LEAST_HELD_OUT:
         raise UsageError(
             f"{job.data}: {len(samples)} normal pictures; at least {2 * LEAST_HELD_OUT} are needed, "

@@ -1,0 +1,65 @@
+"""DAGM 2007 (competition "Weakly supervised learning for industrial optical inspection", 29th DAGM symposium):
+
+    Class1/Train/0576.PNG                  all pictures of a class, defective ones among them, in two halves
+    Class1/Train/Label/0576_label.PNG      one label file for each defective picture: an ellipse around the defect
+    Class1/Train/Label/Labels.txt          (not needed here)
+    Class1/Test/0001.PNG  Class1/Test/Label/0003_label.PNG
+
+A picture without a label file is normal. For unsupervised detection the normal pictures of Train are trained on and all
+of Test is judged, Train's defective pictures left out. Sources: the competition's page at hci.iwr.uni-heidelberg.de;
+zenodo.org/records/12750201; for label files, data/input_dagm.py of github.com/vicoslab/mixed-segdec-net-comind2021.
+"""
+
+import re
+from pathlib import Path
+
+from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
+from stlm_edge.data.sample import Sample, normal
+from stlm_edge.errors import UsageError
+from stlm_edge.picture import list_pictures
+
+LOOKS = "ClassN/Train, ClassN/Test, each with Label/NNNN_label.PNG"
+_CLASS = re.compile(r"Class(\d+)")
+
+
+def recognises(root: Path) -> bool:
+    return _is_class(root) or bool(categories(root))
+
+
+def categories(root: Path) -> list[str]:
+    """Class1, Class2, … Class10: by number."""
+    names = [path.name for path in folders(root) if _CLASS.fullmatch(path.name) and _is_class(path)]
+    return sorted(names, key=lambda name: int(name.removeprefix("Class")))
+
+
+def training_samples(root: Path, category: str | None) -> list[Sample]:
+    """The pictures of Train that no label file marks as defective."""
+    return [sample for sample in _samples(_class_folder(root, category) / "Train") if not sample.anomalous]
+
+
+def test_samples(root: Path, category: str | None) -> list[Sample]:
+    """All pictures of Test, normal ones first."""
+    samples = _samples(_class_folder(root, category) / "Test")
+    return sorted(samples, key=lambda sample: (sample.anomalous, sample.picture))
+
+
+def _samples(half: Path) -> list[Sample]:
+    pictures = list_pictures(half)
+    if not (half / "Label").is_dir():
+        raise UsageError(
+            f"{half}: no Label folder in it; its label files say which pictures are defective, copy it too"
+        )
+    labels = masks_by_stem(half / "Label", "_label")
+    refuse_lone_masks(labels, {path.stem for path in pictures}, "the label of X.PNG to be Label/X_label.PNG")
+    return [
+        Sample(path, True, "defect", labels[path.stem]) if path.stem in labels else normal(path) for path in pictures
+    ]
+
+
+def _class_folder(root: Path, category: str | None) -> Path:
+    return root if category is None and _is_class(root) else folder_of(root, category, categories(root))
+
+
+def _is_class(folder: Path) -> bool:
+    """By exact names, also where the file system takes Train and train for the same."""
+    return {path.name for path in folders(folder)} >= {"Train", "Test"}

@@ -1,0 +1,113 @@
+"""VisA (Y. Zou et al., "SPot-the-Difference", ECCV 2022) as its archive unpacks: a folder per category, and the splits.
+
+    split_csv/1cls.csv                     object,split,label,image,mask: which picture is for what
+    candle/Data/Images/Normal/0836.JPG     label normal, without a mask
+    candle/Data/Images/Anomaly/000.JPG     label anomaly, in the test split only
+    candle/Data/Masks/Anomaly/000.png      its mask, whose values are 0 and the numbers of the kinds of defect
+
+Paths in the CSV are relative to the root. The authors' own conversion calls every mask value other than 0 anomalous
+(utils/prepare_data.py), and so does `read_mask`. Source: github.com/amazon-science/spot-diff, README and split_csv.
+"""
+
+import csv
+from pathlib import Path, PurePosixPath
+
+from stlm_edge.data.layouts.listing import folder_of, masks_by_stem, refuse_lone_masks
+from stlm_edge.data.sample import Sample, normal
+from stlm_edge.errors import UsageError
+
+LOOKS = "split_csv/1cls.csv and <category>/Data/Images, <category>/Data/Masks"
+SPLIT = Path("split_csv") / "1cls.csv"
+COLUMNS = ("object", "split", "label", "image", "mask")
+MAX_BYTES = 16_000_000  # the published file has 0.7 MB
+
+
+def recognises(root: Path) -> bool:
+    return (root / SPLIT).is_file() or _is_category(root)
+
+
+def categories(root: Path) -> list[str]:
+    return [] if _is_category(root) else list(dict.fromkeys(row["object"] for row in _rows(root)))
+
+
+def training_samples(root: Path, category: str | None) -> list[Sample]:
+    """The normal pictures of the split `train`, by name."""
+    root, category = _chosen(root, category)
+    rows = [row for row in _rows(root) if row["object"] == category and row["split"] == "train"]
+    if any(row["label"] != "normal" for row in rows):
+        raise UsageError(f"{root / SPLIT}: anomalous training pictures of {category}; expected the 1-class split")
+    samples = sorted((normal(_inside(root, row["image"])) for row in rows), key=lambda sample: sample.picture)
+    if not samples:
+        raise UsageError(f"{root / SPLIT}: no training pictures of {category}; expected the 1-class split, whole")
+    return samples
+
+
+def test_samples(root: Path, category: str | None) -> list[Sample]:
+    """The pictures of the split `test`, normal ones first, by name; masks are None where there is no Masks folder."""
+    root, category = _chosen(root, category)
+    masks = root / category / "Data" / "Masks"
+    samples = []
+    for row in _rows(root):
+        if row["object"] != category or row["split"] != "test":
+            continue
+        picture = _inside(root, row["image"])
+        if row["label"] == "normal":
+            samples.append(normal(picture))
+        elif masks.is_dir():
+            if not row["mask"] or not (root / row["mask"]).is_file():
+                wanted = root / row["mask"] if row["mask"] else f"in {root / SPLIT}"
+                raise UsageError(f"{picture}: no mask {wanted}; add it, or remove {masks} to do without masks")
+            samples.append(Sample(picture, True, "anomaly", _inside(root, row["mask"])))
+        else:
+            samples.append(Sample(picture, True, "anomaly", None))
+    if not samples:
+        raise UsageError(f"{root / SPLIT}: no test pictures of {category}; expected the 1-class split, whole")
+    stems = {sample.picture.stem for sample in samples if sample.anomalous}
+    refuse_lone_masks(masks_by_stem(masks / "Anomaly"), stems, "the mask of Images/Anomaly/X.JPG to be X.png")
+    return sorted(samples, key=lambda sample: (sample.anomalous, sample.picture))
+
+
+def _chosen(root: Path, category: str | None) -> tuple[Path, str]:
+    """The set's root and the category, also where `root` is the folder of a category."""
+    if category is None and _is_category(root):
+        return root.resolve().parent, root.resolve().name
+    return root, folder_of(root, category, categories(root)).name
+
+
+def _is_category(root: Path) -> bool:
+    return (root / "Data" / "Images").is_dir() and (root.resolve().parent / SPLIT).is_file()
+
+
+def _rows(root: Path) -> list[dict[str, str]]:
+    path = root / SPLIT
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected VisA's list of pictures, as its archive unpacks it")
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"{path}: {path.stat().st_size:,} bytes; expected VisA's list of pictures, of less than a MB")
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); copy VisA's own anew") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row or set(row) != set(COLUMNS) or None in row.values():
+            raise UsageError(f"{path}, line {number}: expected the columns {','.join(COLUMNS)}; copy VisA's own anew")
+        if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+            raise UsageError(
+                f"{path}, line {number}: split {row['split'][:20]} and label {row['label'][:20]}; expected train or "
+                "test, and normal or anomaly"
+            )
+        if not row["object"] or PurePosixPath(row["object"]).name != row["object"]:
+            raise UsageError(f"{path}, line {number}: object {row['object'][:40]}; expected the name of a folder")
+    if not rows:
+        raise UsageError(f"{path}: no pictures in it; copy VisA's own anew")
+    return rows
+
+
+def _inside(root: Path, name: str) -> Path:
+    """`root/name`, which is a file below `root`: the CSV comes from outside and may name anything."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not name:
+        raise UsageError(f"{root / SPLIT}: names {name[:80]}; expected paths below {root}")
+    if not (root / relative).is_file():
+        raise UsageError(f"{root / relative}: no such file, but {SPLIT} names it; unpack VisA's archive anew")
+    return root / relative
