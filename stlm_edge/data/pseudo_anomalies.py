@@ -43,10 +43,11 @@ def perlin(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tup
     """(1−m)·picture + m·((1−β)·texture + β·picture), m a Perlin mask and β uniform in [0, 0.8]."""
     size = picture.shape[0]
     mask = perlin_mask(size, rng)
-    texture = source(rng, size)[mask].astype(np.float32)
+    texture = source(rng, size).reshape(-1, 3)
     beta = np.float32(rng.uniform(0, _LARGEST_BETA))
-    blended = picture.copy()
-    blended[mask] = np.rint((1 - beta) * texture + beta * picture[mask])
+    inside, blended = np.flatnonzero(mask), picture.copy()
+    mixed = (1 - beta) * np.take(texture, inside, axis=0) + beta * np.take(picture.reshape(-1, 3), inside, axis=0)
+    blended.reshape(-1, 3)[inside] = np.rint(mixed)
     return blended, mask
 
 

@@ -1,5 +1,6 @@
 """Foreign content for pseudo-anomalies: sources that give a texture, uint8 size×size×3, for a generator and a size."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,25 +46,26 @@ def folder_of(path: str | Path) -> Source:
 def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
     """A scalar field (clouds, ripples, tiles, speckle) seen through a random palette."""
     field = _FIELDS[int(rng.integers(len(_FIELDS)))](rng, size)
-    return _palette(rng)[field]
+    return np.take(_palette(rng), field, axis=0)
 
 
 def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
     """Random grids of doubling fineness, summed; uint8 size×size, as are the fields below."""
     start = 2 ** int(rng.integers(1, 5))
-    total = np.zeros((size, size), np.float32)
+    finest = start << 3
+    total = np.zeros((finest, finest), np.float32)
     for octave in range(4):
-        total += _random_grid(rng, size, start << octave, start << octave) * np.float32(0.6**octave)
-    return _stretched(total)
+        total += _random_grid(rng, finest, start << octave, start << octave) * np.float32(0.6**octave)
+    return _stretched(_enlarged(total, size))
 
 
 def _ripples(rng: np.random.Generator, size: int) -> np.ndarray:
     """Parallel waves, bent by a slow random field, from soft to hard-edged."""
-    angle, waves = rng.uniform(0, np.pi), 2 ** rng.uniform(1.5, 5.5)
+    angle, waves = rng.uniform(0, math.pi), 2 ** rng.uniform(1.5, 5.5)
     along = np.linspace(0, 1, size, dtype=np.float32)
-    phase = waves * (np.cos(angle) * along[:, None] + np.sin(angle) * along[None, :])
+    phase = waves * math.cos(angle) * along[:, None] + waves * math.sin(angle) * along[None, :]
     phase += rng.uniform(0, 1.5) * _random_grid(rng, size, 4, 4)
-    wave = np.sin(2 * np.pi * phase) * rng.uniform(0.5, 4)
+    wave = np.sin(2 * math.pi * phase) * rng.uniform(0.5, 4)
     return _stretched(np.clip(wave, -1, 1))
 
 
@@ -78,7 +80,7 @@ def _speckle(rng: np.random.Generator, size: int) -> np.ndarray:
     """Grains on a flat ground, of one random size and density."""
     grid = max(4, int(size / 2 ** rng.uniform(0, 3.5)))
     grains = _random_grid(rng, size, grid, grid) > rng.uniform(-0.5, 0.5)
-    return _stretched(grains + 0.15 * _random_grid(rng, size, size // 2, size // 2))
+    return _stretched(grains + np.float32(0.15) * _random_grid(rng, size, size // 2, size // 2))
 
 
 _FIELDS = (_clouds, _ripples, _tiles, _speckle)
@@ -86,13 +88,16 @@ _FIELDS = (_clouds, _ripples, _tiles, _speckle)
 
 def _random_grid(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
     """A grid of uniform values in −1 to 1, smoothly enlarged: float32 size×size."""
-    grid = rng.uniform(-1, 1, size=(rows, columns)).astype(np.float32)
+    return _enlarged(rng.uniform(-1, 1, size=(rows, columns)).astype(np.float32), size)
+
+
+def _enlarged(grid: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
-    return ((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    return ((values - low) * np.float32(255 / max(high - low, 1e-6))).astype(np.uint8)
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
@@ -125,4 +130,4 @@ def _recoloured(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     curve = np.arange(256)[:, None] * gain + offset + (255 if gain < 0 else 0)
     curve = np.clip(curve, 0, 255).astype(np.uint8)
     order = rng.permutation(3)
-    return np.stack([curve[:, channel][texture[..., order[channel]]] for channel in range(3)], axis=-1)
+    return np.stack([np.take(curve[:, channel], texture[..., order[channel]]) for channel in range(3)], axis=-1)
