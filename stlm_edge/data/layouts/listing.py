@@ -28,8 +28,8 @@ def found(names: Sequence[str]) -> str:
 def masks_by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
     """The pictures of a folder by their names without suffix and `ending`; those without that ending are left out.
 
-    Empty where there is no such folder. Raises UsageError for two masks of one picture, and for a JPEG, in which nothing
-    stays 0 beside an edge.
+    Empty where there is no such folder. Raises UsageError for two masks of one picture, and for a JPEG, in which hardly
+    a value stays 0.
     """
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -96,7 +96,7 @@ def _rows(root: Path) -> list[dict[str, str]]:
                 f"{path}, line {number}: split {row['split'][:20]} and label {row['label'][:20]}; expected train or "
                 "test, and normal or anomaly"
             )
-        if not row["object"] or PurePosixPath(row["object"]).name != row["object"]:
+        if row["object"] in ("", "..") or PurePosixPath(row["object"]).name != row["object"]:
             raise UsageError(f"{path}, line {number}: object {row['object'][:40]}; expected the name of a folder")
     if not rows:
         raise UsageError(f"{path}: no pictures in it; copy VisA's own anew")
