@@ -1,51 +1,17 @@
 """The network gives the published implementation's numbers for the same weights (1024×1024, float32)."""
 
-import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from published import REFERENCE, SIZE, fill, picture
 
 from stlm_edge import checkpoint
 from stlm_edge.errors import UsageError
 from stlm_edge.losses import cosine_loss, focal_loss, l1_loss
 from stlm_edge.model import stlm
-
-REFERENCE = Path(__file__).parents[1] / "reference"
-SIZE, GRID = 1024, 64
-
-
-def fill(name, shape):
-    """A tensor's values from its own name: what the reference numbers were computed with."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    x = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-    last = name.rsplit(".", 1)[-1]
-    if last == "running_var":
-        return 1 + np.abs(x) / 2
-    if last in ("bias", "running_mean", "attention_biases"):
-        return x / 10
-    if "token" in name or "no_mask_embed" in name or last == "positional_encoding_gaussian_matrix":
-        return x
-    if last == "weight" and len(shape) == 1:
-        return 1 + x / 10
-    return (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
-
-def picture():
-    """A smooth picture with one odd square in it, and the square's mask on the grid."""
-    knots = np.random.RandomState(7).uniform(0, 255, (17, 17, 3))
-    place = np.linspace(0, 15.999, SIZE)
-    cell, part = place.astype(int), (place % 1)[:, None]
-    rows = knots[cell] * (1 - part[:, :, None]) + knots[cell + 1] * part[:, :, None]
-    pixels = rows[:, cell] * (1 - part[None]) + rows[:, cell + 1] * part[None]
-    a, b = int(SIZE * 0.4), int(SIZE * 0.55)
-    pixels[a:b, a:b] = 255 - pixels[a:b, a:b]
-    mask = torch.zeros(1, 1, GRID, GRID)
-    mask[..., int(GRID * 0.4) : int(GRID * 0.55), int(GRID * 0.4) : int(GRID * 0.55)] = 1
-    return torch.from_numpy(np.round(pixels).astype(np.uint8))[None], mask
 
 
 @pytest.fixture(scope="module")
