@@ -20,15 +20,26 @@ except ImportError:
     )
     raise SystemExit(2) from None
 
-Data = Annotated[Path, typer.Option(help="Folder: MVTec AD layout, or plain pictures.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="Folder: a published data set, or plain pictures.", show_default=False)]
 Category = Annotated[str | None, typer.Option(help="Category of a data set that has several.", show_default=False)]
+OneOrAll = Annotated[
+    str | None, typer.Option(help="Category of a data set that has several; all: one after the other.")
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="Layout of the data: visa, dagm, btad, kolektor, mvtec or plain (default: seen by looking).",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
 def _train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
-    category: Category = None,
+    category: OneOrAll = None,
+    format: Format = None,
     recipe: Annotated[
         Literal["quick", "standard", "paper"], typer.Option(help="quick: minutes on a CPU; paper: the published one.")
     ] = "quick",
@@ -45,7 +56,7 @@ def _train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train STLM on pictures of good parts.
+    """Train STLM on pictures of good parts; with --category all, a model for each category into OUT/<category>.
 
     Example: stlm-train --data pictures/bottle --recipe quick --size 224 --out runs/bottle
     """
@@ -60,11 +71,22 @@ def _train(
         recipe=settings,
         size=size or settings.size,
         category=category,
+        format=format,
         seed=seed,
         teacher=teacher,
         textures=textures,
         false_alarm_rate=false_alarm_rate,
     )
+    if category == "all":
+        from stlm_edge import collectives
+        from stlm_edge.all_categories import train_all
+
+        checkpoints = train_all(job, out, resume)
+        if as_json and collectives.rank() == 0:
+            _print_json({name: str(path) for name, path in checkpoints.items()})
+        elif collectives.rank() == 0:
+            print("\n".join(str(path) for path in checkpoints.values()))
+        return
     checkpoint_path = train(job, out, resume)
     from stlm_edge import checkpoint
 
@@ -82,39 +104,49 @@ def _train(
 def _evaluate(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and the contact sheets.", show_default=False)],
-    checkpoint: Annotated[Path | None, typer.Option(help="Trained model to evaluate.", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Trained model to evaluate (with --category all, the folder of runs).", show_default=False),
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Packed model to evaluate.", show_default=False)] = None,
-    category: Category = None,
+    category: OneOrAll = None,
+    format: Format = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained or packed model on labelled pictures.
+    """Measure a trained or packed model on labelled pictures; with --category all, each category's own model.
 
     Example: stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data pictures/bottle --out evaluation
     """
+    from stlm_edge import all_categories, collectives
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluate import evaluate, summary
 
     if (checkpoint is None) == (bundle is None):
         raise UsageError("give either --checkpoint or --bundle")
-    if checkpoint is not None:
-        from stlm_edge.runtimes.torch import Torch
+    with collectives.joined():
+        if category == "all":
+            if checkpoint is None:
+                raise UsageError("--category all: give --checkpoint, the folder that holds a run for each category")
+            metrics = all_categories.evaluate_all(checkpoint, data, format, out)
+            table = all_categories.summary(metrics)
+        else:
+            samples = test_samples(data, category, format)
+            if checkpoint is not None:
+                metrics = all_categories.evaluate_checkpoint(checkpoint, samples, out)
+            else:
+                import stlm_edge
 
-        model: Any = Torch(checkpoint)
-        runtime, size, calibration, source = model, model.size, model.calibration, str(checkpoint)
-        if calibration is None:
-            raise UsageError(f"{checkpoint}: has no threshold; train anew")
-    else:
-        import stlm_edge
-
-        assert bundle is not None
-        opened = stlm_edge.open(bundle)
-        runtime, size, calibration = opened.runtime, opened.manifest.input.size, opened.manifest.calibration
-        source = str(bundle)
-    metrics = evaluate(runtime, test_samples(data, category), size, calibration, out, source)
+                assert bundle is not None
+                opened = stlm_edge.open(bundle)
+                manifest = opened.manifest
+                metrics = evaluate(opened.runtime, samples, manifest.input.size, manifest.calibration, out, str(bundle))
+            table = summary(metrics)
+        if collectives.rank() > 0:
+            return
     if as_json:
         _print_json(metrics)
     else:
-        Console().print(summary(metrics))
+        Console().print(table)
 
 
 def _export(
@@ -132,6 +164,7 @@ def _export(
         Path | None, typer.Option(help="Labelled pictures: accuracy joins the parity gate.", show_default=False)
     ] = None,
     category: Category = None,
+    format: Format = None,
     out: Annotated[Path | None, typer.Option(help="Bundle folder (default: bundles/<target>-<precision>).")] = None,
     allow_parity_loss: Annotated[
         bool, typer.Option("--allow-parity-loss", help="Write a bundle that fails the gate, and mark it.")
@@ -152,6 +185,7 @@ def _export(
         calibration_folder=calibration,
         data=data,
         category=category,
+        format=format,
         out=out,
         allow_parity_loss=allow_parity_loss,
         force=force,

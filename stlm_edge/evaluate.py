@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from stlm_edge import contact_sheet
+from stlm_edge import collectives, contact_sheet
 from stlm_edge.contact_sheet import Row
 from stlm_edge.data.datasets import Sample
 from stlm_edge.errors import JobError, UsageError
@@ -37,6 +37,10 @@ def evaluate(
     Pixel figures are taken at size×size, and are None where an anomalous picture has no mask. Figures that need both
     classes are None without. Each defect type is set against all of the normal pictures.
 
+    Where torch.distributed is initialised, all processes call this with the same arguments but for the runtime: each
+    judges every n-th sample, the maps are counted in the order of one process alone, so that the figures are the very
+    same, rank 0 writes the files, and every process returns the same.
+
     Args:
         out: the folder to write contact sheets and, last, metrics.json to; each is written whole or not at all.
         source: what is evaluated, in words.
@@ -48,7 +52,7 @@ def evaluate(
 
     Raises:
         UsageError: there are no samples, or a picture or mask cannot be read.
-        JobError: a map or score is not finite, or a map is not size×size.
+        JobError: a map or score is not finite, or a map is not size×size. Another process has died.
     """
     if not samples:
         raise UsageError("no pictures to evaluate; expected a test set of normal and anomalous ones")
@@ -61,29 +65,39 @@ def evaluate(
             kinds.setdefault(sample.defect, []).append(sample)
     scores: dict[Sample, float] = {}
     gallery = _Gallery(_spread([normal, *kinds.values()], ROWS))
+    rank, processes = collectives.rank(), collectives.count()
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(console=console, transient=True, disable=rank > 0 or not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(samples))
 
         def run(part: list[Sample], *pixels: PixelMetrics) -> None:
-            for sample in part:
-                scores[sample] = _run(runtime, sample, size, pixels, gallery)
+            for sample, anomaly_map, mask, score in _judged(runtime, part, size):
+                scores[sample] = score
+                for metrics in pixels:
+                    metrics.update(anomaly_map, mask)
+                if rank == 0:
+                    gallery.add(Row(sample, score, contact_sheet.shrink(anomaly_map)))
                 progress.advance(task)
 
         of_normal = PixelMetrics()
         run(normal, of_normal)
-        overall = copy.deepcopy(of_normal)
-        by_defect = {}
-        for defect, kind in kinds.items():
-            against_normal = copy.deepcopy(of_normal)
-            run(kind, against_normal, overall)
-            by_defect[defect] = _figures([*normal, *kind], scores, calibration.threshold, against_normal)
+        overall = [copy.deepcopy(of_normal)] if rank == 0 else []
+        own: dict[str | None, dict[str, Any]] = {}
+        for turn, (defect, kind) in enumerate(kinds.items(), start=1):
+            against_normal = [copy.deepcopy(of_normal)] if turn % processes == rank else []
+            run(kind, *against_normal, *overall)
+            for pixels in against_normal:
+                own[defect] = _figures([*normal, *kind], scores, calibration.threshold, pixels)
+        for pixels in overall:
+            own[None] = _figures(samples, scores, calibration.threshold, pixels)
 
-    figures = _figures(samples, scores, calibration.threshold, overall)
+    figures: dict[str | None, dict[str, Any]] = {}
+    for found in collectives.share(lambda: own):
+        figures |= found
     metrics = {
-        **figures,
-        "by_defect": by_defect,
+        **figures[None],
+        "by_defect": {defect: figures[defect] for defect in kinds},
         "source": source,
         "size": size,
         "pictures": len(samples),
@@ -98,9 +112,9 @@ def evaluate(
             for sample in samples
         ],
     }
-    if out is not None:
+    if out is not None and rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        gallery.write(out, figures, calibration)
+        gallery.write(out, figures[None], calibration)
         with replacing(out / METRICS) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return metrics
@@ -161,8 +175,21 @@ class _Gallery:
                 (out / name).unlink(missing_ok=True)
 
 
-def _run(runtime: Runtime, sample: Sample, size: int, pixels: Sequence[PixelMetrics], gallery: _Gallery) -> float:
-    """The score of one sample, whose map goes into the pixel metrics and the gallery."""
+def _judged(
+    runtime: Runtime, samples: Sequence[Sample], size: int
+) -> Iterator[tuple[Sample, np.ndarray, np.ndarray, float]]:
+    """Every sample with its map, mask and score, in order, whichever process judged it."""
+    rank, processes = collectives.rank(), collectives.count()
+    for begin in range(0, len(samples), processes):
+        together = samples[begin : begin + processes]
+        answers = collectives.share(lambda: _judge(runtime, together[rank], size) if rank < len(together) else None)  # noqa: B023
+        for sample, answer in zip(together, answers[: len(together)], strict=True):
+            assert answer is not None
+            yield sample, *answer
+
+
+def _judge(runtime: Runtime, sample: Sample, size: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The map, the mask and the score of one sample."""
     picture = read_picture(sample.picture)
     anomaly_map, score = runtime.run(resize(picture, size))
     if anomaly_map.shape != (size, size):
@@ -170,10 +197,7 @@ def _run(runtime: Runtime, sample: Sample, size: int, pixels: Sequence[PixelMetr
     if not math.isfinite(score):
         raise JobError(f"{sample.picture}: the model gave the score {score}; expected a finite one, it is damaged")
     mask = np.zeros((size, size), bool) if sample.mask is None else read_mask(sample.mask, size, picture.size)
-    for metrics in pixels:
-        metrics.update(anomaly_map, mask)
-    gallery.add(Row(sample, score, contact_sheet.shrink(anomaly_map)))
-    return score
+    return anomaly_map, mask, score
 
 
 def _figures(

@@ -103,6 +103,7 @@ def export(
     calibration_folder: Path | None = None,
     data: Path | None = None,
     category: str | None = None,
+    format: str | None = None,
     out: Path | None = None,
     allow_parity_loss: bool = False,
     force: bool = False,
@@ -130,7 +131,7 @@ def export(
     calibration = trained.calibration
     if calibration is None:
         raise UsageError(f"{checkpoint}: holds no threshold, so there are no verdicts to ship; train anew")
-    samples = test_samples(data, category) if data is not None else []
+    samples = test_samples(data, category, format) if data is not None else []
 
     with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
         temporary = Path(name)

@@ -9,15 +9,19 @@ from stlm_edge import checkpoint
 
 
 class Torch:
-    """Runs a checkpoint in float32 on the CPU. Raises UsageError for a file that isn't a checkpoint."""
+    """Runs a checkpoint in float32. Raises UsageError for a file that isn't a checkpoint.
+
+    The reference is the CPU; another `device`, such as "cuda:0", differs from it by its own rounding.
+    """
 
     name = "torch"
 
-    def __init__(self, path: str | Path, threads: int | None = None):
+    def __init__(self, path: str | Path, threads: int | None = None, device: str = "cpu"):
         if threads:
             torch.set_num_threads(threads)
         opened = checkpoint.load(Path(path))
-        self.model = opened.model
+        self.device = device
+        self.model = opened.model.to(device)
         self.calibration = opened.calibration
         self.provenance = opened.provenance
         self.size = opened.model.config.size
@@ -25,5 +29,5 @@ class Torch:
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """S×S×3 uint8 → the anomaly map, S×S float32, and the score."""
         with torch.inference_mode():
-            answer = self.model(torch.tensor(image)[None])
-        return answer.anomaly_map[0, 0].numpy(), answer.score.item()
+            answer = self.model(torch.tensor(image, device=self.device)[None])
+        return answer.anomaly_map[0, 0].cpu().numpy(), answer.score.item()
