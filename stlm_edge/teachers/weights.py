@@ -91,7 +91,7 @@ def read(path: Path, weights: Weights) -> dict[str, Tensor]:
 
     Raises UsageError: no such file, of another size (truncated) or sha256, another model's, or no tensors by name.
     """
-    fetch = f"fetch {weights.address} again"
+    replace = f"replace it by {weights.address}"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected {weights.model}'s weights, {weights.address}")
     with path.open("rb") as file:
@@ -99,20 +99,22 @@ def read(path: Path, weights: Weights) -> dict[str, Tensor]:
         if size != weights.bytes:
             others = [other.model for other in PUBLISHED.values() if other.bytes == size]
             likely = f"by their size these are {others[0]}'s" if others else "truncated or another file"
-            raise UsageError(f"{path}: {size} bytes, {weights.model}'s weights have {weights.bytes}: {likely}; {fetch}")
+            raise UsageError(
+                f"{path}: {size} bytes, {weights.model}'s weights have {weights.bytes}: {likely}; {replace}"
+            )
         digest = _sha256(file)
         if digest != weights.sha256:
-            raise UsageError(f"{path}: sha256 {digest}, {weights.model}'s weights have {weights.sha256}; {fetch}")
+            raise UsageError(f"{path}: sha256 {digest}, {weights.model}'s weights have {weights.sha256}; {replace}")
         file.seek(0)
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a foreign pickle can make torch raise anything
             reason = str(error).partition("\n")[0][:200]
-            raise UsageError(f"{path}: not a file of tensors that can be opened safely ({reason}); {fetch}") from None
+            raise UsageError(f"{path}: not a file of tensors that can be opened safely ({reason}); {replace}") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
-        raise UsageError(f"{path}: found {type(tensors).__name__}, expected tensors by name; {fetch}")
+        raise UsageError(f"{path}: found {type(tensors).__name__}, expected tensors by name; {replace}")
     return tensors
 
 

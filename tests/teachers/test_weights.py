@@ -17,6 +17,11 @@ CONTENT = bytes(range(256)) * 20_000
 HEAD = 2_000_000
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves CONTENT and keeps the ranges that it was asked for."""
 
