@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stlm_edge import collectives, run_folder
-from stlm_edge.data.datasets import Sample, categories, test_samples, training_samples
+from stlm_edge.data.datasets import categories, test_samples, training_samples
 from stlm_edge.errors import UsageError
 from stlm_edge.evaluate import METRICS, evaluate
 from stlm_edge.files import write_text
@@ -56,11 +56,12 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
             f"{runs}: no {run_folder.CHECKPOINT} for {', '.join(missing)}; expected one in {runs}/<category>, as "
             "stlm-train --category all writes them"
         )
-    samples = {name: test_samples(data, name, format) for name in names}
+    for name in names:
+        test_samples(data, name, format)
     found = {}
     for number, name in enumerate(names, start=1):
         _announce(f"{name}: category {number} of {len(names)}")
-        metrics = evaluate_checkpoint(runs / name / run_folder.CHECKPOINT, samples[name], out / name)
+        metrics = evaluate_checkpoint(runs / name / run_folder.CHECKPOINT, data, name, format, out / name)
         found[name] = {key: value for key, value in metrics.items() if key != "scores"}
     result = {"source": str(runs), "mean": _mean(found), "categories": found}
     if collectives.rank() == 0:
@@ -68,12 +69,14 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
     return result
 
 
-def evaluate_checkpoint(checkpoint: Path, samples: list[Sample], out: Path) -> dict[str, Any]:
+def evaluate_checkpoint(
+    checkpoint: Path, data: Path, category: str | None, format: str | None, out: Path
+) -> dict[str, Any]:
     """Evaluate a trained model on this process's GPU, or the CPU. Raises UsageError where it has no threshold."""
     model = Torch(checkpoint, device=collectives.device())
     if model.calibration is None:
         raise UsageError(f"{checkpoint}: has no threshold; train anew")
-    return evaluate(model, samples, model.size, model.calibration, out, str(checkpoint))
+    return evaluate(model, test_samples(data, category, format), model.size, model.calibration, out, str(checkpoint))
 
 
 def summary(metrics: dict[str, Any]) -> Table:

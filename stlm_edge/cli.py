@@ -129,17 +129,17 @@ def _evaluate(
                 raise UsageError("--category all: give --checkpoint, the folder that holds a run for each category")
             metrics = all_categories.evaluate_all(checkpoint, data, format, out)
             table = all_categories.summary(metrics)
+        elif checkpoint is not None:
+            metrics = all_categories.evaluate_checkpoint(checkpoint, data, category, format, out)
+            table = summary(metrics)
         else:
-            samples = test_samples(data, category, format)
-            if checkpoint is not None:
-                metrics = all_categories.evaluate_checkpoint(checkpoint, samples, out)
-            else:
-                import stlm_edge
+            import stlm_edge
 
-                assert bundle is not None
-                opened = stlm_edge.open(bundle)
-                manifest = opened.manifest
-                metrics = evaluate(opened.runtime, samples, manifest.input.size, manifest.calibration, out, str(bundle))
+            assert bundle is not None
+            opened = stlm_edge.open(bundle)
+            size, calibration = opened.manifest.input.size, opened.manifest.calibration
+            samples = test_samples(data, category, format)
+            metrics = evaluate(opened.runtime, samples, size, calibration, out, str(bundle))
             table = summary(metrics)
         if collectives.rank() > 0:
             return
