@@ -1,4 +1,4 @@
-"""The runbook's commands, as far as they can be tried without a GPU: all options exist, all values are of their kind."""
+"""The runbook's commands, as far as they can be tried without a GPU: options exist, values are of their kind."""
 
 import re
 import shlex
