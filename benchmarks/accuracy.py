@@ -27,10 +27,11 @@ from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import test_samples, training_samples
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.evaluate import evaluate
+from stlm_edge.job import Job
 from stlm_edge.recipes import RECIPES
 from stlm_edge.runtimes.torch import Torch
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.train import Job, train
+from stlm_edge.train import train
 
 MEMORY_SHARE = 0.1
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")

@@ -22,11 +22,13 @@ from torch import Tensor
 from stlm_edge import start
 from stlm_edge.data.batches import Pictures, views
 from stlm_edge.data.textures import any_of, patches_of, procedural
+from stlm_edge.job import in_batches
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import is_picture
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.train import in_batches, save_state, schedule
+from stlm_edge.train import save_state
+from stlm_edge.two_streams import schedule
 
 SIZE, BATCH, LEARNING_RATE = 224, 8, 5e-4
 PICTURE_SIZE = 320  # what crops are taken from
@@ -95,8 +97,6 @@ def main() -> None:
     if options.ship:
         curve = [json.loads(line) for line in log.read_text().splitlines()]
         card = {
-            "teacher": teacher.description,
-            "teacher_sha256": teacher.digest,
             "sources": {folder.name: len(paths) for folder, paths in found.items()},
             "size": SIZE,
             "batch": BATCH,

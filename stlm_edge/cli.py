@@ -60,8 +60,9 @@ def _train(
 
     Example: stlm-train --data pictures/bottle --recipe quick --size 224 --out runs/bottle
     """
+    from stlm_edge.job import Job
     from stlm_edge.recipes import RECIPES
-    from stlm_edge.train import Job, train
+    from stlm_edge.train import train
 
     if not 0 < false_alarm_rate < 0.5:
         raise UsageError(f"--false-alarm-rate {false_alarm_rate}: expected a share between 0 and 0.5, such as 0.01")

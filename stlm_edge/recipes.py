@@ -32,6 +32,12 @@ class Recipe:
     freeze_batch_norm: bool
     cosine_schedule: bool
     bf16: bool
+    pseudo_anomalies: tuple[str, ...]
+    """Kinds of them, each equally likely; data/pseudo_anomalies.py has the table."""
+    rotation: bool
+    """Turn pictures as published for MVTec AD's categories; no clean picture then comes twice, and none is cached."""
+    validations: int
+    """How often the pseudo-anomalies on held-out pictures are judged."""
 
     def longer(self, factor: float) -> "Recipe":
         """The same recipe, `factor` times as long."""
@@ -61,6 +67,9 @@ RECIPES = {
             freeze_batch_norm=True,
             cosine_schedule=True,
             bf16=True,
+            pseudo_anomalies=("perlin",),
+            rotation=False,
+            validations=1,
         ),
         Recipe(
             name="standard",
@@ -80,6 +89,9 @@ RECIPES = {
             freeze_batch_norm=True,
             cosine_schedule=True,
             bf16=True,
+            pseudo_anomalies=("perlin",),
+            rotation=False,
+            validations=10,
         ),
         # STLM, section IV-A: Adam for the streams and the decoder, SGD for feature aggregation, nothing scheduled.
         Recipe(
@@ -100,6 +112,9 @@ RECIPES = {
             freeze_batch_norm=False,
             cosine_schedule=False,
             bf16=False,
+            pseudo_anomalies=("perlin",),
+            rotation=True,
+            validations=20,
         ),
     )
 }

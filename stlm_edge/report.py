@@ -24,6 +24,7 @@ from stlm_edge.targets import TARGETS, Target
 
 MAX_JSON_BYTES = 64_000_000
 MAX_SHEETS = 12
+_NO_LOSSES = ("step", "loss", "seconds", "epoch", "rate", "lr")
 SHEET_SIDE = 1600  # pixels; a contact sheet is inlined no larger
 
 
@@ -134,7 +135,7 @@ def _phases(log: list[dict[str, Any]]) -> dict[str, tuple[list[float], dict[str,
     curves = {}
     for phase, entries in phases.items():
         names = dict.fromkeys(name for entry in entries for name in entry if _is_number(entry[name]))
-        losses = ["loss", *(name for name in names if name not in ("step", "loss", "seconds", "epoch", "rate", "lr"))]
+        losses = ["loss", *(name for name in names if name not in _NO_LOSSES and not name.startswith("validation_"))]
         values = {
             name: [float(entry[name]) if _is_number(entry.get(name)) else math.nan for entry in entries]
             for name in losses

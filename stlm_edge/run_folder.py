@@ -2,7 +2,8 @@
 
 checkpoint.safetensors   the trained model (written at the end)
 config.json              what was asked for, and what it was trained on
-log.jsonl                one line per logged step
+log.jsonl                one line per logged step and per validation
+tensorboard/             the same as curves
 state.pt                 where training stands, for --resume (removed at the end)
 calibration/             held-out normal pictures, as they were
 golden/normal/           candidates for golden vectors: held-out normal pictures of at most 1 megapixel
@@ -13,7 +14,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -47,12 +48,32 @@ def start(out: Path, config: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise UsageError(f"{out}: a run stands there already; go on with it by --resume, or choose another --out")
+    compare(out, config)
+
+
+def compare(out: Path, config: dict[str, Any]) -> None:
+    """Raises UsageError, naming the fields, when the run was started with another config."""
     before = strict_json.load(out / CONFIG)
     differing = [key for key in config if not isinstance(before, dict) or before.get(key) != config[key]]
     if differing:
         raise UsageError(
             f"{out}: started with another {', '.join(differing)}; resume with the same settings or choose another --out"
         )
+
+
+def open_log(out: Path, step: int) -> TextIO:
+    """The log, to be written on from `step`: lines of steps that will be done again are dropped."""
+    path = out / LOG
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
+    return path.open("a", encoding="utf-8")
+
+
+def log_row(log: TextIO, row: dict[str, float]) -> None:
+    log.write(json.dumps(row) + "\n")
+    log.flush()
 
 
 def keep_held_out(out: Path, pictures: Sequence[Path], source: Source, seed: int) -> None:

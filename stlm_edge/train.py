@@ -2,301 +2,187 @@
 
 Both streams begin from the same encoder. The plain stream learns the teacher's features of the picture that it sees,
 pseudo-anomalies included; the denoising stream sees the same and learns the teacher's features of the clean picture;
-feature aggregation learns the mask from their difference. Every batch follows from (seed, step) alone, so a resumed run
-ends with the same weights as an uninterrupted one.
+feature aggregation learns the mask from their difference. Every sample follows from (seed, position) alone, so a
+resumed run ends with the same weights as an uninterrupted one, and several processes see together what one alone would.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
-import stlm_edge
-from stlm_edge import checkpoint, run_folder, start
+from stlm_edge import checkpoint, run_folder
+from stlm_edge.allocation import keep_freed_memory
 from stlm_edge.calibrate import calibrate
-from stlm_edge.data.batches import Pictures, anomalous_batch
-from stlm_edge.data.datasets import training_samples
+from stlm_edge.clean_targets import CleanTargets, PlainStream, seen_targets
+from stlm_edge.curves import open_curves
+from stlm_edge.data.batches import AnomalousPictures, Pictures, batches
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.feature_cache import FeatureCache
 from stlm_edge.files import replacing
-from stlm_edge.losses import cosine_loss, dice_loss, focal_loss, l1_loss
+from stlm_edge.job import Job, asked_for, begin, digest, split
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.model.stlm import STRIDE, Maps
+from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import read_picture
+from stlm_edge.processes import losing_a_peer_ends_the_job, open_fabric
 from stlm_edge.recipes import Recipe
-from stlm_edge.teachers import TEACHERS, open_teacher
+from stlm_edge.teachers import Teacher, open_teacher
+from stlm_edge.two_streams import TwoStreams, freeze, make_optimisers, schedule, set_rates
+from stlm_edge.validation import Validation
 
-HELD_OUT_SHARE, LEAST_HELD_OUT = 0.15, 8
 LOG_EVERY = 10
-WARM_UP = 50
-CACHED_TEACHER_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to train on what."""
-
-    data: Path
-    recipe: Recipe
-    size: int
-    category: str | None = None
-    format: str | None = None
-    seed: int = 0
-    teacher: str = "efficientnet-lite0"
-    textures: Path | None = None
-    false_alarm_rate: float = 0.01
-    save_every: int = 50
-    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+LONG = 3600  # seconds; a training that takes longer says so
 
 
 def train(job: Job, out: Path, resume: bool = False) -> Path:
     """Train, calibrate, and write the checkpoint; returns its path. Raises UsageError and JobError.
 
-    Interrupted, it goes on where the last saved step was when called again with `resume`.
+    Interrupted, it goes on where the last saved step was when called again with `resume`. Started in several processes
+    (torchrun, or processes.supervise), each takes its share of every batch and the first one writes.
     """
-    try:
-        model_config = ModelConfig(job.size, job.depths)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if job.teacher not in TEACHERS:
-        raise UsageError(f"teacher {job.teacher}: unknown; this release has {', '.join(TEACHERS)}")
-    samples = [sample.picture for sample in training_samples(job.data, job.category, job.format)]
-    if len(samples) < 2 * LEAST_HELD_OUT:
-        raise UsageError(
-            f"{job.data}: {len(samples)} normal pictures; at least {2 * LEAST_HELD_OUT} are needed, "
-            f"{LEAST_HELD_OUT} of them held out for the threshold; take more pictures of good parts"
-        )
-    order = np.random.default_rng(job.seed).permutation(len(samples))
-    held_out_count = max(LEAST_HELD_OUT, round(HELD_OUT_SHARE * len(samples)))
-    held_out = [samples[i] for i in sorted(order[:held_out_count])]
-    pictures = Pictures([samples[i] for i in sorted(order[held_out_count:])], job.size)
+    with losing_a_peer_ends_the_job():
+        return _train(job, out, resume)
 
-    recipe, device = job.recipe, "cuda" if torch.cuda.is_available() else "cpu"
+
+def _train(job: Job, out: Path, resume: bool) -> Path:
+    asked = asked_for(job)
+    finished = out / run_folder.CHECKPOINT
+    if resume and finished.exists():
+        run_folder.compare(out, asked)
+        return finished
+    held_out_paths, paths = split(job)
+    recipe, pictures, held_out = job.recipe, Pictures(paths, job.size), Pictures(held_out_paths, job.size)
     total = recipe.steps or math.ceil((recipe.epochs or 0) * len(pictures) / recipe.batch)
-    config = {
-        "stlm_edge": stlm_edge.__version__,
-        "recipe": asdict(recipe),
-        "size": job.size,
-        "depths": list(job.depths),
-        "seed": job.seed,
-        "teacher": TEACHERS[job.teacher],
-        "data": str(job.data),
-        "category": job.category,
-        "textures": None if job.textures is None else str(job.textures),
+    found = {
         "training_pictures": len(pictures),
         "held_out_pictures": len(held_out),
-        "data_digest": digest(samples),
+        "data_digest": digest([*paths, *held_out_paths]),
         "steps": total,
     }
-    for path in held_out:
+    for path in held_out_paths:
         read_picture(path)
     for index in range(len(pictures)):
         pictures[index]
     source = any_of(procedural, patches_of(pictures))
     if job.textures is not None:
         source = any_of(folder_of(job.textures), source)
-    finished = out / run_folder.CHECKPOINT
-    run_folder.start(out, config, resume)
-    if finished.exists():
-        return finished
-    run_folder.keep_held_out(out, held_out, source, job.seed)
 
+    fabric = open_fabric(recipe.bf16)
+    processes, first_process = fabric.world_size, fabric.is_global_zero
+    if recipe.batch % processes:
+        raise UsageError(f"a batch of {recipe.batch} for {processes} processes; start a number that divides it")
+    with fabric.rank_zero_first():
+        run_folder.start(out, asked | found, resume or not first_process)
+    if first_process:
+        run_folder.keep_held_out(out, held_out_paths, source, job.seed)
+
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(job.seed)
-    model = STLM(model_config)
-    teacher = open_teacher(job.teacher)
-    if recipe.start == "generic":
-        start.load(start.SHIPPED, model, teacher)
-        model.fa.begin_from_cosines()
-    else:
-        teacher.fit(in_batches(pictures))
-    model.denoising.load_state_dict(model.plain.state_dict())
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = teacher.to(device)
-    clean = CleanTargets(teacher if recipe.denoising_target == "teacher" else PlainStream(model), pictures, device)
-    optimisers = make_optimisers(model, recipe)
-    use_bf16 = recipe.bf16 and (device == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16")))
+    model = STLM(ModelConfig(job.size, job.depths))
+    teacher = open_teacher(job.teacher, job.teacher_weights)
+    begin(model, teacher, job, pictures)
+    teacher = teacher.to(fabric.device)
+    model = model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if processes > 1 and fabric.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    freeze(model, recipe)
+    step, *optimisers = fabric.setup(TwoStreams(model, recipe), *make_optimisers(model, recipe))
+    clean_targets = CleanTargets(_answer(model, teacher, recipe, fabric.device))
+    samples = AnomalousPictures(
+        pictures, source, job.seed, recipe.pseudo_anomalies, job.category if recipe.rotation else None
+    )
+    validation = Validation(held_out, source, job.seed)
+    validate_every = max(1, total // recipe.validations)
 
-    first, seconds_before = 0, 0.0
+    first, seconds_before, waited, best = 0, 0.0, 0, 0.0
     if (out / run_folder.STATE).exists():
-        state = torch.load(out / run_folder.STATE, map_location=device, weights_only=True)
-        first, seconds_before = state["step"], state["seconds"]
+        state = torch.load(out / run_folder.STATE, map_location=fabric.device, weights_only=True)
+        first, seconds_before, waited, best = state["step"], state["seconds"], state["waited"], state["best"]
         model.load_state_dict(state["model"])
         for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
-    _cut_log(out / run_folder.LOG, first)
+    fabric.barrier()
+    log = run_folder.open_log(out, first) if first_process else None
+    curves = open_curves(job.curves, out, asked | found) if first_process else None
+    workers = job.workers if job.workers is not None else 8 if fabric.device.type == "cuda" else 0
+    share = batches(samples, first, total, recipe.batch, fabric.global_rank, processes, workers)
 
-    started = time.monotonic() - seconds_before
-    with _progress() as progress, (out / run_folder.LOG).open("a", encoding="utf-8") as log:
+    started, number = time.monotonic() - seconds_before, first
+    step.train()
+    with _progress(not first_process) as progress:
         bar = progress.add_task("", total=total, completed=first, loss="")
-        set_mode(model, recipe)
-        for step in range(first, total):
-            rate = schedule(step, total) if recipe.cosine_schedule else 1.0
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = group["peak_lr"] * rate
-
-            rng = np.random.default_rng([job.seed, step])
-            batch = anomalous_batch(pictures, source, rng, recipe.batch)
-            with torch.autocast(device, torch.bfloat16, enabled=use_bf16):
-                losses = two_stream_losses(model, teacher, clean, batch, recipe, device)
+        for number in range(first, total):
+            rate = schedule(number, total) if recipe.cosine_schedule else 1.0
+            set_rates(optimisers, rate)
+            images, clean, masks = _next(share)
+            image, mask = fabric.to_device((torch.from_numpy(images), torch.from_numpy(masks)))
+            wanted = clean_targets(clean, fabric.device)
+            seen = seen_targets(teacher, image, mask, wanted) if recipe.plain_lr else None
+            losses = step(image, mask, wanted, seen)
             loss = torch.stack(list(losses.values())).sum()
             if not math.isfinite(loss.item()):
-                raise JobError(f"step {step}: the loss is {loss.item()}; lower the learning rate or check the pictures")
+                raise JobError(f"step {number}: the loss is {loss.item()}; check the pictures, or lower the rates")
             for optimiser in optimisers:
-                optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+                optimiser.zero_grad()
+            fabric.backward(loss)
             if recipe.cosine_schedule:
-                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                nn.utils.clip_grad_norm_(step.parameters(), 5.0)
             for optimiser in optimisers:
                 optimiser.step()
 
-            done = step + 1
+            done, elapsed = number + 1, time.monotonic() - started
             progress.update(bar, completed=done, loss=f"loss {loss.item():.3f}")
-            if step % LOG_EVERY == 0 or done == total:
-                row = {"step": step, "loss": loss.item()}
-                row |= {name: value.item() for name, value in losses.items()}
-                log.write(json.dumps(row | {"rate": rate, "seconds": round(time.monotonic() - started, 2)}) + "\n")
-                log.flush()
-            if done % job.save_every == 0 and done < total:
-                save_state(out / run_folder.STATE, model, optimisers, done, time.monotonic() - started)
+            if done == first + 2 and first_process:
+                _warn_of_a_long_wait((time.monotonic() - started - seconds_before) / 2 * (total - done), fabric)
+            figures: dict[str, float] = {}
+            if done % validate_every == 0:
+                step.eval()
+                figures, sheet = validation.measure(model)  # the same in every process
+                step.train()
+                waited, best = (0, figures["pixel_auroc"]) if figures["pixel_auroc"] > best else (waited + 1, best)
+                if curves:
+                    curves.picture("validation", sheet, number)
+            if number % LOG_EVERY == 0 or figures or done == total:
+                row = {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+                row = {name: fabric.all_reduce(value, reduce_op="mean").item() for name, value in row.items()}  # type: ignore[union-attr]
+                row |= {"rate": rate, **{f"validation_{name}": value for name, value in figures.items()}}
+                if log and curves:
+                    run_folder.log_row(log, {"step": number, **row, "seconds": round(elapsed, 2)})
+                    curves.numbers(row, number)
+            if job.patience and waited >= job.patience:
+                break
+            if done % job.save_every == 0 and done < total and first_process:
+                save_state(out / run_folder.STATE, model, optimisers, done, elapsed, waited=waited, best=best)
 
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
-    provenance = {key: config[key] for key in ("stlm_edge", "seed", "teacher", "data_digest", "training_pictures")}
+    provenance = {key: (asked | found)[key] for key in ("stlm_edge", "seed", "data_digest", "training_pictures")}
     provenance |= {
         "recipe": recipe.name,
-        "steps": total,
+        "steps": number + 1,
         "data": job.category or job.data.resolve().name,
+        "teacher": teacher.description,
         "teacher_sha256": teacher.digest,
         "torch": torch.__version__,
         "seconds": round(time.monotonic() - started),
     }
-    checkpoint.save(finished, model, provenance, calibrated(model, Pictures(held_out, job.size), job.false_alarm_rate))
-    (out / run_folder.STATE).unlink(missing_ok=True)
+    if log and curves:
+        checkpoint.save(finished, model, provenance, calibrated(model, held_out, job.false_alarm_rate))
+        (out / run_folder.STATE).unlink(missing_ok=True)
+        log.close()
+        curves.close()
+    fabric.barrier()
     return finished
-
-
-class PlainStream:
-    """A frozen plain stream as the denoising one's teacher: on normal pictures the two then agree by construction, and
-    what the plain stream failed to learn of SAM's or the stand-in's features is no difference between them."""
-
-    def __init__(self, model: STLM):
-        self.model = model
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor) -> Maps:
-        embedding = self.model.plain(self.model.normalise(image))
-        return embedding, self.model.decode(embedding)
-
-
-class CleanTargets:
-    """What the denoising stream is to say of clean pictures, computed once, kept in float16 while it fits into 4 GiB.
-
-    One picture at a time: a resumed run, whose cache is empty, thus gets the very same numbers.
-    """
-
-    def __init__(self, teacher: Callable[[Tensor], Maps], pictures: Pictures, device: str):
-        self.teacher, self.pictures, self.device = teacher, pictures, device
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, indices: list[int]) -> Maps:
-        first, second = zip(*(self._of(index) for index in indices), strict=True)
-        return torch.cat(first).float(), torch.cat(second).float()
-
-    def _of(self, index: int) -> tuple[Tensor, Tensor]:
-        if index in self.kept:
-            return self.kept[index]
-        first, second = self.teacher(torch.from_numpy(self.pictures[index])[None].to(self.device))
-        maps = first.half(), second.half()
-        if (len(self.kept) + 1) * 2 * (first.numel() + second.numel()) <= CACHED_TEACHER_BYTES:
-            self.kept[index] = maps
-        return maps
-
-
-def two_stream_losses(
-    model: STLM,
-    teacher: nn.Module,
-    clean: CleanTargets,
-    batch: tuple[list[int], np.ndarray, np.ndarray],
-    recipe: Recipe,
-    device: str,
-) -> dict[str, Tensor]:
-    """STLM's training step (section III): both streams see the pseudo-anomalous pictures."""
-    indices, images, masks = batch
-    image = torch.from_numpy(images).to(device)
-    plain, denoising = (tuple(m.float() for m in maps) for maps in model.streams(model.normalise(image)))
-    compared = [tuple(m.detach() for m in maps) if recipe.fa_detached else maps for maps in (plain, denoising)]
-    area = F.avg_pool2d(torch.from_numpy(masks).to(device)[:, None].float(), STRIDE)
-    losses = {}
-    with torch.autocast(device, enabled=False):  # bfloat16 cannot tell cosines of 0.990 and 0.994 apart
-        logits = model.fa(*compared)
-        if recipe.plain_lr:
-            losses["plain"] = cosine_loss(plain, teacher(image))  # type: ignore[arg-type]
-        losses["denoising"] = cosine_loss(denoising, clean(indices))  # type: ignore[arg-type]
-        if not recipe.fa_lr:
-            return losses
-        if recipe.fa_loss == "focal+l1":
-            mask = (area >= 0.5).float()
-            losses |= {"focal": focal_loss(logits.sigmoid(), mask), "l1": l1_loss(logits.sigmoid(), mask)}
-        else:
-            losses["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, area)
-            losses["dice"] = dice_loss(logits.sigmoid(), area)
-    return losses
-
-
-def make_optimisers(model: STLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Every group carries its `peak_lr`, which the schedule scales; parts with a rate of 0 are left out."""
-    decoder = [*model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
-    streams = [
-        _group(parameters, rate)
-        for parameters, rate in (
-            (model.plain.parameters(), recipe.plain_lr),
-            (model.denoising.parameters(), recipe.denoising_lr),
-            (decoder, recipe.decoder_lr),
-            *([] if recipe.optimiser == "adam+sgd" else [(model.fa.parameters(), recipe.fa_lr)]),
-        )
-        if rate
-    ]
-    if recipe.optimiser == "adam+sgd":
-        heads = [_group(model.fa.res.parameters(), recipe.fa_lr), _group(model.fa.head.parameters(), recipe.fa_lr / 10)]
-        return [
-            torch.optim.Adam(streams, betas=(0.5, 0.999)),
-            torch.optim.SGD(heads, momentum=0.9, weight_decay=1e-4),
-        ]
-    return [torch.optim.AdamW(streams, weight_decay=0.01)]
-
-
-def schedule(step: int, total: int) -> float:
-    """Share of the peak learning rate: a warm-up, then half a cosine down to 2%."""
-    warm_up = min(WARM_UP, max(1, total // 5))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
-
-
-def set_mode(model: STLM, recipe: Recipe) -> None:
-    """Training mode; what the recipe freezes keeps its weights, and the encoders' batch norms their statistics."""
-    model.train()
-    model.plain.requires_grad_(recipe.plain_lr > 0)
-    model.mask_decoder.requires_grad_(recipe.decoder_lr > 0)
-    model.prompt_encoder.requires_grad_(recipe.decoder_lr > 0)
-    model.fa.requires_grad_(recipe.fa_lr > 0)
-    if recipe.freeze_batch_norm:
-        for encoder in (model.plain, model.denoising):
-            for module in encoder.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
 
 
 def calibrated(model: STLM, held_out: Pictures, false_alarm_rate: float) -> Calibration:
@@ -310,40 +196,42 @@ def calibrated(model: STLM, held_out: Pictures, false_alarm_rate: float) -> Cali
     return calibrate(scores, map_medians, false_alarm_rate, "training")
 
 
-def digest(paths: list[Path]) -> str:
-    """sha256 over the names and contents of files, in the order given."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _group(parameters: Any, peak_lr: float) -> dict[str, Any]:
-    return {"params": list(parameters), "lr": peak_lr, "peak_lr": peak_lr}
-
-
-def in_batches(pictures: Pictures, batch: int = 16) -> Iterator[Tensor]:
-    for begin in range(0, len(pictures), batch):
-        indices = range(begin, min(begin + batch, len(pictures)))
-        yield torch.from_numpy(np.stack([pictures[index] for index in indices]))
-
-
-def save_state(path: Path, model: STLM, optimisers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+def save_state(
+    path: Path, model: STLM, optimisers: list[torch.optim.Optimizer], step: int, seconds: float, **more: Any
+) -> None:
     """Write where training stands, for --resume."""
-    state = {"step": step, "seconds": seconds, "model": model.state_dict()}
+    state = {"step": step, "seconds": seconds, "model": model.state_dict(), **more}
     with replacing(path) as temporary:
         torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
+def _answer(model: STLM, teacher: Teacher, recipe: Recipe, device: torch.device) -> Callable[[np.ndarray], Maps]:
+    """Who says of a clean picture, S×S×3 uint8, what the denoising stream is to learn."""
+    if recipe.denoising_target == "teacher" and not teacher.is_stand_in and not recipe.rotation:
+        return FeatureCache(teacher)
+    answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
+    return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
 
 
-def _progress() -> Progress:
+def _next(samples: Iterator[Any]) -> Any:
+    try:
+        return next(samples)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise JobError(
+            "a process that makes the pictures died (out of memory?); start the training again with --resume"
+        ) from None
+
+
+def _warn_of_a_long_wait(seconds: float, fabric: Fabric) -> None:
+    if seconds > LONG:
+        long = f"{seconds / 3600:.0f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+        advice = "; --recipe quick takes minutes" if fabric.device.type == "cpu" else ""
+        Console(stderr=True).print(f"warning: this will take about {long} on this {fabric.device.type.upper()}{advice}")
+
+
+def _progress(disable: bool) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -351,4 +239,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=disable,
     )

@@ -19,7 +19,9 @@ from stlm_edge import checkpoint
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.recipes import RECIPES
-from stlm_edge.train import Job, make_optimisers, set_mode, train
+from stlm_edge.job import Job
+from stlm_edge.train import train
+from stlm_edge.two_streams import freeze, make_optimisers
 
 RECIPE = dataclasses.replace(RECIPES["standard"], start="random", steps=8, batch=2, freeze_batch_norm=False, fa_lr=1e-3)
 
@@ -171,7 +173,7 @@ def test_an_unreadable_picture_stops_before_training(pictures, tmp_path):
 def test_what_a_recipe_freezes_stays():
     model = STLM(ModelConfig(64, (1, 1, 1, 1)))
     recipe = RECIPES["quick"]
-    set_mode(model, recipe)
+    freeze(model, recipe)
     trained = {id(p) for o in make_optimisers(model, recipe) for group in o.param_groups for p in group["params"]}
     assert not any(id(parameter) in trained for parameter in model.plain.parameters())
     assert all(id(parameter) in trained for parameter in model.denoising.parameters())

@@ -1,12 +1,14 @@
 """Training batches: made from the pictures, a generator and nothing else, so that (seed, step) decides each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset
 
 from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
+from stlm_edge.data.rotation import rotated
 from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import Source
 from stlm_edge.picture import load
@@ -53,21 +55,55 @@ def views(
     return np.stack(batch)
 
 
-def anomalous_batch(
-    pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int
-) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """The two-stream training's batch: the pictures' indices, count×S×S×3 uint8 of which half are pseudo-anomalous
-    (STLM, section III-B), and their masks, count×S×S bool."""
-    indices = [int(index) for index in rng.integers(len(pictures), size=count)]
-    size = pictures[0].shape[0]
-    images, masks = [], []
-    for index in indices:
-        picture, mask = pictures[index], np.zeros((size, size), bool)
+class AnomalousPictures(Dataset):
+    """The two-stream training's samples, by their position in the training: (seed, position) decides each of them.
+
+    Every epoch goes through all pictures in an order of its own; half of the samples are pseudo-anomalous (STLM,
+    section III-B). A sample: the picture and the clean one that it was made from, S×S×3 uint8, and the mask, S×S
+    bool.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[np.ndarray],
+        source: Source,
+        seed: int,
+        kinds: tuple[str, ...] = ("perlin",),
+        rotate_as: str | None = None,
+    ):
+        self.pictures, self.source, self.seed = pictures, source, seed
+        self.kinds, self.rotate_as = kinds, rotate_as
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        epoch, place = divmod(position, len(self.pictures))
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.pictures))
+        rng = np.random.default_rng([self.seed, 0, position])
+        clean = np.ascontiguousarray(rotated(self.pictures[int(order[place])], rng, self.rotate_as))
         if rng.random() < 0.5:
-            picture, mask = make_pseudo_anomaly(picture, rng, source)
-        images.append(picture)
-        masks.append(mask)
-    return indices, np.stack(images), np.stack(masks)
+            picture, mask = make_pseudo_anomaly(clean, rng, self.source, self.kinds)
+            return picture, clean, mask
+        return clean, clean, np.zeros(clean.shape[:2], bool)
+
+
+def batches(
+    samples: AnomalousPictures, first: int, total: int, batch: int, rank: int, processes: int, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """This process's share of each step's batch, from step `first` to `total`: pictures, clean pictures and masks,
+    stacked. All processes together see what one alone would."""
+    share = batch // processes
+    starts = (step * batch + rank * share for step in range(first, total))
+    loader = DataLoader(
+        samples,
+        batch_sampler=[list(range(start, start + share)) for start in starts],
+        num_workers=workers,
+        collate_fn=_stacked,
+        multiprocessing_context="fork" if workers else None,
+    )
+    return iter(loader)
+
+
+def _stacked(samples: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.stack(parts) for parts in zip(*samples, strict=True))
 
 
 def _crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
