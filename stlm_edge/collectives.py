@@ -16,14 +16,25 @@ from stlm_edge.errors import JobError, UsageError
 T = TypeVar("T")
 
 
+class LostPeer(JobError):
+    """Another process died. Every survivor says so: nobody knows who is left to say it."""
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did; over gloo, for what they exchange lies in main memory."""
+    """Join the processes that torchrun started, where it did; over gloo, for what they exchange lies in main memory.
+
+    A UsageError or JobError then ends all of them, and the first one alone says it.
+    """
     start = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if start:
         dist.init_process_group("gloo")
     try:
         yield
+    except (UsageError, JobError) as error:
+        if start and rank() > 0 and not isinstance(error, LostPeer):
+            raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+        raise
     finally:
         if start:
             dist.destroy_process_group()
@@ -45,7 +56,7 @@ def device() -> str:
 def share(work: Callable[[], T]) -> list[T]:
     """Do this process's work and return everybody's results, by rank.
 
-    A UsageError or JobError of one process is raised by all. Raises JobError when another process has died.
+    A UsageError or JobError of one process is raised by all. Raises LostPeer when another process has died.
     """
     result: T | UsageError | JobError
     try:
@@ -61,7 +72,7 @@ def share(work: Callable[[], T]) -> list[T]:
             dist.all_gather_object(results, result)
         except RuntimeError as error:
             line = str(error).splitlines()[0][:200]
-            raise JobError(f"process {rank()} of {count()} lost the others, one of them died ({line})") from None
+            raise LostPeer(f"process {rank()} of {count()} lost the others, one of them died ({line})") from None
     for found in results:
         if isinstance(found, UsageError | JobError):
             raise found

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,10 +113,25 @@ def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_under_torchrun(tiny_bundle, tiny_pictures, tmp_path):
+def under_torchrun(bundle, data, out):
     command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", TORCHRUN.with_name("stlm-eval")]
-    command += ["--bundle", tiny_bundle, "--data", tiny_pictures, "--out", tmp_path / "out", "--json"]
+    command += ["--bundle", bundle, "--data", data, "--out", out, "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
+
+
+def test_the_command_under_torchrun(tiny_bundle, tiny_pictures, tmp_path):
+    done = under_torchrun(tiny_bundle, tiny_pictures, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_says_what_is_wrong_once(tiny_bundle, tiny_pictures, tmp_path):
+    shutil.copytree(tiny_pictures, tmp_path / "data")
+    (tmp_path / "data" / "spot" / "304.png").write_bytes(b"")
+    done = under_torchrun(tiny_bundle, tmp_path / "data", tmp_path / "out")
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr.count("error: ")) == ("", 1)
+    assert "304.png: the file is empty" in done.stderr
+    assert not (tmp_path / "out").exists()
