@@ -225,6 +225,14 @@ def test_two_masks_of_a_picture_and_a_smeared_one_are_refused(btad):
         datasets.test_samples(btad, "02")
 
 
+def test_half_of_dagm_is_still_dagm(dagm):
+    for number in (1, 2, 10):
+        shutil.rmtree(dagm / f"Class{number}" / "Test")
+    assert len(datasets.training_samples(dagm, "Class2")) == 3
+    with pytest.raises(UsageError, match="Class2/Test: no such folder"):
+        datasets.test_samples(dagm, "Class2")
+
+
 def test_dagm_without_its_label_folder_is_not_guessed_at(dagm):
     shutil.rmtree(dagm / "Class1/Train/Label")
     with pytest.raises(UsageError, match="Class1/Train: no Label folder in it; its label files say which pictures are"):

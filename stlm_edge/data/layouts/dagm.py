@@ -28,7 +28,7 @@ def recognises(root: Path) -> bool:
 
 def categories(root: Path) -> list[str]:
     """Class1, Class2, … Class10: by number."""
-    names = [path.name for path in folders(root) if _CLASS.fullmatch(path.name) and _is_class(path)]
+    names = [path.name for path in folders(root) if _CLASS.fullmatch(path.name) and _halves(path)]
     return sorted(names, key=lambda name: int(name.removeprefix("Class")))
 
 
@@ -61,5 +61,9 @@ def _class_folder(root: Path, category: str | None) -> Path:
 
 
 def _is_class(folder: Path) -> bool:
+    return len(_halves(folder)) == 2
+
+
+def _halves(folder: Path) -> set[str]:
     """By exact names, also where the file system takes Train and train for the same."""
-    return {path.name for path in folders(folder)} >= {"Train", "Test"}
+    return {path.name for path in folders(folder)} & {"Train", "Test"}
