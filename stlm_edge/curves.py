@@ -26,9 +26,7 @@ def open_curves(kind: str, out: Path, config: Mapping[str, Any]) -> Curves:
         try:
             import wandb
         except ImportError:
-            raise UsageError(
-                '--curves wandb: not installed; pip install wandb, or use --curves tensorboard'
-            ) from None
+            raise UsageError("--curves wandb: not installed; pip install wandb, or use --curves tensorboard") from None
         return _WeightsAndBiases(wandb, out, config)
     return _TensorBoard(out)
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from stlm_edge import checkpoint
 from stlm_edge.errors import UsageError
+from stlm_edge.job import Job
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.recipes import RECIPES
-from stlm_edge.job import Job
 from stlm_edge.train import train
 from stlm_edge.two_streams import freeze, make_optimisers
 
