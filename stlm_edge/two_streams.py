@@ -63,10 +63,13 @@ class TwoStreams(nn.Module):
 
 
 def freeze(model: STLM, recipe: Recipe) -> None:
-    """Let gradients reach only what the recipe trains."""
+    """Let gradients reach only what the recipe trains; and not SAM's last attention of tokens, which no map depends on,
+    and which joined processes would wait for."""
     model.plain.requires_grad_(recipe.plain_lr > 0)
     model.mask_decoder.requires_grad_(recipe.decoder_lr > 0)
     model.prompt_encoder.requires_grad_(recipe.decoder_lr > 0)
+    model.mask_decoder.transformer.final_attn_token_to_image.requires_grad_(False)
+    model.mask_decoder.transformer.norm_final_attn.requires_grad_(False)
     model.fa.requires_grad_(recipe.fa_lr > 0)
 
 

@@ -1,0 +1,118 @@
+"""One training in two processes: the losses of one process, and one line when a process dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = """
+import dataclasses, sys
+from pathlib import Path
+from stlm_edge import processes
+from stlm_edge.errors import exit_with_one_line
+from stlm_edge.job import Job
+from stlm_edge.recipes import RECIPES
+from stlm_edge.train import train
+
+data, out, steps, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+recipe = dataclasses.replace(
+    RECIPES["standard"], start="random", steps=steps, batch=4, fa_lr=0.0, bf16=False, validations=1
+)
+with exit_with_one_line("interrupted"):
+    if processes.is_supervisor_needed(count):
+        raise SystemExit(processes.supervise(count))
+    train(Job(data, recipe, 64, save_every=2, depths=(1, 1, 1, 1)), out, resume=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("normal")
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        wave = 128 + 60 * np.sin(np.arange(64) / 4 + rng.uniform(0, 6))
+        Image.fromarray((wave[None, :, None] + rng.normal(0, 8, (64, 64, 3))).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number}.png"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "training.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def started(command, *arguments):
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_have_the_losses_of_one(pictures, script, tmp_path):
+    runs = {}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
+    for name, command, count in (("one", [sys.executable], 1), ("own", [sys.executable], 2), ("torchrun", torchrun, 2)):
+        process = started(command, script, pictures, tmp_path / name, 11, count)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        runs[name] = losses(tmp_path / name)
+        assert (tmp_path / name / "checkpoint.safetensors").exists()
+    assert len(runs["one"]) == 2  # steps 0 and 10: the second one saw ten synchronised updates
+    assert runs["own"] == pytest.approx(runs["one"], abs=1e-5)
+    assert runs["torchrun"] == pytest.approx(runs["one"], abs=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(pictures, script, tmp_path, victim):
+    process = started([sys.executable], script, pictures, tmp_path / "run", 100_000, 2)
+    while not (tmp_path / "run" / "state.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    workers = {}
+    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+        workers[environment[[e.startswith(b"RANK=") for e in environment].index(True)]] = int(worker)
+    os.kill(workers[b"RANK=%d" % victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines = [line for line in errors.splitlines() if "error" in line.lower() or "Traceback" in line]
+    assert lines == [f"error: process {victim + 1} of 2 was ended by signal 9; start it again with --resume"]
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
+def test_what_is_wrong_is_said_once(pictures, script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    process = started([sys.executable], script, pictures, tmp_path / "run", 2, 2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert [line for line in errors.splitlines() if line.startswith("error")] == [
+        f"error: {tmp_path / 'run'}: exists and is not a training run; choose another --out"
+    ]
+
+
+def test_a_batch_that_the_processes_cannot_share(pictures, script, tmp_path):
+    process = started([sys.executable], script, pictures, tmp_path / "run", 2, 3)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: a batch of 4 for 3 processes; start a number that divides it" in errors
+    assert not (tmp_path / "run").exists()
