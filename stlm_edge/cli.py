@@ -32,6 +32,7 @@ Format = Annotated[
         show_default=False,
     ),
 ]
+Devices = Annotated[int, typer.Option(help="GPUs, or processes on a CPU, that share the work.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
@@ -47,23 +48,47 @@ def _train(
         int | None, typer.Option(help="Side of the picture, a multiple of 32 (default: the recipe's).")
     ] = None,
     teacher: Annotated[str, typer.Option(help="Frozen teacher of both streams.")] = "efficientnet-lite0",
+    teacher_weights: Annotated[
+        Path | None, typer.Option(help="The teacher's published weights (default: downloaded once).")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="What both streams begin from: generic, random, vit_t (MobileSAM's weights), or a start's file "
+            "(default: the recipe's).",
+            show_default=False,
+        ),
+    ] = None,
     textures: Annotated[
         Path | None, typer.Option(help="Folder of foreign textures (such as DTD) for pseudo-anomalies.")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the normal pictures held out, for threshold and validation.")
+    ] = 0.15,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many validations without a better one.", min=1)
     ] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of good parts that may be called anomalous.")] = 0.01,
     longer: Annotated[float, typer.Option(help="Multiply the recipe's steps.", min=0.001, max=1000)] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed and machine, same weights.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    devices: Devices = 1,
+    curves: Annotated[
+        Literal["tensorboard", "wandb"], typer.Option(help="Where curves and pictures of the training go.")
+    ] = "tensorboard",
     as_json: AsJson = False,
 ) -> None:
     """Train STLM on pictures of good parts; with --category all, a model for each category into OUT/<category>.
 
     Example: stlm-train --data pictures/bottle --recipe quick --size 224 --out runs/bottle
     """
+    from stlm_edge import processes
     from stlm_edge.job import Job
     from stlm_edge.recipes import RECIPES
     from stlm_edge.train import train
 
+    if processes.is_supervisor_needed(devices):
+        raise SystemExit(processes.supervise(devices))
     if not 0 < false_alarm_rate < 0.5:
         raise UsageError(f"--false-alarm-rate {false_alarm_rate}: expected a share between 0 and 0.5, such as 0.01")
     settings = RECIPES[recipe] if longer == 1.0 else RECIPES[recipe].longer(longer)
@@ -75,8 +100,13 @@ def _train(
         format=format,
         seed=seed,
         teacher=teacher,
+        teacher_weights=teacher_weights,
+        init=init,
         textures=textures,
+        val_fraction=val_fraction,
+        patience=patience,
         false_alarm_rate=false_alarm_rate,
+        curves=curves,
     )
     if category == "all":
         from stlm_edge import collectives
@@ -112,18 +142,21 @@ def _evaluate(
     bundle: Annotated[Path | None, typer.Option(help="Packed model to evaluate.", show_default=False)] = None,
     category: OneOrAll = None,
     format: Format = None,
+    devices: Devices = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained or packed model on labelled pictures; with --category all, each category's own model.
 
     Example: stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data pictures/bottle --out evaluation
     """
-    from stlm_edge import all_categories, collectives
+    from stlm_edge import all_categories, collectives, processes
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluate import evaluate, summary
 
     if (checkpoint is None) == (bundle is None):
         raise UsageError("give either --checkpoint or --bundle")
+    if processes.is_supervisor_needed(devices):
+        raise SystemExit(processes.supervise(devices))
     with collectives.joined():
         if category == "all":
             if checkpoint is None:
