@@ -5,8 +5,12 @@ step; the mask decoder takes one picture after the other; the two encoders run o
 of DeSTSeg (X. Zhang et al., CVPR 2023), on which the published code rests. Network parts are the package's own.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
+
+from stlm_edge.model import tiny_vit
 
 FOCAL_GAMMA = 4.0
 
@@ -31,8 +35,9 @@ def step(model, teacher, optimisers, image, clean, mask):
         optimiser.zero_grad()
     seen = teacher_maps(teacher, image)
     before = teacher_maps(teacher, clean)
-    losses = losses_of(model, image, mask, seen, before)
-    (losses["plain"] + losses["denoising"] + losses["focal"] + losses["l1"]).backward()
+    with norm_gelu_conv_apart():
+        losses = losses_of(model, image, mask, seen, before)
+        (losses["plain"] + losses["denoising"] + losses["focal"] + losses["l1"]).backward()
     for optimiser in optimisers:
         optimiser.step()
     return losses
@@ -78,3 +83,14 @@ def normalised(network, image):
 
 def unit(maps):
     return maps / torch.sqrt(torch.sum(maps**2, dim=1, keepdim=True) + 1e-20)
+
+
+@contextmanager
+def norm_gelu_conv_apart():
+    """Let the encoder's batch norms, GELUs and convolutions be the operations that they are."""
+    together = tiny_vit.norm_gelu_conv
+    tiny_vit.norm_gelu_conv = lambda norm, conv, x: conv(F.gelu(norm(x)))
+    try:
+        yield
+    finally:
+        tiny_vit.norm_gelu_conv = together

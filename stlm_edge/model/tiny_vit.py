@@ -5,9 +5,14 @@ a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the 
 a rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stlm_edge.model.norm_gelu_conv import norm_gelu_conv
 
 EMBED_DIMS = (64, 128, 160, 320)
 NUM_HEADS = (2, 4, 5, 10)
@@ -22,6 +27,14 @@ class ConvBN(nn.Sequential):
         super().__init__()
         self.add_module("c", nn.Conv2d(in_dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False))
         self.add_module("bn", nn.BatchNorm2d(out_dim))
+
+
+def convolved(x: Tensor, *layers: Any) -> Tensor:
+    """x through several `ConvBN`, a GELU between each and the next."""
+    x = layers[0].c(x)
+    for layer, following in pairwise(layers):
+        x = norm_gelu_conv(layer.bn, following.c, x)
+    return layers[-1].bn(x)
 
 
 class LayerNorm2d(nn.Module):
@@ -47,7 +60,8 @@ class PatchEmbed(nn.Module):
         self.seq = nn.Sequential(ConvBN(3, dim // 2, 3, 2), nn.GELU(), ConvBN(dim // 2, dim, 3, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.seq(x)
+        first, _, second = self.seq
+        return convolved(x, first, second)
 
 
 class MBConv(nn.Module):
@@ -60,8 +74,7 @@ class MBConv(nn.Module):
         self.conv3 = ConvBN(dim * 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        return F.gelu(x + self.conv3(y))
+        return F.gelu(x + convolved(x, self.conv1, self.conv2, self.conv3))
 
 
 class PatchMerging(nn.Module):
@@ -74,7 +87,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvBN(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return convolved(x, self.conv1, self.conv2, self.conv3)
 
 
 def bias_indices(window: int) -> Tensor:
