@@ -17,12 +17,28 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
     Tells whether that was possible: with glibc it is; elsewhere nothing changes.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version")):
+    libc = _glibc()
+    if libc is None:
         return False
     done = all(libc.mallopt(option, value) for option, value in (_KEEPING if keep else _DEFAULTS).items())
     if not keep:
-        libc.malloc_trim(0)
+        return_freed_memory()
     return done
+
+
+def return_freed_memory() -> None:
+    """Give what is free at this moment back to the kernel.
+
+    Wanted once after a training's first step: the gaps that the optimiser's state has left between it, too small for
+    any tensor, then stop counting.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

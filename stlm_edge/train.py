@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from stlm_edge import checkpoint, run_folder
-from stlm_edge.allocation import keep_freed_memory
+from stlm_edge.allocation import keep_freed_memory, return_freed_memory
 from stlm_edge.calibrate import calibrate
 from stlm_edge.clean_targets import CleanTargets, PlainStream, seen_targets
 from stlm_edge.curves import open_curves
@@ -133,13 +133,14 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             loss = torch.stack(list(losses.values())).sum()
             if not math.isfinite(loss.item()):
                 raise JobError(f"step {number}: the loss is {loss.item()}; check the pictures, or lower the rates")
-            for optimiser in optimisers:
-                optimiser.zero_grad()
             fabric.backward(loss)
             if recipe.cosine_schedule:
                 nn.utils.clip_grad_norm_(step.parameters(), 5.0)
             for optimiser in optimisers:
                 optimiser.step()
+                optimiser.zero_grad()
+            if number == first and fabric.device.type == "cpu":
+                return_freed_memory()
 
             done, elapsed = number + 1, time.monotonic() - started
             progress.update(bar, completed=done, loss=f"loss {loss.item():.3f}")
