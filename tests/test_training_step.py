@@ -5,6 +5,7 @@ import plain_training
 import pytest
 import torch
 
+from stlm_edge.clean_targets import CleanTargets, seen_targets
 from stlm_edge.losses import cosine_loss, dice_loss, focal_loss, l1_loss
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.feature_aggregation import FeatureAggregation
@@ -96,6 +97,25 @@ def test_in_float32_the_losses_are_the_published_ones_too():
 def test_steps_make_the_losses_fall():
     losses, _, _ = both_steps(torch.float32, steps=8)
     assert sum(first for first, _ in losses[-1]) < sum(first for first, _ in losses[0])
+
+
+def test_the_teacher_is_asked_only_about_changed_pictures():
+    image, clean, mask = a_batch()
+    teacher, asked = a_teacher(torch.float32), []
+
+    def answer(pictures):
+        asked.append(len(pictures))
+        return teacher(pictures)
+
+    known = CleanTargets(lambda picture: teacher(torch.from_numpy(picture)[None]))
+    before = known([picture.numpy() for picture in clean], torch.device("cpu"))
+    seen = seen_targets(answer, image, mask, before)
+    assert asked == [2]
+    for found, expected in zip(seen, teacher(image), strict=True):
+        assert (1 - torch.cosine_similarity(found, expected, dim=1)).max() < 1e-6
+    untouched = seen_targets(answer, clean, torch.zeros_like(mask), before)
+    assert asked == [2]
+    assert all(torch.equal(found, expected) for found, expected in zip(untouched, before, strict=True))
 
 
 def double(*shape, seed=0):
