@@ -2,9 +2,7 @@
 
     python benchmarks/accuracy.py --data DIR [--data DIR ...] [--longer 3] [--seed 0 ...] --out RUN [--record FILE]
 
-Every DIR is a data set in MVTec AD layout. Training uses its normal pictures only, the last step counts, and nothing is
-selected on the test pictures. PatchCore (Roth et al., CVPR 2022): the teacher's features of strides 8 and 16, averaged
-over 3×3, a random tenth of the training patches as memory, Euclidean distance, the map smoothed with σ = 4.
+Training uses a data set's normal pictures only, the last step counts, and nothing is selected on the test pictures.
 """
 
 import argparse
@@ -14,12 +12,9 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from patchcore import PatchCore, of_the_teacher
 from rich.console import Console
 from rich.table import Table
-from scipy.ndimage import gaussian_filter
 
 from stlm_edge.bench.machine import describe
 from stlm_edge.calibrate import calibrate
@@ -33,37 +28,7 @@ from stlm_edge.runtimes.torch import Torch
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import train
 
-MEMORY_SHARE = 0.1
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
-
-
-class PatchCore:
-    """A memory of normal patches; the anomaly map is the distance to the nearest of them."""
-
-    name = "patchcore"
-
-    def __init__(self, teacher: EfficientNetLite0, pictures: Pictures, seed: int):
-        self.teacher = teacher
-        rng = np.random.default_rng(seed)
-        patches = []
-        for picture in pictures:
-            found = self.features(picture)[0].flatten(1).T
-            patches.append(found[torch.from_numpy(rng.random(len(found)) < MEMORY_SHARE)])
-        self.memory = torch.cat(patches)
-
-    @torch.inference_mode()
-    def features(self, picture: np.ndarray) -> torch.Tensor:
-        """S×S×3 uint8 → 1×152×S/8×S/8."""
-        x = (torch.from_numpy(picture)[None].permute(0, 3, 1, 2).float() - 127.0) / 128.0
-        low, high = (F.avg_pool2d(f, 3, 1, 1, count_include_pad=False) for f in self.teacher.backbone(x))
-        return torch.cat([low, F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
-
-    @torch.inference_mode()
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        features = self.features(image)
-        distance = torch.cdist(features[0].flatten(1).T, self.memory).min(dim=1).values.reshape(features.shape[-2:])
-        upsampled = F.interpolate(distance[None, None], size=image.shape[:2], mode="bilinear", align_corners=False)
-        return gaussian_filter(upsampled[0, 0].numpy(), 4.0), distance.max().item()
 
 
 def main() -> None:
@@ -101,7 +66,7 @@ def command(options: argparse.Namespace) -> str:
 def measure_patchcore(data: Path, size: int) -> dict:
     began = time.monotonic()
     pictures = Pictures([sample.picture for sample in training_samples(data)], size)
-    patchcore = PatchCore(EfficientNetLite0(), pictures, seed=0)
+    patchcore = PatchCore(of_the_teacher(EfficientNetLite0()), pictures)
     seconds = time.monotonic() - began
     placeholder = calibrate([0.0, 1.0], [0.0, 1.0])  # verdicts are not compared here
     metrics = evaluate(patchcore, test_samples(data), size, placeholder, None, "patchcore")

@@ -1,15 +1,18 @@
 """Distil the generic start: one encoder and the decoder learn the teacher's features of pictures of every kind.
 
     python benchmarks/generic_start.py --pictures DIR [--pictures DIR ...] --out RUN [--steps 8000]
-    python benchmarks/generic_start.py ... --ship stlm_edge/weights/generic_start.safetensors
+    python benchmarks/generic_start.py --pictures DIR --out RUN --teacher vit_h      # on a GPU: SAM's own features
+    python benchmarks/generic_start.py --pictures DIR --out RUN --ship FILE          # and write what --init takes
 
-Half of what it sees is procedural (textures of our own code). Interrupted, it goes on from the last saved step; the
-shipped file is written whenever `--ship` is given and all steps are done. Only pictures whose licence allows weights
-trained on them to be shipped belong into `--pictures`; what was used is recorded in the file's card.
+Interrupted, it goes on from the last saved step. A third of what it sees is procedural (scenes and textures of our own
+code). As it goes it probes: 1 − cos to the teacher on held-out pictures and held-out scenes, and the image and pixel
+AUROC of a memory bank on the student's own features of the built-in demo data. Give only pictures whose licence allows
+weights trained on them to be shipped; what was used is recorded in the file's card.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -17,15 +20,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from patchcore import PatchCore, of_two_maps
 from torch import Tensor
 
 from stlm_edge import start
+from stlm_edge.calibrate import calibrate
 from stlm_edge.data.batches import Pictures, views
+from stlm_edge.data.datasets import test_samples, training_samples
+from stlm_edge.data.demo import write_demo
+from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import any_of, patches_of, procedural
+from stlm_edge.errors import exit_with_one_line
+from stlm_edge.evaluate import evaluate
 from stlm_edge.job import in_batches
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import is_picture
+from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import save_state
 from stlm_edge.two_streams import schedule
@@ -33,6 +44,7 @@ from stlm_edge.two_streams import schedule
 SIZE, BATCH, LEARNING_RATE = 224, 8, 5e-4
 PICTURE_SIZE = 320  # what crops are taken from
 PROBE_EVERY, SAVE_EVERY, HELD_OUT_EVERY = 500, 250, 64
+DEMO_PICTURES = 60  # of the memory bank's, as many of the test
 
 
 def main() -> None:
@@ -42,33 +54,41 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--size", type=int, default=SIZE)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teacher", choices=TEACHERS, default=EfficientNetLite0.name)
+    parser.add_argument("--teacher-weights", type=Path, help="the teacher's published weights (default: downloaded)")
+    parser.add_argument("--init", help="a start's file to go on from, or vit_t for MobileSAM's weights")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--begin", type=Path, help="a start to go on from, instead of random weights")
     parser.add_argument("--ship", type=Path, help="where the finished start is written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     found = {folder: sorted(p for p in folder.rglob("*") if is_picture(p)) for folder in options.pictures}
     everything = [path for paths in found.values() for path in paths]
     pictures = Pictures([p for n, p in enumerate(everything) if n % HELD_OUT_EVERY], PICTURE_SIZE)
-    held_out = Pictures(everything[::HELD_OUT_EVERY], SIZE)
+    held_out = Pictures(everything[::HELD_OUT_EVERY], options.size)
 
     torch.manual_seed(options.seed)
-    model = STLM(ModelConfig(SIZE)).to(memory_format=torch.channels_last)
-    teacher = EfficientNetLite0()
-    if options.begin:
-        start.load(options.begin, model, teacher)
-    else:
+    model = STLM(ModelConfig(options.size))
+    teacher = open_teacher(options.teacher, options.teacher_weights)
+    if isinstance(teacher, EfficientNetLite0):
         sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
-        teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], SIZE)))
+        teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], options.size)))
+    if options.init == "vit_t":
+        start.copy_mobile_sam(open_teacher("vit_t"), model)
+    elif options.init:
+        start.load(Path(options.init), model, teacher)
+    model, teacher = model.to(device, memory_format=torch.channels_last), teacher.to(device)
     trained = [*model.plain.parameters(), *model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
     source = any_of(procedural, patches_of(pictures))
     first, state_file, log = 0, options.out / "state.pt", options.out / "log.jsonl"
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, map_location=device, weights_only=True)
         first = state["step"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimisers"][0])
@@ -78,9 +98,10 @@ def main() -> None:
         model.train()
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, options.steps)
-        batch = views(pictures, source, np.random.default_rng([options.seed, step]), BATCH, SIZE)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = distances(model, teacher, torch.from_numpy(batch))
+        rng = np.random.default_rng([options.seed, step])
+        batch = torch.from_numpy(views(pictures, source, rng, options.batch, options.size)).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            losses = distances(model, teacher, batch)
         optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
@@ -95,40 +116,56 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
 
     if options.ship:
-        curve = [json.loads(line) for line in log.read_text().splitlines()]
         card = {
             "sources": {folder.name: len(paths) for folder, paths in found.items()},
-            "size": SIZE,
-            "batch": BATCH,
+            "size": options.size,
+            "batch": options.batch,
             "steps": options.steps,
             "seed": options.seed,
             "date": date.today().isoformat(),
-            "curve": curve,
+            "curve": [json.loads(line) for line in log.read_text().splitlines()],
         }
         options.ship.parent.mkdir(exist_ok=True)
         start.save(options.ship, model.to(memory_format=torch.contiguous_format), teacher, card)
         print(f"{options.ship}: {options.ship.stat().st_size / 1e6:.1f} MB")
 
 
-def distances(model: STLM, teacher: EfficientNetLite0, images: Tensor) -> list[Tensor]:
+def distances(model: STLM, teacher: Teacher, images: Tensor) -> list[Tensor]:
     """Mean 1 − cos between the plain encoder's and the teacher's two maps of B×S×S×3 uint8 pictures."""
-    embedding = model.plain(model.normalise(images))
-    maps: Maps = (embedding.float(), model.decode(embedding).float())
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(images.device.type, enabled=False):
         targets = teacher(images)
-    return [(1 - F.cosine_similarity(m, t, dim=1)).mean() for m, t in zip(maps, targets, strict=True)]
+    return [(1 - F.cosine_similarity(m, t, dim=1)).mean() for m, t in zip(maps(model, images), targets, strict=True)]
+
+
+def maps(model: STLM, images: Tensor) -> Maps:
+    """The plain encoder's two maps of B×S×S×3 uint8 pictures, float32."""
+    embedding = model.plain(model.normalise(images))
+    return embedding.float(), model.decode(embedding).float()
 
 
 @torch.no_grad()
-def probe(model: STLM, teacher: EfficientNetLite0, pictures: Pictures) -> dict[str, float]:
-    """1 − cos of both maps on held-out pictures, as they are."""
+def probe(model: STLM, teacher: Teacher, pictures: Pictures) -> dict[str, float]:
+    """1 − cos of both maps on held-out pictures and scenes, and what a memory bank on the student's features tells."""
     model.eval()
-    sums, batches = np.zeros(2), 0
-    for batch in in_batches(pictures):
-        sums += [distance.item() for distance in distances(model, teacher, batch)]
-        batches += 1
-    return {"held_out_1": round(sums[0] / batches, 4), "held_out_2": round(sums[1] / batches, 4)}
+    device, size = model.pixel_mean.device, model.config.size
+    scenes = np.stack([scene(np.random.default_rng([97, n]), size) for n in range(len(pictures))])
+    row = {}
+    for name, batches in (
+        ("held_out", in_batches(pictures)),
+        ("scenes", iter(torch.from_numpy(scenes).split(16))),
+    ):
+        found = [[distance.item() for distance in distances(model, teacher, batch.to(device))] for batch in batches]
+        row |= {f"{name}_{k}": round(float(mean), 4) for k, mean in enumerate(np.mean(found, axis=0), start=1)}
+    with tempfile.TemporaryDirectory() as folder:
+        demo = write_demo(Path(folder) / "demo")
+        normal = Pictures([sample.picture for sample in training_samples(demo)][:DEMO_PICTURES], size)
+        bank = PatchCore(of_two_maps(lambda image: tuple(m.cpu() for m in maps(model, image.to(device)))), normal)
+        samples = test_samples(demo)
+        samples = samples[:: max(1, len(samples) // DEMO_PICTURES)]
+        figures = evaluate(bank, samples, size, calibrate([0.0, 1.0], [0.0, 1.0]), None, "memory bank")
+    return row | {f"bank_{name}": round(figures[name], 4) for name in ("image_auroc", "pixel_auroc")}
 
 
 if __name__ == "__main__":
-    main()
+    with exit_with_one_line("interrupted; the same command goes on from the last saved step"):
+        main()

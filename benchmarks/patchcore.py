@@ -1,0 +1,66 @@
+"""PatchCore (Roth et al., CVPR 2022), the peer that accuracy is measured beside: a memory of normal patches.
+
+A random tenth of the training patches is kept instead of the paper's greedy coreset, and the picture's score is the
+largest distance, without the paper's reweighting.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from stlm_edge.data.batches import Pictures
+from stlm_edge.model.stlm import Maps
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
+
+MEMORY_SHARE = 0.1
+SIGMA = 4.0  # pixels
+
+Features = Callable[[Tensor], Tensor]
+"""1×S×S×3 uint8 → 1×C×h×w."""
+
+
+class PatchCore:
+    """The anomaly map is the Euclidean distance of each patch's features to the nearest in memory, smoothed."""
+
+    name = "patchcore"
+
+    def __init__(self, features: Features, pictures: Pictures, seed: int = 0):
+        self.features = features
+        rng = np.random.default_rng(seed)
+        patches = []
+        for picture in pictures:
+            found = self._patches(picture)[0]
+            patches.append(found[torch.from_numpy(rng.random(len(found)) < MEMORY_SHARE)])
+        self.memory = torch.cat(patches)
+
+    @torch.inference_mode()
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        patches, grid = self._patches(image)
+        distance = torch.cdist(patches, self.memory).min(dim=1).values.reshape(grid)
+        upsampled = F.interpolate(distance[None, None], size=image.shape[:2], mode="bilinear", align_corners=False)
+        return gaussian_filter(upsampled[0, 0].numpy(), SIGMA), distance.max().item()
+
+    @torch.inference_mode()
+    def _patches(self, picture: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        features = self.features(torch.from_numpy(picture)[None])
+        return features[0].flatten(1).T, (features.shape[2], features.shape[3])
+
+
+def of_the_teacher(teacher: EfficientNetLite0) -> Features:
+    """The stand-in's features of strides 8 and 16, 152 channels at S/8, averaged over 3×3."""
+
+    def features(image: Tensor) -> Tensor:
+        x = (image.permute(0, 3, 1, 2).float() - 127.0) / 128.0
+        low, high = (F.avg_pool2d(f, 3, 1, 1, count_include_pad=False) for f in teacher.backbone(x))
+        return torch.cat([low, F.interpolate(high, size=low.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
+
+    return features
+
+
+def of_two_maps(maps: Callable[[Tensor], Maps]) -> Features:
+    """Both maps of a teacher or a stream, each of length 1 at every place: distances then rank as 1 − cos do."""
+    return lambda image: torch.cat([F.normalize(m, dim=1) for m in maps(image)], dim=1)
