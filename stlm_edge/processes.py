@@ -1,6 +1,7 @@
 """One training in several processes: `--devices N` starts them here, torchrun starts them itself, Fabric joins them."""
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -28,6 +29,7 @@ def open_fabric(bf16: bool) -> Fabric:
     if cuda and here > torch.cuda.device_count():
         raise UsageError(f"{here} processes and {torch.cuda.device_count()} GPUs; start at most one process a GPU")
     fast = bf16 and (cuda or bool(torch.cpu.get_capabilities().get("avx512_bf16")))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells which precision it was asked for
     fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=here,

@@ -123,6 +123,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     with _progress(not first_process) as progress:
         bar = progress.add_task("", total=total, completed=first, loss="")
         for number in range(first, total):
+            before = time.monotonic() - started
             rate = schedule(number, total) if recipe.cosine_schedule else 1.0
             set_rates(optimisers, rate)
             images, clean, masks = _next(share)
@@ -145,7 +146,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             done, elapsed = number + 1, time.monotonic() - started
             progress.update(bar, completed=done, loss=f"loss {loss.item():.3f}")
             if done == first + 2 and first_process:
-                _warn_of_a_long_wait((time.monotonic() - started - seconds_before) / 2 * (total - done), fabric)
+                _warn_of_a_long_wait((elapsed - before) * (total - done), recipe, fabric)
             figures: dict[str, float] = {}
             if done % validate_every == 0:
                 step.eval()
@@ -225,10 +226,10 @@ def _next(samples: Iterator[Any]) -> Any:
         ) from None
 
 
-def _warn_of_a_long_wait(seconds: float, fabric: Fabric) -> None:
+def _warn_of_a_long_wait(seconds: float, recipe: Recipe, fabric: Fabric) -> None:
     if seconds > LONG:
         long = f"{seconds / 3600:.0f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
-        advice = "; --recipe quick takes minutes" if fabric.device.type == "cpu" else ""
+        advice = "; --recipe quick takes minutes" if recipe.name != "quick" and fabric.device.type == "cpu" else ""
         Console(stderr=True).print(f"warning: this will take about {long} on this {fabric.device.type.upper()}{advice}")
 
 
