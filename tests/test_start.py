@@ -8,6 +8,8 @@ import torch
 from stlm_edge import start
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.teachers import sam
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
 SMALL = ModelConfig(64, (1, 1, 1, 1))
@@ -48,3 +50,27 @@ def test_the_shipped_start_fits_the_network_and_is_small(teacher):
     assert start.SHIPPED.stat().st_size <= 20_000_000
     assert card["teacher_sha256"] == teacher.digest
     assert {"sources", "seed", "date", "curve"} <= card.keys()
+
+
+def test_a_start_of_another_teacher_is_for_changing_not_for_keeping(tmp_path):
+    torch.manual_seed(0)
+    other = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64)
+    start.save(tmp_path / "start.safetensors", STLM(SMALL), EfficientNetLite0(), {})
+    model = STLM(SMALL)
+    start.load(tmp_path / "start.safetensors", model, other)
+    with pytest.raises(UsageError, match=r"distilled from EfficientNet-Lite0 .* the teacher is vit_t; make a start"):
+        start.load(tmp_path / "start.safetensors", model, other, frozen=True)
+
+
+def test_mobile_sams_weights_begin_encoder_and_decoder(teacher):
+    torch.manual_seed(0)
+    published, model = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64), STLM(SMALL)
+    start.copy_mobile_sam(published, model)
+    picture = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        embedding = model.eval().plain(model.normalise(picture))
+        torch.testing.assert_close(embedding, published.image_encoder(model.normalise(picture)))
+        state = published.mask_decoder.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.mask_decoder.state_dict().items())
+    with pytest.raises(UsageError, match="only vit_t has the student's shape"):
+        start.copy_mobile_sam(teacher, model)

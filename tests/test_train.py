@@ -1,6 +1,7 @@
 """Training: what a run leaves behind, that it resumes to the same weights, and what it refuses."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -15,14 +16,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from stlm_edge import checkpoint
-from stlm_edge.errors import UsageError
-from stlm_edge.job import Job
+from stlm_edge import checkpoint, start
+from stlm_edge.data.batches import AnomalousPictures
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.job import Job, split
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.recipes import RECIPES
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import train
 from stlm_edge.two_streams import freeze, make_optimisers
 
+train_module = importlib.import_module("stlm_edge.train")
 RECIPE = dataclasses.replace(RECIPES["standard"], start="random", steps=8, batch=2, freeze_batch_norm=False, fa_lr=1e-3)
 
 
@@ -201,3 +205,73 @@ def test_the_paper_recipe_is_the_published_one():
         (0.01, 0.9, 1e-4),
     ]
     assert not recipe.cosine_schedule
+
+
+def test_a_finished_run_is_resumed_without_its_data(run, tmp_path):
+    gone = dataclasses.replace(job(Path(json.loads((run / "config.json").read_text())["data"])))
+    began = (run / "checkpoint.safetensors").stat().st_mtime_ns
+    assert train(gone, run, resume=True) == run / "checkpoint.safetensors"
+    assert (run / "checkpoint.safetensors").stat().st_mtime_ns == began
+
+
+def test_validation_is_logged_and_kept_for_tensorboard(run):
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "validation_image_auroc" in row]
+    assert len(validated) == 8
+    assert all(0 <= row["validation_pixel_auroc"] <= 1 for row in validated)
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_patience_ends_a_training_that_no_longer_improves(pictures, tmp_path):
+    stuck = dataclasses.replace(
+        RECIPE, steps=40, validations=20, denoising_lr=1e-12, plain_lr=1e-12, decoder_lr=1e-12, fa_lr=0.0
+    )
+    stuck = dataclasses.replace(job(pictures), recipe=stuck, patience=3)
+    opened = checkpoint.load(train(stuck, tmp_path / "run"))
+    assert opened.provenance["steps"] < 40
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.15, 8), (0.5, 10), (0.9, 12)])
+def test_val_fraction_decides_what_is_held_out(pictures, tmp_path, fraction, held_out):
+    chosen, trained_on = split(job(pictures, val_fraction=fraction))
+    assert (len(chosen), len(trained_on)) == (held_out, 20 - held_out)
+    assert not set(chosen) & set(trained_on)
+
+
+def test_an_impossible_val_fraction(pictures, tmp_path):
+    with pytest.raises(UsageError, match=r"--val-fraction 1\.5: expected a share between 0 and 1"):
+        train(job(pictures, val_fraction=1.5), tmp_path / "run")
+
+
+def test_a_worker_that_dies_ends_the_training_with_one_line(pictures, tmp_path, monkeypatch):
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(AnomalousPictures, "__getitem__", die)
+    with pytest.raises(JobError, match="a process that makes the pictures died"):
+        train(job(pictures, workers=1), tmp_path / "run")
+
+
+def test_init_takes_a_start_of_ones_own(pictures, tmp_path):
+    torch.manual_seed(7)
+    mine = STLM(ModelConfig(64, (1, 1, 1, 1)))
+    start.save(tmp_path / "start.safetensors", mine, EfficientNetLite0(), {})
+    recipe = dataclasses.replace(RECIPES["quick"], steps=2, batch=2)
+    mine_too = dataclasses.replace(job(pictures, init=str(tmp_path / "start.safetensors")), recipe=recipe)
+    trained = load_file(train(mine_too, tmp_path / "run"))
+    torch.testing.assert_close(trained["plain.neck.0.weight"], mine.plain.neck[0].weight, atol=1e-3, rtol=1e-3)
+
+
+def test_textures_without_pictures(pictures, tmp_path):
+    (tmp_path / "textures").mkdir()
+    with pytest.raises(UsageError, match="textures"):
+        train(job(pictures, textures=tmp_path / "textures"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_training_says_so(pictures, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(train_module, "LONG", 0)
+    short = dataclasses.replace(RECIPES["paper"], epochs=None, steps=4)
+    train(dataclasses.replace(job(pictures), recipe=short), tmp_path / "run")
+    warning = " ".join(capfd.readouterr().err.split())
+    assert "warning: this will take about 0 hours on this CPU; --recipe quick takes minutes" in warning

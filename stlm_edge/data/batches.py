@@ -94,7 +94,7 @@ def batches(
     starts = (step * batch + rank * share for step in range(first, total))
     loader = DataLoader(
         samples,
-        batch_sampler=[list(range(start, start + share)) for start in starts],
+        batch_sampler=(list(range(start, start + share)) for start in starts),
         num_workers=workers,
         collate_fn=_stacked,
         multiprocessing_context="fork" if workers else None,
