@@ -1,0 +1,157 @@
+"""What each choice of `quick` is worth: one training for each change of one choice, and the ways of reading a map.
+
+    python benchmarks/ablation.py --data DIR [--data DIR ...] --out RUN [--longer 0.5] [--record FILE]
+
+All rows of a data set are one run, of one seed; the last step counts. Interrupted, the same command goes on. The first
+rows read one model's two cosine distances in other ways, the later ones train another model.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from stlm_edge import checkpoint
+from stlm_edge.bench.machine import describe
+from stlm_edge.data.datasets import Sample, test_samples
+from stlm_edge.data.pseudo_anomalies import KINDS
+from stlm_edge.errors import exit_with_one_line
+from stlm_edge.job import Job
+from stlm_edge.metrics import PixelMetrics, image_auroc
+from stlm_edge.model import STLM
+from stlm_edge.model.stlm import SCORE_PIXELS
+from stlm_edge.picture import load, read_mask, read_picture
+from stlm_edge.recipes import RECIPES
+from stlm_edge.train import train
+
+FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+
+READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "1 − cos of the image embedding (k=1)": lambda first, second: first,
+    "1 − cos of the image tokens (k=2)": lambda first, second: second,
+    "their product (the paper's tlm_map)": lambda first, second: first * second,
+    "their sum": lambda first, second: first + second,
+    "k=1 and half of k=2": lambda first, second: first + 0.5 * second,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "denoising learns the teacher's features": {"denoising_target": "teacher"},
+    "pseudo-anomalies of every kind": {"pseudo_anomalies": tuple(KINDS)},
+    "of every kind but Perlin's": {"pseudo_anomalies": tuple(kind for kind in KINDS if kind != "perlin")},
+    "FA trained, detached, cross-entropy + dice": {"fa_lr": 1e-4},
+    "the same, on every kind": {"fa_lr": 1e-4, "pseudo_anomalies": tuple(KINDS)},
+    "FA trained, focal + L1": {"fa_lr": 1e-4, "fa_loss": "focal+l1"},
+    "FA trained, not detached": {"fa_lr": 1e-4, "fa_detached": False},
+    "plain stream trained too": {"plain_lr": 3e-5, "decoder_lr": 3e-5, "denoising_target": "teacher"},
+    "half of the rate": {"denoising_lr": 3e-4},
+    "from random weights": {
+        "start": "random", "plain_lr": 3e-4, "decoder_lr": 3e-4, "denoising_lr": 3e-4, "denoising_target": "teacher",
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", required=True)
+    parser.add_argument("--longer", type=float, default=1.0, help="multiply the recipe's steps")
+    parser.add_argument("--init", help="a start's file (default: the shipped one)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--record", type=Path, help="JSON file to write the rows to")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for data in options.data:
+        test = Test(test_samples(data), RECIPES["quick"].size)
+        model = trained(data, {}, options, "quick")
+        plain = test.distances(model)
+        rows.append({"data": data.name, "change": "quick", **test.figures(test.maps(model))})
+        for name, read in READINGS.items():
+            rows.append({"data": data.name, "change": f"map: {name}", **test.figures(read(*plain))})
+        for sigma in (4, 8):
+            row = test.figures(test.maps(model), sigma=sigma)
+            rows.append({"data": data.name, "change": f"map smoothed, σ = {sigma} pixels", **row})
+        for pixels in (1, 1000):
+            row = test.figures(test.maps(model), score_pixels=pixels)
+            rows.append({"data": data.name, "change": f"score of {pixels} pixels", **row})
+        for number, (name, changes) in enumerate(VARIANTS.items()):
+            model = trained(data, changes, options, f"variant-{number}")
+            rows.append({"data": data.name, "change": name, **test.figures(test.maps(model))})
+            print(rows[-1], flush=True)
+        show(rows)
+    if options.record:
+        steps = RECIPES["quick"].longer(options.longer).steps
+        record = {"date": date.today().isoformat(), "machine": asdict(describe()), "steps": steps, "rows": rows}
+        options.record.write_text(json.dumps(record, indent=2) + "\n")
+
+
+class Test:
+    """A data set's test pictures at S×S with their masks."""
+
+    def __init__(self, samples: list[Sample], size: int):
+        self.size = size
+        self.anomalous = [sample.anomalous for sample in samples]
+        self.pictures = torch.from_numpy(np.stack([load(sample.picture, size) for sample in samples]))
+        self.masks = [_mask(sample, size) for sample in samples]
+
+    @torch.inference_mode()
+    def maps(self, model: STLM) -> Tensor:
+        """FA's map at S/16, N×h×w."""
+        logits = [model.fa(*model.streams(model.normalise(x))) for x in self.pictures.split(8)]
+        return torch.cat(logits).sigmoid()[:, 0]
+
+    @torch.inference_mode()
+    def distances(self, model: STLM) -> tuple[Tensor, Tensor]:
+        """1 − cos of both maps, each N×h×w."""
+        found = []
+        for x in self.pictures.split(8):
+            plain, denoising = model.streams(model.normalise(x))
+            found.append([1 - F.cosine_similarity(p, d, dim=1) for p, d in zip(plain, denoising, strict=True)])
+        first, second = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return first, second
+
+    def figures(self, maps: Tensor, sigma: float = 0, score_pixels: int = SCORE_PIXELS) -> dict[str, float | None]:
+        scores, pixels = [], PixelMetrics()
+        for grid, mask in zip(maps, self.masks, strict=True):
+            upsampled = F.interpolate(grid[None, None], size=self.size, mode="bilinear")[0, 0].numpy()
+            smoothed = gaussian_filter(upsampled, sigma) if sigma else upsampled
+            scores.append(float(np.sort(smoothed, axis=None)[-score_pixels:].mean()))
+            pixels.update(smoothed, mask)
+        found = pixels.compute()
+        values = (image_auroc(scores, self.anomalous), found.pixel_auroc, found.aupro)
+        return dict(zip(FIGURES, values, strict=True))
+
+
+def trained(data: Path, changes: dict[str, Any], options: argparse.Namespace, name: str) -> STLM:
+    recipe = replace(RECIPES["quick"].longer(options.longer), **changes)
+    init = None if recipe.start == "random" else options.init
+    job = Job(data, recipe, recipe.size, init=init)
+    return checkpoint.load(train(job, options.out / data.name / name, resume=True)).model.eval()
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("data", "change", "image AUROC", "pixel AUROC", "AUPRO")
+    for row in rows:
+        figures = ("n/a" if row[f] is None else f"{100 * row[f]:.1f}" for f in FIGURES)
+        table.add_row(row["data"], row["change"], *figures)
+    Console().print(table)
+
+
+def _mask(sample: Sample, size: int) -> np.ndarray:
+    if sample.mask is None:
+        return np.zeros((size, size), bool)
+    return read_mask(sample.mask, size, read_picture(sample.picture).size)
+
+
+if __name__ == "__main__":
+    with exit_with_one_line("interrupted; the same command goes on"):
+        main()
