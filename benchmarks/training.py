@@ -1,0 +1,289 @@
+"""Time a training step of the recipe `paper` against one as the published code does it, side by side on this CPU.
+
+    python benchmarks/training.py --out benchmarks/results/training.json
+
+S=1024, batch 2, float32, one thread; teacher and encoders are MobileSAM's TinyViT with random weights (seed 0), on
+which speed doesn't depend. The published step is tests/plain_training.py: the teacher answers both the pseudo-anomalous
+and the clean pictures (without gradients), the decoder takes picture after picture. The package's savings are then
+switched on one after the other, so that each has its share. As in training, half of the batch is pseudo-anomalous.
+
+The variants take turns (A B C A B C …), so that a busy machine slows them alike, each in a process of its own, whose
+third step counts; a ratio is the median of the ratios within each turn. Peak memory is those processes' resident set.
+Where pictures are turned at random (ten of MVTec AD's categories), no clean picture comes twice: the first saving is
+then had only for the untouched pictures. The data pipeline's pictures per second are those of one process, all of them
+pseudo-anomalous: rotation, Perlin noise, texture, blending at 448.
+
+Exits 1 when a bound is broken: speed, losses, memory or pictures per second.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import numpy as np
+import plain_training
+import torch
+from torch import Tensor
+
+from stlm_edge.allocation import keep_freed_memory, return_freed_memory
+from stlm_edge.bench import machine
+from stlm_edge.clean_targets import CleanTargets, seen_targets
+from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
+from stlm_edge.data.rotation import rotated
+from stlm_edge.data.textures import any_of, patches_of, procedural
+from stlm_edge.errors import exit_with_one_line
+from stlm_edge.files import replacing
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.recipes import RECIPES
+from stlm_edge.teachers.sam import Sam
+from stlm_edge.two_streams import TwoStreams, freeze, make_optimisers
+
+PAPER = RECIPES["paper"]
+PUBLISHED, OURS = "as published", "freed memory kept"
+TOGETHER = "norm, GELU, convolution as one"
+PIPELINE_SIZE = 448
+GOALS = {"speed": 1.5, "loss_difference": 1e-5, "memory": 1.0, "pictures_per_second": 100.0}
+PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
+
+
+class Training:
+    """A network, its optimisers, a teacher and one batch; each variant's `step` works on its own copy of them."""
+
+    def __init__(self, size: int):
+        torch.manual_seed(0)
+        self.model = STLM(ModelConfig(size)).train()
+        self.teacher = Sam("vit_t", TinyViT(), digest="random", native_size=size)
+        freeze(self.model, PAPER)
+        self.published_optimisers = plain_training.optimisers_of(self.model)
+        self.step, self.optimisers = TwoStreams(self.model, PAPER).train(), make_optimisers(self.model, PAPER)
+        self.clean_targets = CleanTargets(lambda picture: self.teacher(torch.from_numpy(picture)[None]))
+
+        rng = np.random.default_rng(0)
+        clean = [smooth_picture(size, rng) for _ in range(PAPER.batch)]
+        changed, mask = make_pseudo_anomaly(clean[0], rng, procedural)
+        self.clean = clean
+        self.image = torch.from_numpy(np.stack([changed, *clean[1:]]))
+        self.mask = torch.from_numpy(np.stack([mask, *(np.zeros_like(mask) for _ in clean[1:])]))
+        self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def begin_again(self) -> None:
+        """Forget what was trained, so that all variants step from the same weights."""
+        self.model.load_state_dict(self.start)
+        for optimiser in (*self.published_optimisers, *self.optimisers):
+            optimiser.state.clear()
+
+    def published(self) -> dict[str, Tensor]:
+        clean = torch.from_numpy(np.stack(self.clean))
+        return plain_training.step(self.model, self.teacher, self.published_optimisers, self.image, clean, self.mask)
+
+    def clean_known(self) -> dict[str, Tensor]:
+        before = self.clean_targets(self.clean, torch.device("cpu"))
+        seen = plain_training.teacher_maps(self.teacher, self.image)
+        return self._plain_losses(seen, before)
+
+    def untouched_known(self) -> dict[str, Tensor]:
+        before = self.clean_targets(self.clean, torch.device("cpu"))
+        return self._plain_losses(seen_targets(self.teacher, self.image, self.mask, before), before)
+
+    def batched(self) -> dict[str, Tensor]:
+        with plain_training.norm_gelu_conv_apart():
+            return self.together()
+
+    def together(self) -> dict[str, Tensor]:
+        before = self.clean_targets(self.clean, torch.device("cpu"))
+        seen = seen_targets(self.teacher, self.image, self.mask, before)
+        return self._learn(self.step(self.image, self.mask, before, seen), self.optimisers)
+
+    def _plain_losses(self, seen: Any, before: Any) -> dict[str, Tensor]:
+        with plain_training.norm_gelu_conv_apart():
+            losses = plain_training.losses_of(self.model, self.image, self.mask, seen, before)
+            return self._learn(losses, self.published_optimisers)
+
+    def _learn(self, losses: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+        torch.stack(list(losses.values())).sum().backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        return losses
+
+
+VARIANTS: dict[str, tuple[Callable[[Training], dict[str, Tensor]], bool]] = {
+    PUBLISHED: (Training.published, False),
+    "clean pictures' answers known": (Training.clean_known, False),
+    "untouched pictures' too": (Training.untouched_known, False),
+    "the decoder on whole batches": (Training.batched, False),
+    TOGETHER: (Training.together, False),
+    OURS: (Training.together, True),
+}
+"""Name → step, and whether freed memory is kept; each has the savings of those before it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns to time (default: 3)")
+    parser.add_argument("--size", type=int, default=PAPER.size, metavar="S", help=f"default: {PAPER.size}")
+    parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write the figures to")
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.variant:
+        print(json.dumps(timed(options.variant, options.size)))
+        return
+    with exit_with_one_line():
+        result = measure(options.size, max(1, options.rounds))
+        show(result)
+        if options.out is not None:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(options.out) as temporary:
+                temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    missed = [goal for goal in result["goals"] if not goal["met"]]
+    for goal in missed:
+        print(f"missed: {goal['name']} is {goal['found']:.3g}, the bound is {goal['bound']:g}", file=sys.stderr)
+    sys.exit(1 if missed else 0)
+
+
+def measure(size: int, rounds: int) -> dict[str, Any]:
+    """All figures, as JSON values."""
+    load_before = machine.load()
+    rates = {kind: pictures_per_second(kind) for kind in ("perlin", "all kinds")}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for turn in range(rounds):
+        for name in VARIANTS:
+            runs[name].append(in_own_process(name, size))
+            print(
+                f"turn {turn + 1} of {rounds}, {name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True
+            )
+    seconds = {name: [run["seconds"] for run in found] for name, found in runs.items()}
+    peaks = {name: max(run["peak_bytes"] for run in found) for name, found in runs.items()}
+    losses = {name: found[0]["losses"] for name, found in runs.items()}
+    published = np.array(seconds[PUBLISHED])
+    difference = {
+        name: max(abs(found[loss] - losses[PUBLISHED][loss]) for loss in found) for name, found in losses.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        ratio = float(np.median(published / np.array(times)))
+        rows.append(
+            {
+                "name": name,
+                "best_s": min(times),
+                "median_s": float(np.median(times)),
+                "times_as_fast": ratio,
+                "share_of_the_published_time_saved": (1 / rows[-1]["times_as_fast"] if rows else 1.0) - 1 / ratio,
+                "peak_memory_gb": peaks[name] / 1e9,
+                "largest_loss_difference": difference[name],
+            }
+        )
+    found = {
+        "speed": rows[-1]["times_as_fast"],
+        "loss_difference": max(difference.values()),
+        "memory": peaks[OURS] / peaks[PUBLISHED],
+        "pictures_per_second": rates["perlin"],
+    }
+    goals = [
+        {
+            "name": name,
+            "found": found[name],
+            "bound": bound,
+            "met": found[name] >= bound if name in ("speed", "pictures_per_second") else found[name] <= bound,
+        }
+        for name, bound in GOALS.items()
+    ]
+    return {
+        "command": "python benchmarks/training.py",
+        "date": datetime.date.today().isoformat(),
+        "machine": asdict(machine.describe(PACKAGES, load_before)),
+        "size": size,
+        "batch": PAPER.batch,
+        "pseudo_anomalous": 1,
+        "precision": "float32",
+        "threads": 1,
+        "rounds": rounds,
+        "rows": rows,
+        "losses": losses[PUBLISHED],
+        "pipeline": {"size": PIPELINE_SIZE, "rotation": "bottle", "pictures_per_second": rates},
+        "goals": goals,
+    }
+
+
+def in_own_process(name: str, size: int) -> dict[str, Any]:
+    """What `timed` finds in a process that does nothing else: a heap that was kept once is never quite as before."""
+    command = [sys.executable, __file__, "--size", str(size), "--variant", name]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def timed(name: str, size: int) -> dict[str, Any]:
+    """Seconds of the third step, its losses, and the resident set's highest number of bytes."""
+    step, keep = VARIANTS[name]
+    if keep:
+        keep_freed_memory()
+    training = Training(size)
+    step(training)
+    if keep:
+        return_freed_memory()  # as training does after its first step
+    step(training)
+    training.begin_again()
+    start = perf_counter()
+    losses = step(training)
+    return {
+        "seconds": perf_counter() - start,
+        "losses": {loss: value.item() for loss, value in losses.items()},
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def pictures_per_second(kind: str, count: int = 100, trials: int = 4) -> float:
+    """Pseudo-anomalous pictures that one process makes per second of its own time, at its best of some trials."""
+    kinds = tuple(KINDS) if kind == "all kinds" else (kind,)
+    rng = np.random.default_rng(0)
+    pictures = [smooth_picture(PIPELINE_SIZE, rng) for _ in range(8)]
+    source = any_of(procedural, patches_of(pictures))
+    fastest = float("inf")
+    for _ in range(trials):
+        start = os.times()
+        for number in range(count):
+            make_pseudo_anomaly(rotated(pictures[number % 8], rng, "bottle"), rng, source, kinds)
+        end = os.times()
+        fastest = min(fastest, end.user + end.system - start.user - start.system)
+    return count / fastest
+
+
+def smooth_picture(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Coloured clouds with some grain, uint8 size×size×3."""
+    texture = procedural(rng, size).astype(np.float32)
+    return (0.5 * texture + 64 + rng.normal(0, 4, texture.shape)).clip(0, 255).astype(np.uint8)
+
+
+def show(result: dict[str, Any]) -> None:
+    described = result["machine"]
+    print(
+        f"{described['processor']}, {described['cores']} cores, load {described['load_before']} before and "
+        f"{described['load_after']} after; {result['date']}\n"
+        f"S={result['size']}, batch {result['batch']}, float32, 1 thread, {result['rounds']} turns\n"
+    )
+    print(f"{'':32} {'best':>8} {'median':>8} {'as fast':>8} {'saves':>7} {'peak':>9} {'losses off by':>14}")
+    for row in result["rows"]:
+        print(
+            f"{row['name']:32} {row['best_s']:6.1f} s {row['median_s']:6.1f} s {row['times_as_fast']:7.2f}× "
+            f"{row['share_of_the_published_time_saved']:7.1%} {row['peak_memory_gb']:6.2f} GB "
+            f"{row['largest_loss_difference']:14.1e}"
+        )
+    rates = result["pipeline"]["pictures_per_second"]
+    print(f"\ndata pipeline at {PIPELINE_SIZE}: " + ", ".join(f"{kind} {rate:.0f}/s" for kind, rate in rates.items()))
+
+
+if __name__ == "__main__":
+    main()
