@@ -30,11 +30,12 @@ class CleanTargets:
     """The answers to clean pictures, kept in float16 while they fit into 4 GiB.
 
     One picture at a time: a resumed run, whose memory is empty, thus gets the very same numbers. `answer` gives the
-    maps, 1×256×h×w twice, of one picture, uint8 S×S×3.
+    maps, 1×256×h×w twice, of one picture, uint8 S×S×3. Where pictures are turned at random, none comes twice:
+    don't `keep`.
     """
 
-    def __init__(self, answer: Callable[[np.ndarray], Maps]):
-        self.answer = answer
+    def __init__(self, answer: Callable[[np.ndarray], Maps], keep: bool = True):
+        self.answer, self.limit = answer, CACHED_BYTES if keep else 0
         self._kept: dict[bytes, Maps] = {}
         self._bytes = 0
 
@@ -50,7 +51,7 @@ class CleanTargets:
         first, second = self.answer(picture)
         maps = first.half().cpu(), second.half().cpu()
         size = sum(m.numel() * m.element_size() for m in maps)
-        if self._bytes + size <= CACHED_BYTES:
+        if self._bytes + size <= self.limit:
             self._kept[key] = maps
             self._bytes += size
         return maps

@@ -98,7 +98,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     freeze(model, recipe)
     step, *optimisers = fabric.setup(TwoStreams(model, recipe), *make_optimisers(model, recipe))
-    clean_targets = CleanTargets(_answer(model, teacher, recipe, fabric.device))
+    clean_targets = CleanTargets(_answer(model, teacher, recipe, fabric.device), keep=not recipe.rotation)
     samples = AnomalousPictures(
         pictures, source, job.seed, recipe.pseudo_anomalies, job.category if recipe.rotation else None
     )

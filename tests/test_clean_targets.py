@@ -44,3 +44,11 @@ def test_what_does_not_fit_is_computed_again_and_still_right(pictures, monkeypat
         first, _ = targets(pictures, CPU)
     assert teacher.asked == 5
     assert first[:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_where_no_picture_comes_twice_nothing_is_kept(pictures):
+    teacher = Teacher()
+    targets = CleanTargets(teacher, keep=False)
+    targets(pictures, CPU)
+    targets(pictures, CPU)
+    assert teacher.asked == 6
