@@ -156,7 +156,7 @@ def _evaluate(
     if (checkpoint is None) == (bundle is None):
         raise UsageError("give either --checkpoint or --bundle")
     if processes.is_supervisor_needed(devices):
-        raise SystemExit(processes.supervise(devices))
+        raise SystemExit(processes.supervise(devices, "start it again"))
     with collectives.joined():
         if category == "all":
             if checkpoint is None:

@@ -56,10 +56,11 @@ def losing_a_peer_ends_the_job() -> Iterator[None]:
         raise JobError("another process of this training died; start it again with --resume") from None
 
 
-def supervise(count: int) -> int:
+def supervise(count: int, advice: str = "start it again with --resume") -> int:
     """Run this very command in `count` joined processes; returns its exit code.
 
-    The first process prints as ever. When one dies, the others are ended and one line says so. Raises JobError.
+    The first process prints as ever. When one dies, the others are ended, and one line says so and gives the `advice`.
+    Raises JobError.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,7 +75,7 @@ def supervise(count: int) -> int:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": said[-1]} if rank else {}
             command = [sys.executable, sys.argv[0], *sys.argv[1:]]
             processes.append(subprocess.Popen(command, env=os.environ | shared | ranks, **quiet))  # type: ignore[call-overload]
-        return _watch(processes, said)
+        return _watch(processes, said, advice)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -89,7 +90,7 @@ def is_supervisor_needed(count: int) -> bool:
     return count > 1 and "LOCAL_RANK" not in os.environ
 
 
-def _watch(processes: list[subprocess.Popen], said: list[IO[str]]) -> int:
+def _watch(processes: list[subprocess.Popen], said: list[IO[str]], advice: str) -> int:
     while True:
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, _LOST_A_PEER)]
@@ -97,7 +98,7 @@ def _watch(processes: list[subprocess.Popen], said: list[IO[str]]) -> int:
             break
         if None not in codes:
             if _LOST_A_PEER in codes:
-                raise JobError("the processes of this training lost each other; start it again with --resume")
+                raise JobError(f"the processes lost each other; {advice}")
             return 0
         time.sleep(0.05)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,9 +108,7 @@ def _watch(processes: list[subprocess.Popen], said: list[IO[str]]) -> int:
     rank = failed[0]
     code = processes[rank].returncode
     if code < 0:
-        raise JobError(
-            f"process {rank + 1} of {len(processes)} was ended by signal {-code}; start it again with --resume"
-        )
+        raise JobError(f"process {rank + 1} of {len(processes)} was ended by signal {-code}; {advice}")
     said[rank].seek(0)
     lines = said[rank].read().strip().splitlines()
     raise JobError(lines[-1].removeprefix("error: ") if lines else f"process {rank + 1} failed with exit code {code}")

@@ -53,12 +53,23 @@ def start(out: Path, config: dict[str, Any], resume: bool) -> None:
 
 def compare(out: Path, config: dict[str, Any]) -> None:
     """Raises UsageError, naming the fields, when the run was started with another config."""
-    before = strict_json.load(out / CONFIG)
-    differing = [key for key in config if not isinstance(before, dict) or before.get(key) != config[key]]
+    differing = _differing(strict_json.load(out / CONFIG), config)
     if differing:
         raise UsageError(
             f"{out}: started with another {', '.join(differing)}; resume with the same settings or choose another --out"
         )
+
+
+def _differing(before: Any, config: dict[str, Any]) -> list[str]:
+    """Names of the fields that are not as before; of a recipe, "recipe.steps"."""
+    names = []
+    for key, value in config.items():
+        known = before.get(key) if isinstance(before, dict) else None
+        if isinstance(value, dict) and isinstance(known, dict):
+            names += [f"{key}.{name}" for name in _differing(known, value)]
+        elif known != value:
+            names.append(key)
+    return names
 
 
 def open_log(out: Path, step: int) -> TextIO:

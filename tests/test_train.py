@@ -143,6 +143,12 @@ def test_resuming_with_other_settings_names_them(run, pictures):
         train(job(pictures, seed=5), run, resume=True)
 
 
+def test_resuming_with_another_length_names_it(run, pictures):
+    longer = dataclasses.replace(job(pictures), recipe=RECIPE.longer(2))
+    with pytest.raises(UsageError, match=r"started with another recipe\.steps; resume with the same settings"):
+        train(longer, run, resume=True)
+
+
 def test_a_folder_that_is_no_run_is_left_alone(pictures, tmp_path):
     (tmp_path / "holiday.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists and is not a training run"):
