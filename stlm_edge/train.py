@@ -7,6 +7,7 @@ resumed run ends with the same weights as an uninterrupted one, and several proc
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     fabric.barrier()
     log = run_folder.open_log(out, first) if first_process else None
     curves = open_curves(job.curves, out, asked | found) if first_process else None
-    workers = job.workers if job.workers is not None else 8 if fabric.device.type == "cuda" else 0
+    workers = _workers(fabric) if job.workers is None else job.workers
     share = batches(samples, first, total, recipe.batch, fabric.global_rank, processes, workers)
 
     started, number = time.monotonic() - seconds_before, first
@@ -213,6 +214,13 @@ def _answer(model: STLM, teacher: Teacher, recipe: Recipe, device: torch.device)
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
     return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
+
+
+def _workers(fabric: Fabric) -> int:
+    """None on a CPU, where they would take the training's own cores; beside a GPU up to 8 for each process."""
+    if fabric.device.type == "cpu":
+        return 0
+    return max(1, min(8, (os.cpu_count() or 2) // fabric.world_size - 1))
 
 
 def _next(samples: Iterator[Any]) -> Any:
