@@ -80,15 +80,18 @@ class FeatureAggregation(nn.Module):
         """Let the map begin as a sum of cosine distances, standardised, under a low prior.
 
         One channel carries Σ_k (1 − cos(plain_k, denoising_k)) through the network and one 1 − cos of the image
-        embeddings alone (k=1), each raised by three deviations at every batch norm so that no ReLU clips it; what the
-        other channels begin with does not reach the output. Found by training from random filters, that sum takes
-        thousands of steps: it is a hundredth of what the single products vary by.
+        embeddings alone (k=1), which short trainings distil better and which counts more; each is raised by three
+        deviations at every batch norm so that no ReLU clips it, and what the other channels begin with does not reach
+        the output. The logits rise gently: a steep sigmoid would level the map's peaks before it is enlarged. Found by
+        training from random filters, that sum takes thousands of steps: it is a hundredth of what the single products
+        vary by.
         """
         dim = self.res[0].conv1.in_channels // self.maps
         near, fusion = self.head[0].aspp_feature_extractors[1], self.head[0].aspp_fusion_layer
         carried = (slice(None), slice(dim))
         self.head[-1].weight.zero_()
-        for channel, source in enumerate(carried):
+        shares = (0.125, 0.375)
+        for channel, (source, share) in enumerate(zip(carried, shares, strict=True)):
             _carry(self.res[0].downsample[0], channel, source)
             for block in self.res:
                 block.conv2.weight[channel] = 0
@@ -97,8 +100,8 @@ class FeatureAggregation(nn.Module):
             _carry(self.head[1], channel, channel)
             for norm in (self.res[0].downsample[1], near.norm, fusion.norm, self.head[2]):
                 norm.bias[channel] = 3
-            self.head[-1].weight[0, channel] = 1
-        self.head[-1].bias.fill_(-4.0 - 3 * len(carried))
+            self.head[-1].weight[0, channel] = share
+        self.head[-1].bias.fill_(-4.0 - 3 * sum(shares))
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
         products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
