@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from stlm_edge import golden
+from stlm_edge.artifact import read_metadata
 from stlm_edge.errors import UsageError
 from stlm_edge.golden import GoldenPicture
 from stlm_edge.manifest import MANIFEST, Calibration, ListedFile, Manifest, read_manifest
-from stlm_edge.onnx_metadata import read_metadata
 from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
 from stlm_edge.runtimes import Runtime, open_runtime
 from stlm_edge.verdict import SCORE_RULE, Verdict, verdict_of
@@ -128,8 +128,7 @@ def _check_meaning(folder: Path, manifest: Manifest) -> None:
                 f"{folder / MANIFEST}: {key}: found {found[:60]!r}, this release does {expected!r}; export anew"
             )
     artifact = folder / manifest.artifact
-    if artifact.suffix == ".onnx":
-        metadata = read_metadata(artifact)
+    if (metadata := read_metadata(artifact)) is not None:
         for key, expected in stamp(manifest.calibration, manifest.input.size).items():
             if (found := metadata.get(key, "nothing")) != expected:
                 raise UsageError(

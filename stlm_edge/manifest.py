@@ -25,7 +25,7 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}"
 
 Word = Annotated[str, Pattern(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}", "letters, digits, '.', '_' and '-'")]
 FilePath = Annotated[
-    str, Pattern(rf"{_PART}(/{_PART}){{0,3}}", "a plain path inside the bundle such as 'golden/01.png'")
+    str, Pattern(rf"{_PART}(/{_PART}){{0,4}}", "a plain path inside the bundle such as 'golden/01.png'")
 ]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 hexadecimal digits")]
 Count = Annotated[int, Between(0)]
@@ -146,7 +146,7 @@ class Manifest:
     runtime: Annotated[Word, "what runs the artifact"]
     precision: Annotated[Word, "fp32, int8, ..."]
     files: Annotated[tuple[ListedFile, ...], Items(1, 1000), "every file of the bundle but the manifest"]
-    artifact: Annotated[FilePath, "the packed model, one of `files`"]
+    artifact: Annotated[FilePath, "the packed model: one of `files`, or the folder of some of them"]
     input: Input
     outputs: Outputs
     score_rule: str
@@ -160,6 +160,11 @@ class Manifest:
     parity_loss_allowed: Annotated[bool, "true: the export was told to ship in spite of `parity`"]
     golden: Annotated[tuple[Golden, ...], Items(8, 64)]
 
+    @property
+    def artifact_files(self) -> tuple[ListedFile, ...]:
+        """The artifact as listed in `files`: itself, or everything in its folder."""
+        return tuple(file for file in self.files if (file.path + "/").startswith(self.artifact + "/"))
+
     def __post_init__(self) -> None:
         listed = {file.path: file.bytes for file in self.files}
         if len({path.casefold() for path in listed} | {MANIFEST}) != len(self.files) + 1:
@@ -169,7 +174,7 @@ class Manifest:
             raise _contradiction("input.size", f"found {side}, expected a multiple of 32")
         if self.outputs.anomaly_map.shape != (1, 1, side, side):
             raise _contradiction("outputs.anomaly_map.shape", f"expected [1, 1, {side}, {side}]")
-        if self.artifact not in listed:
+        if not self.artifact_files:
             raise _contradiction("artifact", f"{self.artifact} is not in files")
         for name in ("calibration", "training_calibration"):
             calibration: Calibration = getattr(self, name)

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from stlm_edge.artifact import files_of, replace_metadata
 from stlm_edge.bundle import Bundle, open_bundle, previous_folder, sha256_of, stamp
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.golden import GoldenCandidate, encode
 from stlm_edge.manifest import MANIFEST, Calibration, Input, ListedFile, Manifest, MapOutput, Outputs, ScoreOutput
-from stlm_edge.onnx_metadata import replace_metadata
 from stlm_edge.parity import Parity
 from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT
 from stlm_edge.strict_json import dump
@@ -40,16 +40,20 @@ def write_bundle(
 ) -> Manifest:
     """Write a bundle whole or not at all: beside its place first, then renamed.
 
-    The artifact is copied as `model` with its own suffix and stamped with the threshold. With `force` an existing
-    bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't be written.
+    The artifact, a file or a folder, is copied as `model` with its own suffix and stamped with the threshold. With
+    `force` an existing bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't be written.
     """
     check_writable(folder, force)
     size = len(golden[0].tensor)
     entries, files = encode(golden)
     with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
-        shutil.copyfile(artifact, temporary / packed)
-        stamp_artifact(temporary / packed, calibration, size)
+        for path in files_of(artifact):
+            place = temporary / packed / path.relative_to(artifact)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        replace_metadata(temporary / packed, stamp(calibration, size))
+        parts = [path.relative_to(temporary).as_posix() for path in files_of(temporary / packed)]
         (temporary / "golden").mkdir()
         for path, content in files.items():
             (temporary / path).write_bytes(content)
@@ -59,7 +63,7 @@ def write_bundle(
             target=target,
             runtime=runtime,
             precision=precision,
-            files=tuple(list_file(temporary, path) for path in [packed, *files]),
+            files=tuple(list_file(temporary, path) for path in [*parts, *files]),
             artifact=packed,
             input=Input("image", size, "NHWC", "uint8", "RGB", PREPROCESSING, SIXTEEN_BIT),
             outputs=Outputs(
@@ -95,11 +99,11 @@ def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
             shutil.copyfile(bundle.folder / file.path, temporary / file.path)
             if list_file(temporary, file.path) != file:
                 raise JobError(f"{bundle.folder / file.path}: changed while it was copied; run it again")
-        stamp_artifact(temporary / old.artifact, calibration, old.input.size)
-        packed = list_file(temporary, old.artifact)
+        replace_metadata(temporary / old.artifact, stamp(calibration, old.input.size))
+        packed = {file.path: list_file(temporary, file.path) for file in old.artifact_files}
         manifest = dataclasses.replace(
             old,
-            files=tuple(packed if file.path == old.artifact else file for file in old.files),
+            files=tuple(packed.get(file.path, file) for file in old.files),
             calibration=calibration,
             verdict_delta=calibration.delta,
         )
@@ -118,12 +122,6 @@ def check_writable(folder: Path, force: bool) -> None:
     foreign = {name for name in names if not name.startswith((".", "model."))} - {MANIFEST, "golden"}
     if foreign or (names and MANIFEST not in names):
         raise UsageError(f"{folder}: not a bundle, so it is not replaced; choose another folder")
-
-
-def stamp_artifact(path: Path, calibration: Calibration, size: int) -> None:
-    """Write the threshold, the map's normalisation and the input's size into an ONNX file's own metadata."""
-    if path.suffix == ".onnx":
-        replace_metadata(path, stamp(calibration, size))
 
 
 def list_file(folder: Path, path: str) -> ListedFile:

@@ -97,7 +97,7 @@ def _subjects(options: argparse.Namespace) -> list[Subject]:
     subjects = []
     for given, bundle, name in zip(options.bundle, bundles, names, strict=True):
         manifest = bundle.manifest
-        size = next(file.bytes for file in manifest.files if file.path == manifest.artifact)
+        size = sum(file.bytes for file in manifest.artifact_files)
         row = unmeasured(bundle, options.threads, size)
         row = replace(row, name=name if names.count(name) == 1 else given, bundle=given)
         subjects.append(Subject(row, bundle, None))

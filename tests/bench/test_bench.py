@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from tiny import TINY_SIZE, tiny_picture, write_tiny_bundle, write_tiny_onnx
 
+from stlm_edge.artifact import replace_metadata
 from stlm_edge.bench import latency, result
 from stlm_edge.bench.__main__ import main
-from stlm_edge.bundle import open_bundle
+from stlm_edge.bundle import open_bundle, stamp
 from stlm_edge.errors import JobError
 from stlm_edge.manifest import read_manifest
-from stlm_edge.pack import list_file, stamp_artifact
+from stlm_edge.pack import list_file
 from stlm_edge.strict_json import dump
 
 QUICK = ["--queries", "30", "--warmup", "2"]
@@ -58,7 +59,8 @@ def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
     """A copy of a bundle whose artifact is another model than the one that gave its golden answers."""
     shutil.copytree(bundle, folder)
     write_tiny_onnx(folder / "model.onnx", TINY_SIZE, **model)  # type: ignore[arg-type]
-    stamp_artifact(folder / "model.onnx", read_manifest(folder / "manifest.json").calibration, TINY_SIZE)
+    calibration = read_manifest(folder / "manifest.json").calibration
+    replace_metadata(folder / "model.onnx", stamp(calibration, TINY_SIZE))
     return seal(folder)
 
 
