@@ -41,7 +41,8 @@ def write_bundle(
     """Write a bundle whole or not at all: beside its place first, then renamed.
 
     The artifact, a file or a folder, is copied as `model` with its own suffix and stamped with the threshold. With
-    `force` an existing bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't be written.
+    `force` an existing bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't
+    be written.
     """
     check_writable(folder, force)
     size = len(golden[0].tensor)
