@@ -30,7 +30,8 @@ def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | N
         raise JobError(f"{np.sum(~np.isfinite(values))} of {len(values)} scores are not finite; the model is damaged")
     # torchmetrics takes a sigmoid of scores outside 0 to 1, which ties the large ones; their ranks lie inside.
     ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape) / len(values)
-    return float(binary_auroc(torch.from_numpy(ranks), torch.tensor(anomalous, dtype=torch.long)))
+    area = float(binary_auroc(torch.from_numpy(ranks), torch.tensor(anomalous, dtype=torch.long)))
+    return min(1.0, area)  # torchmetrics adds up in float32
 
 
 def image_f1(verdicts: Sequence[bool], anomalous: Sequence[bool]) -> float | None:
