@@ -1,0 +1,176 @@
+"""The typed files for TensorRT: what is float16, what is not and why, what is int8, and that the rules are kept."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from small_run import SMALL_SIZE
+from tiny import tiny_picture
+
+from stlm_edge.bundle import stamp
+from stlm_edge.converters.fp16_simulation import Fp16Simulation
+from stlm_edge.converters.tensorrt import IN_FLOAT, Island, describe, islands_by_kind, measured, to_tensorrt
+from stlm_edge.converters.tensorrt_rules import check
+from stlm_edge.export import Exported
+from stlm_edge.picture import load
+from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+
+Typed = dict[str, tuple[Path, list[Island]]]
+PICTURES = [load(tiny_picture(seed, defect=seed > 100), SMALL_SIZE) for seed in (100, 105)]
+
+
+@pytest.fixture(scope="module")
+def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
+    folder, done = tmp_path_factory.mktemp("typed"), exported["fp32"]
+    return {
+        precision: (
+            folder / f"{precision}.onnx",
+            to_tensorrt(
+                done.folder / "model.onnx",
+                folder / f"{precision}.onnx",
+                done.manifest.calibration,
+                precision,
+                PICTURES,
+            ),
+        )
+        for precision in ("fp32", "fp16", "int8")
+    }
+
+
+def types_of(proto: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
+    types = {weight.name: weight.data_type for weight in graph.initializer}
+    return types | {
+        value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_file_keeps_the_rules_and_the_graph_s_contract(
+    typed_files: Typed, exported: dict[str, Exported], precision: str
+) -> None:
+    proto = onnx.load(typed_files[precision][0])
+    assert check(proto) == []
+    (image,) = proto.graph.input
+    assert image.type.tensor_type.elem_type == TensorProto.UINT8
+    assert [node.op_type for node in proto.graph.node if image.name in node.input] == ["Cast"]
+    assert [(output.name, output.type.tensor_type.elem_type) for output in proto.graph.output] == [
+        ("anomaly_map", TensorProto.FLOAT),
+        ("score", TensorProto.FLOAT),
+    ]
+    calibration = exported["fp32"].manifest.calibration
+    assert {entry.key: entry.value for entry in proto.metadata_props} == stamp(calibration, SMALL_SIZE)
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.2), ("int8", 0.2)])
+def test_onnxruntime_and_the_simulation_both_run_a_file(
+    typed_files: Typed, exported: dict[str, Exported], precision: str, limit: float
+) -> None:
+    """Random weights magnify roundings a hundredfold: the limits hold graph errors only."""
+    reference = OnnxRuntime(exported["fp32"].folder / "model.onnx", threads=1)
+    path = typed_files[precision][0]
+    for runtime in (OnnxRuntime(path, threads=1), Fp16Simulation(path)):
+        for picture in PICTURES:
+            found, expected = runtime.run(picture)[0], reference.run(picture)[0]
+            assert np.abs(found - expected).max() < limit, runtime.name
+            assert np.abs(found - expected).mean() < limit / 10, runtime.name
+
+
+def test_fp16_computes_in_float16_but_for_its_islands(typed_files: Typed) -> None:
+    path, islands = typed_files["fp16"]
+    proto = onnx.load(path)
+    types, within = types_of(proto), {island.node for island in islands}
+    for node in proto.graph.node:
+        kinds = {types[name] for name in node.input if name} & {TensorProto.FLOAT, TensorProto.FLOAT16}
+        if node.name in within and node.op_type != "Cast":
+            assert kinds == {TensorProto.FLOAT}, node.name
+        if node.op_type in ("Conv", "Gemm", "MatMul", "Gelu") and node.name not in within:
+            assert kinds == {TensorProto.FLOAT16}, node.name
+        if node.op_type in ("LayerNormalization", "Softmax", "ReduceL2", "ReduceMean", "Sqrt", "Pow"):
+            assert kinds == {TensorProto.FLOAT}, node.name
+    assert path.stat().st_size < 0.55 * typed_files["fp32"][0].stat().st_size
+
+
+def test_the_products_fed_to_fa_stay_in_float32_up_to_its_convolutions(typed_files: Typed) -> None:
+    path, islands = typed_files["fp16"]
+    proto = onnx.load(path)
+    made = {name: node for node in proto.graph.node for name in node.output}
+    first = next(node for node in proto.graph.node if node.op_type == "Conv" and "fa.res.0.conv1" in node.input[1])
+    cast = made[first.input[0]]
+    assert cast.op_type == "Cast"
+    products = made[cast.input[0]]
+    assert {products.op_type, *(made[name].op_type for name in products.input)} <= {"Concat", "Mul", "Neg"}
+    assert "product of normalised maps, fed to FA" in {island.reason for island in islands}
+
+
+def test_an_island_says_why_it_is_one(typed_files: Typed) -> None:
+    lines = describe(typed_files["fp16"][1])
+    assert any(
+        re.fullmatch(
+            r"\d+ LayerNormalization: sum of squares in LayerNorm \(largest value .*, in fp16 (off by|over).*\)", line
+        )
+        for line in lines
+    ), lines
+    assert any("Softmax: sum of exponentials" in line for line in lines)
+    overflowing = Island("n", "Pow", "squares in a channel norm", 1e5, float("inf"))
+    assert describe([overflowing]) == ["1 Pow: squares in a channel norm (largest value 1e+05, in fp16 overflows)"]
+
+
+def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> None:
+    proto = onnx.load(typed_files["int8"][0])
+    made = {name: node for node in proto.graph.node for name in node.output}
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    quantized = [
+        node
+        for node in proto.graph.node
+        if any(n in made and made[n].op_type == "DequantizeLinear" for n in node.input)
+    ]
+    assert {node.op_type for node in quantized} == {"Gemm"}
+    names = [made[node.input[1]].input[0] for node in quantized]
+    assert "plain.layers.1.blocks.0.attn.qkv.weight_transposed_int8" in names
+    assert not [name for name in names if re.search(IN_FLOAT[0], name)]
+    for name in names:
+        steps = numpy_helper.to_array(weights[name])
+        scale = numpy_helper.to_array(weights[name.removesuffix("_int8") + "_scale_fp16"])
+        assert steps.dtype == np.int8
+        assert scale.shape == (steps.shape[1],)
+        assert np.abs(steps).max() <= 127
+    assert typed_files["int8"][0].stat().st_size < typed_files["fp16"][0].stat().st_size
+
+
+def test_the_same_file_and_pictures_give_the_same_bytes(
+    typed_files: Typed, exported: dict[str, Exported], tmp_path: Path
+) -> None:
+    done = exported["fp32"]
+    source = done.folder / "model.onnx"
+    to_tensorrt(source, tmp_path / "again.onnx", done.manifest.calibration, "int8", PICTURES)
+    assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
+
+
+def test_what_overflows_on_a_calibration_picture_becomes_an_island() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["x", "large"], ["y"], "large_conv"),
+            helper.make_node("Relu", ["y"], ["z"], "relu"),
+            helper.make_node("Conv", ["z", "small"], ["anomaly_map"], "small_conv"),
+        ],
+        "overflowing",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 8, 8, 3])],
+        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [1, 1, 8, 3])],
+        [
+            numpy_helper.from_array(np.full((1, 8, 1, 1), 100, np.float32), "large"),
+            numpy_helper.from_array(np.full((1, 1, 1, 1), 1e-4, np.float32), "small"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    by_kind = islands_by_kind(proto.graph)
+    assert [island.node for island in by_kind] == ["cast"]
+    dark, bright = (np.full((8, 8, 3), value, np.uint8) for value in (20, 200))
+    assert [island.node for island in measured(proto, by_kind, [dark])] == ["cast"]
+    found = {island.node: island for island in measured(proto, by_kind, [dark, bright])}
+    assert found["large_conv"].reason == "measured: overflows"
+    assert found["large_conv"].largest == 160_000
