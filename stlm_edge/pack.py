@@ -49,10 +49,10 @@ def write_bundle(
     entries, files = encode(golden)
     with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
-        for path in files_of(artifact):
-            place = temporary / packed / path.relative_to(artifact)
+        for part in files_of(artifact):
+            place = temporary / packed / part.relative_to(artifact)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            shutil.copyfile(part, place)
         replace_metadata(temporary / packed, stamp(calibration, size))
         parts = [path.relative_to(temporary).as_posix() for path in files_of(temporary / packed)]
         (temporary / "golden").mkdir()
