@@ -113,11 +113,12 @@ def name_weights(proto: "onnx.ModelProto") -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' warnings and log lines from the user: what matters is checked or raised."""
+    """Keep the converters' warnings, log lines and progress bars from the user: what matters is checked or raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,7 +1,5 @@
 """The TFLite converter, run by the real interpreter: the model's numbers, its metadata, the same bytes twice."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
