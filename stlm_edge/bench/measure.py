@@ -11,7 +11,7 @@ from stlm_edge.bench.latency import Process, percentile
 from stlm_edge.bench.result import GoldenAnswer, Latency, Row, RowParity
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError
-from stlm_edge.runtimes import Runtime
+from stlm_edge.runtimes import Runtime, name_here
 
 ROUNDS = 10
 
@@ -44,7 +44,7 @@ def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
         name=bundle.folder.name,
         bundle=str(bundle.folder),
         target=manifest.target,
-        runtime=manifest.runtime,
+        runtime=name_here(manifest.runtime),
         precision=manifest.precision,
         teacher=teacher if teacher is None or isinstance(teacher, str) else json.dumps(teacher),
         input_size=manifest.input.size,

@@ -1,5 +1,6 @@
 """Runtimes: adapters that run an artifact, all with one method. A bundle's manifest names the one it needs."""
 
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,11 @@ class Runtime(Protocol):
         ...
 
 
+def name_here(name: str) -> str:
+    """What runs the named runtime's artifacts on this machine: where there is no Core ML, the MIL evaluator."""
+    return "mil-evaluator" if name == "coreml" and sys.platform != "darwin" else name
+
+
 def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runtime:
     """Load an artifact into the named runtime, on `threads` threads (None: one per physical core).
 
@@ -28,8 +34,26 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: found {threads}, expected at least 1")
+    name = name_here(name)
+    if name == "coreml":
+        from stlm_edge.runtimes.coreml import CoreML
+
+        return CoreML(artifact)
+    if name == "mil-evaluator":
+        try:
+            from stlm_edge.runtimes.mil_evaluator import MilEvaluator
+        except ImportError as error:
+            raise UsageError(
+                f"{artifact}: Core ML is on Apple's devices only, and what computes its programs elsewhere needs "
+                f'{error.name}: pip install "stlm-edge[export]"'
+            ) from None
+        return MilEvaluator(artifact, threads)
     if name == "onnxruntime":
         from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(artifact, threads)
-    raise UsageError(f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime")
+    if name == "litert":
+        from stlm_edge.runtimes.litert import LiteRT
+
+        return LiteRT(artifact, threads)
+    raise UsageError(f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, litert and coreml")

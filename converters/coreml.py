@@ -1,0 +1,105 @@
+"""STLM as a Core ML package: an RGB picture in, anomaly map and score out, normalisation inside.
+
+An mlprogram for iOS 17 and macOS 14. Input `image`, an RGB picture of S×S (a CVPixelBuffer to Swift); outputs
+`anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. All between is fp16, which the Neural Engine needs, but
+for the end: from the sigmoid on it is float32, as fp16 knows a score to 5e-4 only. The calibration stands in the
+package's user-defined metadata. The same checkpoint gives the same bytes.
+
+Weights are fp16; or int8, one scale per output channel; or indices of 6 bits into a table per tensor.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stlm_edge.bundle import stamp
+from stlm_edge.converters.onnx import folded, quiet
+from stlm_edge.coreml_package import MANIFEST, MODEL, WEIGHTS, manifest_text
+from stlm_edge.manifest import Calibration
+from stlm_edge.model import STLM
+from stlm_edge.runtimes.coreml import import_coremltools
+
+ct = import_coremltools()
+
+NORMS = ("layer_norm", "pow", "reduce_l2_norm", "reduce_mean", "rsqrt", "sqrt")  # whose squares may overflow in fp16
+IN_FLOAT32: tuple[tuple[str, ...], ...] = ((), NORMS)  # what the export tries, in this order
+_END = ("sigmoid", "upsample_bilinear", "topk")
+
+
+def to_coreml(
+    model: STLM,
+    path: Path,
+    calibration: Calibration,
+    precision: str = "fp16",
+    in_float32: tuple[str, ...] = (),
+) -> None:
+    """Write the model, which is in evaluation mode and stays as it is, as the folder `path`, which must not exist.
+
+    `precision`: "fp32", "fp16", or of the weights "int8" or "palette6", where activations are fp16. `in_float32`: MIL
+    operations that are computed in float32 all the same.
+    """
+    with quiet():
+        save(compressed(converted(model, precision, in_float32), precision), path, calibration, model.config.size)
+
+
+def converted(model: STLM, precision: str = "fp16", in_float32: tuple[str, ...] = ()) -> Any:
+    """The model as coremltools' own, its weights not compressed yet."""
+    size = model.config.size
+    shape = (1, 3, size, size)
+    in_half = ct.transform.FP16ComputePrecision(_in_fp16(in_float32))
+    with torch.no_grad():
+        program = torch.export.export(folded(model), (torch.zeros(shape),)).run_decompositions({})
+        return ct.convert(
+            program,
+            inputs=[ct.ImageType(name="image", shape=shape, color_layout=ct.colorlayout.RGB)],
+            outputs=[ct.TensorType(name=name, dtype=np.float32) for name in ("anomaly_map", "score")],
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else in_half,
+            skip_model_load=True,
+        )
+
+
+def _in_fp16(in_float32: tuple[str, ...]) -> Callable[[Any], bool]:
+    def chosen(operation: Any) -> bool:
+        of_score = operation.op_type == "reduce_mean" and operation.x.op and operation.x.op.op_type == "topk"
+        return not of_score and operation.op_type not in (*_END, *in_float32)
+
+    return chosen
+
+
+def compressed(package: Any, precision: str) -> Any:
+    """The package with its weights in `precision`; it stays as it is where that is a float."""
+    from coremltools.optimize import coreml as optimize
+
+    if precision == "int8":
+        config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=2048)
+        return optimize.linear_quantize_weights(package, optimize.OptimizationConfig(global_config=config))
+    if precision == "palette6":
+        config = optimize.OpPalettizerConfig(mode="kmeans", nbits=6, weight_threshold=2048)
+        return optimize.palettize_weights(package, optimize.OptimizationConfig(global_config=config))
+    return package
+
+
+def save(package: Any, path: Path, calibration: Calibration, size: int) -> None:
+    """Write a package with its calibration and without what differs from one run to the next: dates, UUIDs, order."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".coreml-") as name:
+        saved = Path(name) / "model.mlpackage"
+        package.save(str(saved))
+        (path / WEIGHTS).parent.mkdir(parents=True)
+        shutil.move(saved / WEIGHTS, path / WEIGHTS)
+        model = ct.proto.Model_pb2.Model()
+        model.ParseFromString((saved / MODEL).read_bytes())
+    metadata = model.description.metadata
+    metadata.Clear()
+    metadata.shortDescription = (
+        "STLM: visual anomaly detection. A picture whose score is above the threshold is anomalous."
+    )
+    metadata.author = "stlm-edge"
+    metadata.userDefined.update(stamp(calibration, size))
+    (path / MODEL).write_bytes(model.SerializeToString(deterministic=True))
+    (path / MANIFEST).write_text(manifest_text(), encoding="utf-8")

@@ -1,0 +1,182 @@
+"""The Core ML package that a user gets: its contract, its metadata, the same bytes again, and what it computes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import SEEDS, SMALL_SIZE
+from tiny import tiny_picture
+
+from stlm_edge import checkpoint, coreml_package
+from stlm_edge.bundle import stamp
+from stlm_edge.converters import coreml as converter
+from stlm_edge.converters.onnx import quiet
+from stlm_edge.coreml_package import MANIFEST, MODEL, WEIGHTS
+from stlm_edge.errors import UsageError
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.picture import load
+from stlm_edge.runtimes import name_here, open_runtime
+from stlm_edge.runtimes.mil_evaluator import MilEvaluator
+
+
+@pytest.fixture(scope="module")
+def opened(small_checkpoint: Path) -> checkpoint.Checkpoint:
+    return checkpoint.load(small_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def packages(opened: checkpoint.Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with fp32.mlpackage, fp16.mlpackage and int8.mlpackage: read them, copy them, but don't change them."""
+    folder = tmp_path_factory.mktemp("coreml")
+    assert opened.calibration is not None
+    with quiet():
+        for precision in ("fp32", "fp16"):
+            package = converter.converted(opened.model, precision)
+            converter.save(package, folder / f"{precision}.mlpackage", opened.calibration, SMALL_SIZE)
+        package = converter.compressed(package, "int8")
+        converter.save(package, folder / "int8.mlpackage", opened.calibration, SMALL_SIZE)
+    return folder
+
+
+def contents(package: Path) -> dict[str, bytes]:
+    return {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*") if path.is_file()}
+
+
+def spec_of(package: Path) -> "converter.ct.proto.Model_pb2.Model":
+    model = converter.ct.proto.Model_pb2.Model()
+    model.ParseFromString((package / MODEL).read_bytes())
+    return model
+
+
+def test_the_package_keeps_its_contract(packages: Path, opened: checkpoint.Checkpoint) -> None:
+    for precision in ("fp32", "fp16", "int8"):
+        model = spec_of(packages / f"{precision}.mlpackage")
+        (image,) = model.description.input
+        assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 64, 64)
+        assert image.type.imageType.colorSpace == image.type.imageType.RGB
+        outputs = {value.name: value.type.multiArrayType for value in model.description.output}
+        assert {name: list(array.shape) for name, array in outputs.items()} == {
+            "anomaly_map": [1, 1, 64, 64],
+            "score": [1],
+        }
+        assert {array.dataType for array in outputs.values()} == {outputs["score"].FLOAT32}
+        assert model.specificationVersion == 8, "iOS 17"
+        assert model.WhichOneof("Type") == "mlProgram"
+        assert opened.calibration is not None
+        assert dict(model.description.metadata.userDefined) == stamp(opened.calibration, 64)
+
+
+def test_a_package_holds_three_files_and_says_nothing_of_the_machine(packages: Path) -> None:
+    files = contents(packages / "fp16.mlpackage")
+    assert set(files) == {MANIFEST, MODEL, WEIGHTS}
+    for trace in (b'File "', b".py", str(Path(torch.__file__).parent).encode(), str(Path.home()).encode() + b"/"):
+        assert trace not in files[MODEL] + files[MANIFEST]
+
+
+def test_fewer_bits_take_less_space(packages: Path) -> None:
+    fp32, fp16, int8 = ((packages / f"{p}.mlpackage" / WEIGHTS).stat().st_size for p in ("fp32", "fp16", "int8"))
+    assert 0.48 < fp16 / fp32 < 0.55
+    assert 0.48 < int8 / fp16 < 0.6
+
+
+def test_the_saved_program_in_float32_computes_the_model(packages: Path, opened: checkpoint.Checkpoint) -> None:
+    assert differences(packages / "fp32.mlpackage", opened.model)[0] < 1e-4
+
+
+def test_fewer_bits_stay_near(packages: Path, opened: checkpoint.Checkpoint) -> None:
+    assert differences(packages / "fp16.mlpackage", opened.model)[1] > 0.999
+    assert differences(packages / "int8.mlpackage", opened.model)[1] > 0.99
+
+
+def differences(package: Path, model: STLM) -> tuple[float, float]:
+    """The largest difference of any map value, and the mean cosine of the maps."""
+    runtime = open_runtime("coreml", package)
+    assert runtime.name == name_here("coreml")
+    largest, cosines = 0.0, []
+    for seed in list(SEEDS)[:4]:
+        for defect in (False, True):
+            image = load(tiny_picture(seed, defect), SMALL_SIZE)
+            found, score = runtime.run(image)
+            with torch.inference_mode():
+                answer = model(torch.tensor(image)[None])
+            expected = answer.anomaly_map[0, 0].numpy()
+            largest = max(largest, float(np.abs(found - expected).max()), abs(score - answer.score.item()))
+            cosines.append((found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum()))
+    return largest, float(np.mean(cosines))
+
+
+def test_activations_are_fp16_and_the_end_is_float32(packages: Path) -> None:
+    steps = MilEvaluator(packages / "fp16.mlpackage").steps
+    kinds = {(step.kind, kind) for step in steps for _, kind in step.results}
+    assert {("conv", "fp16"), ("layer_norm", "fp16"), ("sigmoid", "fp32"), ("upsample_bilinear", "fp32")} <= kinds
+    assert [kind for step in steps if step.kind == "topk" for _, kind in step.results[:1]] == ["fp32"]
+    assert dict(steps[-1].results) == {"score": "fp32"}
+
+
+def test_exports_in_any_order_give_the_same_bytes(
+    packages: Path, opened: checkpoint.Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert opened.calibration is not None
+    other = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
+    converter.to_coreml(other, tmp_path / "other.mlpackage", opened.calibration)
+    converter.to_coreml(opened.model, tmp_path / "again.mlpackage", opened.calibration)
+    assert contents(tmp_path / "again.mlpackage") == contents(packages / "fp16.mlpackage")
+    assert capfd.readouterr() == ("", ""), "the converter's chatter reaches the user"
+    assert {path.name for path in tmp_path.iterdir()} == {"other.mlpackage", "again.mlpackage"}
+
+
+@pytest.mark.slow
+def test_other_precisions_run_too(opened: checkpoint.Checkpoint, tmp_path: Path) -> None:
+    assert opened.calibration is not None
+    converter.to_coreml(opened.model, tmp_path / "islands.mlpackage", opened.calibration, "fp16", converter.NORMS)
+    steps = MilEvaluator(tmp_path / "islands.mlpackage").steps
+    assert {kind for step in steps if step.kind in converter.NORMS for _, kind in step.results} == {"fp32"}
+    assert differences(tmp_path / "islands.mlpackage", opened.model)[1] > 0.999
+    converter.to_coreml(opened.model, tmp_path / "palette6.mlpackage", opened.calibration, "palette6")
+    assert differences(tmp_path / "palette6.mlpackage", opened.model)[1] > 0.8
+
+
+# What the evaluator refuses
+
+
+@pytest.fixture
+def copied(packages: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packages / "fp16.mlpackage", tmp_path / "model.mlpackage"))
+
+
+def test_an_unknown_operation_is_named(copied: Path) -> None:
+    model = spec_of(copied)
+    (program,) = model.mlProgram.functions["main"].block_specializations.values()
+    (operation,) = (operation for operation in program.operations if operation.type == "sigmoid")
+    operation.type = "softsign"
+    (copied / MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="holds the MIL operation softsign, which the MIL evaluator does not know"):
+        MilEvaluator(copied)
+
+
+def test_another_order_of_colours_is_refused(copied: Path) -> None:
+    model = spec_of(copied)
+    image = model.description.input[0].type.imageType
+    image.colorSpace = image.BGR
+    (copied / MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"another model: found image.*; expected image, an RGB picture"):
+        MilEvaluator(copied)
+
+
+def test_a_damaged_package_is_refused(copied: Path) -> None:
+    (copied / MODEL).write_bytes((copied / MODEL).read_bytes()[:-1000])
+    with pytest.raises(UsageError, match=r"cannot read its program .*; export anew"):
+        MilEvaluator(copied)
+
+
+def test_the_metadata_is_rewritten_as_coremltools_reads_it(copied: Path) -> None:
+    before = contents(copied)
+    coreml_package.replace_metadata(copied, {"stlm_edge.threshold": "0.75"})
+    entries = dict(spec_of(copied).description.metadata.userDefined)
+    assert entries == coreml_package.read_metadata(copied)
+    assert entries["stlm_edge.threshold"] == "0.75"
+    after = contents(copied)
+    assert [path for path in before if before[path] != after[path]] == [MODEL]
+    assert spec_of(copied).mlProgram == spec_of(copied).mlProgram
