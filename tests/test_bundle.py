@@ -282,8 +282,8 @@ def test_another_score_rule_is_refused(bundle: Path) -> None:
 
 
 def test_another_runtime_is_refused_when_it_is_loaded(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="runtime 'litert' is not in this release"):
-        open_bundle(bundle, runtime="litert").predict(tiny_picture(1))
+    with pytest.raises(UsageError, match="runtime 'ncnn' is not in this release"):
+        open_bundle(bundle, runtime="ncnn").predict(tiny_picture(1))
 
 
 def test_the_command_line_says_it_in_one_line(bundle: Path) -> None:
