@@ -6,13 +6,15 @@ labels, resize and provenance stand in the file's metadata (`stlm_edge/tflite_me
 the same bytes. Converters say nothing of files that cannot run: every file is loaded and run before it counts.
 
 fp16: the weights of linear layers and convolutions, computed in float32. int8: linear layers take each picture's own
-range (dynamic), so there are no ranges to calibrate; convolutions only store int8 weights. On a trained network at
-S=256 with one thread that took 0.69 of fp32's time, cosine of the maps .9974 (.99994 with the convolutions in float).
+range (dynamic), so there are no ranges to calibrate; convolutions only store int8 weights; what isn't int8 has float16
+weights. In float32 stay the first convolutions of both encoders: a hundredth of the weights, and in fp16 and in
+weight-only int8 nearly all of the map's error came from them.
 """
 
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,25 +29,29 @@ from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM
-from stlm_edge.runtimes.litert import LiteRT
+from stlm_edge.runtimes.litert import LiteRT, hushed
 from stlm_edge.tflite_metadata import IDENTIFIER, METADATA_NAME, encode
 
 try:
-    import flatbuffers
-    import litert_torch
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_quantizer import quantizer, recipe_manager
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    with hushed(), quiet():
+        import flatbuffers
+        import litert_torch
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_quantizer import quantizer, recipe_manager
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
 except ImportError as error:
     raise UsageError(f'{error.name} is not installed; pip install "stlm-edge[export]"') from None
 
 LABELS = ("normal", "anomalous")
 SPARE_BYTES = 1024  # of metadata, for what is written on site
 LINEAR, CONVOLUTIONS = ("FULLY_CONNECTED",), ("CONV_2D", "DEPTHWISE_CONV_2D")
-INT8 = (  # layers that are int8, by operator and a regular expression for their names; the export takes what holds
-    {LINEAR: ".*", CONVOLUTIONS: ".*"},
-    {LINEAR: ".*"},
-    {LINEAR: r"^(?!.*(mask_decoder|layers/3/blocks/\d+/mlp)).*"},
+# Regular expressions for the names of layers; the export takes the first of each with which the gate holds.
+ALL, NONE = ".*", "(?!)"
+FP16 = (r"^(?!.*/(patch_embed|layers/0)/)", r"^(?!.*/(patch_embed|layers/[01])/)")
+INT8 = (  # linear layers, convolutions
+    (ALL, FP16[0]),
+    (ALL, NONE),
+    (r"^(?!.*(mask_decoder|layers/3/blocks/\d+/mlp))", NONE),
 )
 
 
@@ -55,18 +61,17 @@ def to_tflite(model: STLM, path: Path, calibration: Calibration, provenance: dic
     Raises JobError when the converter gives anything but a file that runs.
     """
     size = model.config.size
-    with _silent(), quiet(), torch.no_grad():
+    with _silent(), torch.no_grad():
         converted = litert_torch.convert(_MapOnly(model).eval(), sample_kwargs={"image": torch.zeros(1, size, size, 3)})
         content = converted.model_content()
     _save(content, path, _about(calibration, size, provenance))
 
 
-def to_fp16(source: Path, path: Path, calibration: Calibration, size: int, provenance: dict[str, Any]) -> None:
-    """Write `source`, which `to_tflite` made, with its weights in float16. Raises JobError like `to_tflite`."""
-    recipe = recipe_manager.RecipeManager()
-    for operator in LINEAR + CONVOLUTIONS:
-        recipe.add_weight_only_config(".*", operator, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
-    _save(_quantized(source, recipe), path, _about(calibration, size, provenance))
+def to_fp16(
+    source: Path, path: Path, calibration: Calibration, size: int, provenance: dict[str, Any], layers: str = FP16[0]
+) -> None:
+    """Write `source`, which `to_tflite` made, with these layers' weights in float16. Raises JobError like it."""
+    _save(_quantized(source, _half(layers)), path, _about(calibration, size, provenance), "FLOAT16")
 
 
 def to_int8(
@@ -75,15 +80,26 @@ def to_int8(
     calibration: Calibration,
     size: int,
     provenance: dict[str, Any],
-    layers: dict[tuple[str, ...], str] = INT8[0],
+    layers: tuple[str, str] = INT8[0],
 ) -> None:
-    """Write `source`, which `to_tflite` made, with these layers in int8. Raises JobError like `to_tflite`."""
+    """Write `source`, which `to_tflite` made, with int8 weights. Raises JobError like `to_tflite`.
+
+    `layers`: regular expressions for the names of the linear layers and of the convolutions that are int8.
+    """
+    recipe, (linear, convolutions) = _half(FP16[0]), layers
+    for operator in LINEAR:
+        recipe.add_dynamic_config(linear, operator, 8)
+    for operator in CONVOLUTIONS:
+        recipe.add_weight_only_config(convolutions, operator, 8)
+    biases = "FLOAT16" if convolutions == NONE else "INT8"
+    _save(_quantized(source, recipe), path, _about(calibration, size, provenance), biases)
+
+
+def _half(layers: str) -> recipe_manager.RecipeManager:
     recipe = recipe_manager.RecipeManager()
-    for operators, names in layers.items():
-        add = recipe.add_dynamic_config if operators == LINEAR else recipe.add_weight_only_config
-        for operator in operators:
-            add(names, operator, 8)
-    _save(_quantized(source, recipe), path, _about(calibration, size, provenance))
+    for operator in LINEAR + CONVOLUTIONS:
+        recipe.add_weight_only_config(layers, operator, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+    return recipe
 
 
 class _MapOnly(nn.Module):
@@ -119,17 +135,19 @@ def _about(calibration: Calibration, size: int, provenance: dict[str, Any]) -> d
 
 
 def _quantized(source: Path, recipe: recipe_manager.RecipeManager) -> bytes:
-    with _silent(), quiet():
+    with _silent():
         made = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
         content = made.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model
     return bytes(content)
 
 
-def _save(content: bytes, path: Path, about: dict[str, str]) -> None:
+def _save(content: bytes, path: Path, about: dict[str, str], biases: str = "FLOAT32") -> None:
     """Name tensors by their modules, write with our metadata, and run what was written."""
     model = schema.ModelT.InitFromPackedBuf(content)
     _bring_inside(model, content)
     _check_operators(model)
+    if biases != "FLOAT32":
+        _shrink_attention_biases(model, biases)
     (graph,) = model.subgraphs
     names = {_readable(tensor.name.decode()) for tensor in graph.tensors}
     unique = len(names) == len(graph.tensors)
@@ -139,13 +157,14 @@ def _save(content: bytes, path: Path, about: dict[str, str]) -> None:
     model.description = "stlm-edge"
     for entry in model.metadata or []:
         if entry.name.decode() == METADATA_NAME:
-            entry.name = f"{METADATA_NAME}.before"
+            model.buffers[entry.buffer].data = None
+    model.metadata = [entry for entry in model.metadata or [] if entry.name.decode() != METADATA_NAME]
     buffer, entry = schema.BufferT(), schema.MetadataT()
     text = encode(about)
     buffer.data = np.frombuffer(text.ljust(len(text) + SPARE_BYTES), np.uint8)
     entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
     model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
+    model.metadata.append(entry)
     builder = flatbuffers.Builder(len(content) + (1 << 16))
     builder.Finish(model.Pack(builder), IDENTIFIER)
     with replacing(path) as temporary:
@@ -165,6 +184,54 @@ def _bring_inside(model: Any, content: bytes) -> None:
         buffer.offset = buffer.size = 0
 
 
+def _shrink_attention_biases(model: Any, kind: str) -> None:
+    """Store the gathered attention biases, 1×heads×tokens×tokens, in fewer bits: in float32 they are 9 MB at S=224.
+
+    The interpreter brings them back to float32 once, when it loads the file, as it does with convolutions' weights.
+    """
+    (graph,) = model.subgraphs
+    codes = [code.builtinCode for code in model.operatorCodes]
+    add, dequantize = (codes.index(getattr(schema.BuiltinOperator, name)) for name in ("ADD", "DEQUANTIZE"))
+    users = Counter(tensor.buffer for tensor in graph.tensors)
+    before = []
+    for index in sorted(
+        {index for operator in graph.operators if operator.opcodeIndex == add for index in operator.inputs}
+    ):
+        tensor = graph.tensors[index]
+        data = model.buffers[tensor.buffer].data
+        if data is None or len(tensor.shape) != 4 or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] < 49:
+            continue
+        values = np.frombuffer(bytes(data), "<f4").reshape(tensor.shape)
+        stored, buffer = schema.TensorT(), schema.BufferT()
+        stored.name, stored.shape, stored.type = (
+            tensor.name + b"/stored",
+            tensor.shape,
+            getattr(schema.TensorType, kind),
+        )
+        if kind == "INT8":
+            scale = np.maximum(np.abs(values).max(axis=(0, 2, 3)), 1e-9) / 127  # one per head
+            stored.quantization = schema.QuantizationParametersT()
+            stored.quantization.scale = scale.astype(np.float32)
+            stored.quantization.zeroPoint = np.zeros(len(scale), np.int64)
+            stored.quantization.quantizedDimension = 1
+            shrunk = np.rint(values / scale[:, None, None]).astype(np.int8)
+        else:
+            shrunk = values.astype("<f2")
+        buffer.data = np.frombuffer(shrunk.tobytes(), np.uint8)
+        stored.buffer = len(model.buffers)
+        model.buffers.append(buffer)
+        if users[tensor.buffer] == 1:
+            model.buffers[tensor.buffer].data = None
+        tensor.buffer = 0
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = dequantize, [len(graph.tensors)], [index]
+        operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
+        operator.builtinOptions = schema.DequantizeOptionsT()
+        graph.tensors.append(stored)
+        before.append(operator)
+    graph.operators = before + graph.operators
+
+
 def _check_operators(model: Any) -> None:
     known = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
     names = [known.get(code.builtinCode, str(code.builtinCode)) for code in model.operatorCodes]
@@ -178,16 +245,18 @@ def _check_operators(model: Any) -> None:
 
 def _readable(name: str) -> str:
     """A tensor's name by the path of its module, without the classes that litert-torch puts into it."""
-    return re.sub(r"(?:\w+\.)+[A-Za-z0-9]+_(?=[a-z0-9])", "", name.split(";;")[0])
+    path = re.sub(r"(?:\w+\.)+[A-Za-z0-9]+_(?=[a-z0-9])", "", name.split(";;")[0])
+    return path.rpartition("_MapOnly/model/")[2]
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the progress lines of litert-torch from the user."""
+    """Keep the progress and log lines of litert-torch from the user."""
     from litert_torch import progress
 
     before, progress.config.show_progress = progress.config.show_progress, False
     try:
-        yield
+        with hushed(), quiet():
+            yield
     finally:
         progress.config.show_progress = before

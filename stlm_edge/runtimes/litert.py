@@ -30,18 +30,18 @@ class LiteRT:
         package = _interpreter_package()
         check_self_contained(artifact)
         try:
-            with _hushed():
+            with hushed():
                 self.interpreter = package.Interpreter(
                     model_path=str(artifact), num_threads=threads or os.cpu_count() or 1
                 )
                 self.interpreter.allocate_tensors()
+            self.artifact = artifact
+            self.size, self._input, self._output = self._check_graph()
         except (ValueError, RuntimeError) as error:
             problem = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"{artifact}: {package.__name__} cannot load it ({problem}); export anew or update ai-edge-litert"
             ) from None
-        self.artifact = artifact
-        self.size, self._input, self._output = self._check_graph()
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
@@ -84,8 +84,8 @@ def _interpreter_package() -> Any:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what the interpreter's C++ writes to standard error from the user: what matters is raised."""
+def hushed() -> Iterator[None]:
+    """Keep what C++ writes to standard error from the user: what matters is raised."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -1,85 +1,198 @@
-"""The TFLite converter, run by the real interpreter: the model's numbers, its metadata, the same bytes twice."""
+"""The TFLite file that a user gets: its contract, what is in which precision, and the same bytes again."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_run import SMALL_SIZE, write_small_run
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 from tiny import tiny_picture
+from tiny_tflite import tiny_model, write_tflite
 
-from stlm_edge import checkpoint, tflite_metadata
-from stlm_edge.converters.litert import INT8, to_fp16, to_int8, to_tflite
-from stlm_edge.errors import UsageError
+from stlm_edge import checkpoint
+from stlm_edge.bundle import stamp
+from stlm_edge.checkpoint import Checkpoint
+from stlm_edge.converters import litert as converter
+from stlm_edge.errors import JobError
+from stlm_edge.export import Exported
 from stlm_edge.picture import load
 from stlm_edge.runtimes.litert import LiteRT
+from stlm_edge.tflite_metadata import read_metadata, replace_metadata
+
+PRECISIONS = ("fp32", "fp16", "int8")
+OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+KINDS = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    return checkpoint.load(write_small_run(tmp_path_factory.mktemp("run")))
+def files(exported_for_android: dict[str, Exported]) -> dict[str, Path]:
+    return {precision: done.folder / "model.tflite" for precision, done in exported_for_android.items()}
 
 
-@pytest.fixture(scope="module")
-def fp32(opened, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tflite") / "fp32.tflite"
-    to_tflite(opened.model.eval(), path, opened.calibration, {"seed": 0})
-    return path
+@pytest.fixture
+def opened(small_checkpoint: Path) -> Checkpoint:
+    return checkpoint.load(small_checkpoint)
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    return [load(tiny_picture(seed, defect), SMALL_SIZE) for seed in range(3) for defect in (False, True)]
+def model_in(path: Path) -> Any:
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes())
 
 
-def differences(path, model, pictures):
-    runtime, largest = LiteRT(path, threads=1), 0.0
-    for picture in pictures:
+def weights(model: Any) -> dict[str, tuple[str, str]]:
+    """Operator and type of the weights of each linear layer and convolution, by the layer's name."""
+    (graph,) = model.subgraphs
+    dequantized = {}
+    found = {}
+    for operator in graph.operators:
+        kind = OPERATORS[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        if kind == "DEQUANTIZE":
+            dequantized[operator.outputs[0]] = operator.inputs[0]
+        if kind in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"):
+            weight = dequantized.get(operator.inputs[1], operator.inputs[1])
+            found[graph.tensors[operator.outputs[0]].name.decode()] = kind, KINDS[graph.tensors[weight].type]
+    return found
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_keeps_its_contract(files: dict[str, Path], precision: str) -> None:
+    interpreter = Interpreter(str(files[precision]))
+    (image,), (anomaly_map,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (image["name"], image["dtype"], image["shape"].tolist()) == ("image", np.float32, [1, 64, 64, 3])
+    assert (anomaly_map["name"], anomaly_map["dtype"]) == ("anomaly_map", np.float32)
+    assert anomaly_map["shape"].tolist() == [1, 1, 64, 64]
+    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["image"], "outputs": ["anomaly_map"]}}
+    model = model_in(files[precision])
+    assert len(model.subgraphs) == 1
+    operators = {OPERATORS[code.builtinCode] for code in model.operatorCodes}
+    assert not [name for name in operators if name == "CUSTOM" or name.startswith("STABLEHLO")]
+    assert not [tensor.name for tensor in model.subgraphs[0].tensors if len(tensor.shape) > 4]
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.2)])
+def test_it_says_what_the_trained_model_says(
+    files: dict[str, Path], opened: Checkpoint, precision: str, limit: float
+) -> None:
+    runtime = LiteRT(files[precision], threads=1)
+    for seed in range(3):
+        picture = load(tiny_picture(seed, defect=seed > 0), 64)
         with torch.inference_mode():
-            answer = model(torch.from_numpy(picture)[None])
-        found, score = runtime.run(picture)
-        largest = max(largest, float(np.abs(found - answer.anomaly_map[0, 0].numpy()).max()))
-        assert abs(score - answer.score.item()) <= largest + 1e-6
-    return largest
+            expected = opened.model(torch.from_numpy(picture)[None])
+        anomaly_map, score = runtime.run(picture)
+        assert np.abs(anomaly_map - expected.anomaly_map[0, 0].numpy()).max() < limit
+        assert abs(score - expected.score.item()) < limit
 
 
-def test_fp32_gives_the_models_numbers(opened, fp32, pictures):
-    assert differences(fp32, opened.model, pictures) < 1e-4
+def test_weights_are_of_the_precision_that_the_file_promises(files: dict[str, Path]) -> None:
+    by_precision = {precision: weights(model_in(files[precision])) for precision in PRECISIONS}
+    names = set(by_precision["fp32"])
+    assert set(by_precision["fp16"]) == set(by_precision["int8"]) == names
+    assert {kind for _, kind in by_precision["fp32"].values()} == {"FLOAT32"}
+    first = {name for name in names if "/patch_embed/" in f"/{name}" or "/layers/0/" in name}
+    assert len(first) == 2 * (2 + 3 + 3)
+    for precision, kind in (("fp16", "FLOAT16"), ("int8", "INT8")):
+        found = by_precision[precision]
+        assert {found[name][1] for name in first} == {"FLOAT32"}
+        assert Counter(found[name][1] for name in names - first) == {kind: len(names) - len(first)}
 
 
-def test_fp16_and_int8_are_smaller_and_near(opened, fp32, pictures, tmp_path):
-    arguments = opened.calibration, SMALL_SIZE, {}
-    to_fp16(fp32, tmp_path / "fp16.tflite", *arguments)
-    to_int8(fp32, tmp_path / "int8.tflite", *arguments, layers=INT8[1])
-    sizes = [path.stat().st_size for path in (fp32, tmp_path / "fp16.tflite", tmp_path / "int8.tflite")]
-    assert sizes[1] < 0.6 * sizes[0]
-    assert sizes[2] < 0.6 * sizes[0]
-    assert differences(tmp_path / "fp16.tflite", opened.model, pictures) < 0.1
-    assert differences(tmp_path / "int8.tflite", opened.model, pictures) < 0.3
+def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(files: dict[str, Path]) -> None:
+    model = model_in(files["int8"])
+    (graph,) = model.subgraphs
+    for operator in graph.operators:
+        kind = OPERATORS[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        if kind == "FULLY_CONNECTED":
+            weight = graph.tensors[operator.inputs[1]]
+            assert KINDS[weight.type] == "INT8"
+            assert len(weight.quantization.scale) == weight.shape[0], "one scale per output channel"
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            assert KINDS[graph.tensors[operator.inputs[1]].type] == "FLOAT32"
 
 
-def test_a_lone_file_knows_its_verdict_and_keeps_a_new_threshold(opened, fp32, tmp_path):
+def test_fewer_layers_in_int8_are_the_next_step(files: dict[str, Path], opened: Checkpoint, tmp_path: Path) -> None:
+    assert opened.calibration is not None
+    for layers in converter.INT8[1:]:
+        path = tmp_path / "model.tflite"
+        converter.to_int8(files["fp32"], path, opened.calibration, 64, {}, layers)
+        found = weights(model_in(path))
+        assert {kind for operator, kind in found.values() if operator != "FULLY_CONNECTED"} == {"FLOAT16", "FLOAT32"}
+        decoder = {kind for name, (_, kind) in found.items() if "mask_decoder" in name}
+        assert decoder == ({"INT8"} if layers is converter.INT8[1] else {"FLOAT16"})
+
+
+def test_what_does_not_depend_on_the_picture_is_computed_at_export(files: dict[str, Path]) -> None:
+    model = model_in(files["fp32"])
+    operators = {OPERATORS[code.builtinCode] for code in model.operatorCodes}
+    assert "GELU" in operators
+    assert not operators & {"SIN", "COS", "GATHER", "GATHER_ND", "TOPK_V2"}
+
+
+def test_names_tell_the_module(files: dict[str, Path]) -> None:
+    names = weights(model_in(files["fp32"]))
+    assert any(name.startswith("plain/layers/1/blocks/0/mlp/fc1") for name in names)
+    assert not [name for name in names if "stlm_edge" in name or "torch" in name]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_lone_file_knows_its_verdict(
+    files: dict[str, Path], exported_for_android: dict[str, Exported], precision: str
+) -> None:
+    metadata, manifest = read_metadata(files[precision]), exported_for_android[precision].manifest
+    assert metadata.items() >= stamp(manifest.calibration, 64).items()
+    assert json.loads(metadata["stlm_edge.labels"]) == ["normal", "anomalous"]
+    assert json.loads(metadata["stlm_edge.provenance"]) == manifest.provenance
+    buffers = [entry.name for entry in model_in(files[precision]).metadata if entry.name.startswith(b"stlm_edge")]
+    assert buffers == [b"stlm_edge"]
+
+
+def test_a_new_threshold_leaves_the_answers_as_they_are(files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
-    path.write_bytes(fp32.read_bytes())
-    before = tflite_metadata.read_metadata(path)
-    assert float(before["stlm_edge.threshold"]) == opened.calibration.threshold
-    tflite_metadata.replace_metadata(path, before | {"stlm_edge.threshold": "0.25"})
-    assert tflite_metadata.read_metadata(path)["stlm_edge.threshold"] == "0.25"
-    picture = load(tiny_picture(0, True), SMALL_SIZE)
-    np.testing.assert_array_equal(LiteRT(path, threads=1).run(picture)[0], LiteRT(fp32, threads=1).run(picture)[0])
+    path.write_bytes(files["int8"].read_bytes())
+    replace_metadata(path, {"stlm_edge.threshold": "0.123456789012345678"})
+    assert read_metadata(path) == read_metadata(files["int8"]) | {"stlm_edge.threshold": "0.123456789012345678"}
+    picture = load(tiny_picture(0, True), 64)
+    assert np.array_equal(LiteRT(path, 1).run(picture)[0], LiteRT(files["int8"], 1).run(picture)[0])
 
 
-def test_the_same_model_gives_the_same_bytes(opened, fp32, tmp_path):
-    to_tflite(opened.model, tmp_path / "again.tflite", opened.calibration, {"seed": 0})
-    assert (tmp_path / "again.tflite").read_bytes() == fp32.read_bytes()
+def test_the_file_says_nothing_of_the_machine_that_made_it(files: dict[str, Path]) -> None:
+    content = files["fp32"].read_bytes()
+    for trace in (b".py", str(Path(torch.__file__).parent).encode(), str(Path.home()).encode() + b"/"):
+        assert trace not in content
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, 5000])
-def test_a_truncated_file_is_refused(fp32, tmp_path, keep):
-    (tmp_path / "cut.tflite").write_bytes(fp32.read_bytes()[:keep])
-    with pytest.raises(UsageError, match=r"cut\.tflite"):
-        tflite_metadata.read_metadata(tmp_path / "cut.tflite")
+def test_exporting_again_gives_the_same_bytes(
+    exported_for_android: dict[str, Exported], opened: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calibration, files = opened.calibration, {name: tmp_path / f"{name}.tflite" for name in PRECISIONS}
+    assert calibration is not None
+    provenance = exported_for_android["fp32"].manifest.provenance
+    converter.to_tflite(opened.model, files["fp32"], calibration, provenance)
+    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance)
+    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance)
+    for precision, path in files.items():
+        assert path.read_bytes() == (exported_for_android[precision].folder / "model.tflite").read_bytes()
+    assert sorted(tmp_path.iterdir()) == sorted(files.values())
+    assert capfd.readouterr() == ("", ""), "the converter's chatter reaches the user"
 
 
-def test_a_foreign_file_is_refused(tmp_path):
-    (tmp_path / "foreign.tflite").write_bytes(np.random.default_rng(0).bytes(4096))
-    with pytest.raises(UsageError, match=r"foreign\.tflite"):
-        tflite_metadata.read_metadata(tmp_path / "foreign.tflite")
+@pytest.mark.parametrize(("operator", "named"), [("STABLEHLO_SORT", "STABLEHLO_SORT"), ("CUSTOM", "CUSTOM")])
+def test_foreign_operators_are_refused(tmp_path: Path, operator: str, named: str) -> None:
+    model = tiny_model(64)
+    model.operatorCodes[1].builtinCode = getattr(schema.BuiltinOperator, operator)
+    write_tflite(tmp_path / "foreign.tflite", model)
+    with pytest.raises(JobError, match=f"1 graphs with {named} foreign operators"):
+        converter._save((tmp_path / "foreign.tflite").read_bytes(), tmp_path / "model.tflite", {})
+    assert not (tmp_path / "model.tflite").exists()
+
+
+def test_a_file_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(64)
+    code = model.operatorCodes[1]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.LSTM
+    write_tflite(tmp_path / "other.tflite", model)
+    with pytest.raises(JobError, match="the converter wrote a file that does not run: "):
+        converter._save((tmp_path / "other.tflite").read_bytes(), tmp_path / "model.tflite", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["other.tflite"]
