@@ -5,9 +5,9 @@ An artifact is one file, or a folder where the format is one, as Core ML's is.
 
 from pathlib import Path
 
-from stlm_edge import coreml_package, onnx_metadata
+from stlm_edge import coreml_package, onnx_metadata, tflite_metadata
 
-_FORMATS = {".mlpackage": coreml_package, ".onnx": onnx_metadata}
+_FORMATS = {".mlpackage": coreml_package, ".onnx": onnx_metadata, ".tflite": tflite_metadata}
 
 
 def files_of(artifact: Path) -> list[Path]:

@@ -184,12 +184,12 @@ def _evaluate(
 
 
 def _export(
-    target: Annotated[str, typer.Option(help="Device class: cpu; jetson, desktop-gpu, android, ios, web to come.")],
+    target: Annotated[str, typer.Option(help="Device class: cpu, android; jetson, desktop-gpu, ios, web to come.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Trained model (default: the newest run's).", show_default=False)
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or int8 (default: the target's).", show_default=False)
+        str | None, typer.Option(help="fp32, fp16 or int8 (default: the target's).", show_default=False)
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Normal pictures for quantization (default: the run's own).", show_default=False)

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stlm_edge
 from stlm_edge import run_folder, targets
+from stlm_edge.artifact import read_metadata
 from stlm_edge.bundle import sha256_of, stamp
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
@@ -29,7 +30,6 @@ from stlm_edge.evaluate import evaluate
 from stlm_edge.golden import GoldenCandidate, fit_golden, select_golden
 from stlm_edge.manifest import Calibration, Manifest
 from stlm_edge.model import STLM
-from stlm_edge.onnx_metadata import read_metadata
 from stlm_edge.pack import check_writable, write_bundle
 from stlm_edge.parity import Parity, PictureParity, compare, problems
 from stlm_edge.picture import list_pictures, read_picture, resize
@@ -40,7 +40,10 @@ RUNS, BUNDLES = Path("runs"), Path("bundles")
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 LARGEST_LOSS = 0.005
 MADE_FROM = 32  # pictures of a --calibration folder that golden candidates are made from
-TOOLS = ("stlm-edge", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
+TOOLS = {  # by the runtime that the artifact is for
+    "onnxruntime": ("stlm-edge", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"),
+    "litert": ("stlm-edge", "torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
+}
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def export(
     calibration = trained.calibration
     if calibration is None:
         raise UsageError(f"{checkpoint}: holds no threshold, so there are no verdicts to ship; train anew")
+    provenance = trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)}
     samples = test_samples(data, category, format) if data is not None else []
 
     with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
@@ -141,7 +145,8 @@ def export(
         every = candidates + [picture for picture in golden if picture not in candidates]
 
         before, losses = [], []
-        for made, artifact in _convert(trained.model, precision, temporary / row.artifact, calibration):
+        convert = _to_tflite if row.runtime == "litert" else _to_onnx
+        for made, artifact in convert(trained.model, precision, temporary / row.artifact, calibration, provenance):
             _check_metadata(artifact, calibration, trained.size)
             packed = open_runtime(row.runtime, artifact)
             answers = _answers(packed, made, every)
@@ -179,10 +184,14 @@ def export(
                 precision=precision,
                 calibration=calibration,
                 parity=parity,
-                provenance=trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)},
-                tool_versions={tool: stlm_edge.__version__ if tool == "stlm-edge" else version(tool) for tool in TOOLS},
+                provenance=provenance,
+                tool_versions={
+                    tool: stlm_edge.__version__ if tool == "stlm-edge" else version(tool) for tool in TOOLS[row.runtime]
+                },
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
                 flops=flops(trained.model),
+                input_dtype=row.input_dtype,
+                score_output=row.score_output,
                 parity_loss_allowed=bool(losses),
                 force=force,
             )
@@ -250,7 +259,9 @@ def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[G
     return candidates
 
 
-def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibration) -> Iterator[tuple[str, Path]]:
+def _to_onnx(
+    model: STLM, precision: str, artifact: Path, calibration: Calibration, provenance: dict[str, Any]
+) -> Iterator[tuple[str, Path]]:
     """Precision and file of each step: the fp32 file, then int8 ones with ever more layers kept in float."""
     from stlm_edge.converters.onnx import to_onnx
 
@@ -267,8 +278,30 @@ def _convert(model: STLM, precision: str, artifact: Path, calibration: Calibrati
             yield "int8", artifact
 
 
+def _to_tflite(
+    model: STLM, precision: str, artifact: Path, calibration: Calibration, provenance: dict[str, Any]
+) -> Iterator[tuple[str, Path]]:
+    """The same for TFLite: the fp32 file, then fp16 or int8 ones with ever fewer layers in them."""
+    from stlm_edge.converters.litert import FP16, INT8, to_fp16, to_int8, to_tflite
+
+    in_float = artifact if precision == "fp32" else artifact.with_name("fp32.tflite")
+    with _step("converting to TFLite, which takes a minute or two"):
+        to_tflite(model, in_float, calibration, provenance)
+    yield "fp32", in_float
+    if precision == "fp16":
+        for names in FP16:
+            with _step("writing the weights in fp16"):
+                to_fp16(in_float, artifact, calibration, model.config.size, provenance, names)
+            yield "fp16", artifact
+    if precision == "int8":
+        for layers in INT8:
+            with _step("quantizing to int8"):
+                to_int8(in_float, artifact, calibration, model.config.size, provenance, layers)
+            yield "int8", artifact
+
+
 def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
-    metadata = read_metadata(artifact)
+    metadata = read_metadata(artifact) or {}
     for key, expected in stamp(calibration, size).items():
         if (found := metadata.get(key, "nothing")) != expected:
             raise JobError(

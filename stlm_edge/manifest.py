@@ -65,12 +65,15 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Input:
-    """The artifact's input: a picture brought to size×size by `preprocessing`. Normalisation is inside the graph."""
+    """The artifact's input: a picture brought to size×size by `preprocessing`. Normalisation is inside the graph.
+
+    Values are 0 to 255, whole numbers in float32 too.
+    """
 
     name: Word
     size: Annotated[int, Between(32, MAX_SIZE), "side of the square, pixels; a multiple of 32"]
     layout: Literal["NHWC"]
-    dtype: Literal["uint8"]
+    dtype: Literal["uint8", "float32"]
     color: Literal["RGB"]
     preprocessing: Annotated[str, "how a picture is decoded and resized"]
     sixteen_bit: Annotated[str, "how 16-bit grey values become 8-bit ones"]

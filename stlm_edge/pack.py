@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stlm_edge.artifact import files_of, replace_metadata
 from stlm_edge.bundle import Bundle, open_bundle, previous_folder, sha256_of, stamp
@@ -34,6 +34,7 @@ def write_bundle(
     tool_versions: dict[str, str],
     parameters: int,
     flops: int | None = None,
+    input_dtype: Literal["uint8", "float32"] = "uint8",
     score_output: bool = True,
     parity_loss_allowed: bool = False,
     force: bool = False,
@@ -66,7 +67,7 @@ def write_bundle(
             precision=precision,
             files=tuple(list_file(temporary, path) for path in [*parts, *files]),
             artifact=packed,
-            input=Input("image", size, "NHWC", "uint8", "RGB", PREPROCESSING, SIXTEEN_BIT),
+            input=Input("image", size, "NHWC", input_dtype, "RGB", PREPROCESSING, SIXTEEN_BIT),
             outputs=Outputs(
                 MapOutput("anomaly_map", (1, 1, size, size)), ScoreOutput("score") if score_output else None
             ),

@@ -15,7 +15,7 @@ import numpy as np
 from stlm_edge.strict_json import Between
 from stlm_edge.verdict import is_anomalous
 
-FP32_MAP_LIMIT = 1e-4  # largest map difference an artifact in float32 may show
+MAP_LIMITS = {"fp32": 1e-4, "fp16": 5e-3}  # largest map difference an artifact of this precision may show
 
 
 class GoldenAnswer(Protocol):
@@ -86,8 +86,8 @@ def problems(parity: Parity, precision: str) -> list[str]:
     found = []
     if not math.isfinite(parity.max_abs_diff):
         found.append("the map or score is not finite or has another shape")
-    elif precision == "fp32" and parity.max_abs_diff > FP32_MAP_LIMIT:
-        found.append(f"fp32 map differs by {parity.max_abs_diff:.2g}, at most {FP32_MAP_LIMIT:g} is allowed")
+    elif parity.max_abs_diff > (limit := MAP_LIMITS.get(precision, math.inf)):
+        found.append(f"{precision} map differs by {parity.max_abs_diff:.2g}, at most {limit:g} is allowed")
     if parity.verdict_failures:
         found.append(f"{parity.verdict_failures} of {parity.pictures} verdicts fail")
     return found

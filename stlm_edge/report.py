@@ -18,7 +18,7 @@ from stlm_edge import strict_json
 from stlm_edge.bench.result import is_stand_in
 from stlm_edge.errors import UsageError
 from stlm_edge.files import write_text
-from stlm_edge.parity import FP32_MAP_LIMIT
+from stlm_edge.parity import MAP_LIMITS
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
 from stlm_edge.targets import TARGETS, Target
 
@@ -225,7 +225,7 @@ def _golden_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         (
             "Largest difference of the maps",
             "on the same pictures, logarithmic; maps lie between 0 and 1",
-            charts.golden_differences(names, worst, FP32_MAP_LIMIT),
+            charts.golden_differences(names, worst, MAP_LIMITS["fp32"]),
         ),
     ]
 

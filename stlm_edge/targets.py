@@ -1,13 +1,17 @@
 """Targets: a device class and the artifact that suits it, one row each."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stlm_edge.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device class. `precisions` begins with the default; `missing` says why it can't be exported yet, if so."""
+    """A device class. `precisions` begins with the default; `missing` says why it can't be exported yet, if so.
+
+    `input_dtype` is the graph's; `score_output` whether it computes the score too (else it is taken from the map).
+    """
 
     name: str
     artifact: str
@@ -15,9 +19,11 @@ class Target:
     precisions: tuple[str, ...]
     checked_by: str
     missing: str | None = None
+    input_dtype: Literal["uint8", "float32"] = "uint8"
+    score_output: bool = True
 
 
-_LATER = "this release exports cpu; its ONNX file (opset 20, static shapes) also runs wherever onnxruntime does"
+_LATER = "this release exports cpu and android; the ONNX file of cpu (opset 20) also runs wherever onnxruntime does"
 
 TARGETS = (
     Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32"), "onnxruntime"),
@@ -43,7 +49,8 @@ TARGETS = (
         "litert",
         ("int8", "fp16", "fp32"),
         "ai-edge-litert",
-        f"the TFLite converter is not built yet; {_LATER}",
+        input_dtype="float32",
+        score_output=False,
     ),
     Target(
         "ios",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,38 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         precision: export("cpu", checkpoint=small_checkpoint, precision=precision, out=folder / precision)
         for precision in ("int8", "fp32")
     }
+
+
+@pytest.fixture(scope="session")
+def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """The same for android; the conversion to float32, which takes long, is done once for all precisions."""
+    from stlm_edge.converters import litert
+    from stlm_edge.export import export
+
+    folder = tmp_path_factory.mktemp("exported-for-android")
+    convert = litert.to_tflite
+
+    def once(model: object, path: Path, *arguments: object) -> None:
+        if not (folder / "model.tflite").exists():
+            convert(model, folder / "model.tflite", *arguments)
+        shutil.copyfile(folder / "model.tflite", path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(litert, "to_tflite", once)
+        return {
+            precision: export("android", checkpoint=small_checkpoint, precision=precision, out=folder / precision)
+            for precision in ("int8", "fp16", "fp32")
+        }
+
+
+@pytest.fixture(scope="session")
+def site_pictures(
+    exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The ten pictures that a network with random weights finds most normal: what it would be calibrated on on site."""
+    import stlm_edge
+
+    bundle, folder = stlm_edge.open(exported_for_android["int8"].folder), tmp_path_factory.mktemp("site")
+    for path in sorted((tiny_pictures / "good").iterdir(), key=lambda path: bundle.predict(path).score)[:10]:
+        shutil.copy(path, folder)
+    return folder

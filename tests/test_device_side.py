@@ -1,8 +1,10 @@
 """What a device needs stays light: the standard library, numpy, Pillow and one runtime."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_picture
@@ -23,7 +25,7 @@ def test_importing_the_package_takes_the_standard_library_alone() -> None:
 
 @pytest.mark.parametrize("module", ["predict", "calibrate", "bundle", "pack", "heatmap", "watch", "bench.__main__"])
 def test_device_side_modules_import_neither_a_runtime_nor_what_training_needs(module: str) -> None:
-    assert not imported(f"import stlm_edge.{module}") & {"onnxruntime", *HEAVY}
+    assert not imported(f"import stlm_edge.{module}") & {"onnxruntime", "ai_edge_litert", "flatbuffers", *HEAVY}
 
 
 def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -32,6 +34,24 @@ def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_pa
     modules = imported(code, tiny_bundle, tmp_path / "part.png")
     assert modules >= {"numpy", "PIL", "onnxruntime"}
     assert not modules & set(HEAVY)
+
+
+def test_a_bundle_for_android_is_judged_and_calibrated_by_its_interpreter_alone(
+    exported_for_android: dict[str, Any], tiny_pictures: Path, site_pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported_for_android["int8"].folder, tmp_path / "bundle")
+    code = """
+import sys
+for name in ("flatbuffers", "onnxruntime", "torch"):
+    sys.modules[name] = None
+from stlm_edge import calibrate, predict
+predict.main(["--bundle", sys.argv[1], sys.argv[2]])
+calibrate.main(["--bundle", sys.argv[1], "--data", sys.argv[3]])
+sys.modules.pop("torch"), sys.modules.pop("onnxruntime")
+"""
+    modules = imported(code, tmp_path / "bundle", tiny_pictures / "spot" / "305.png", site_pictures)
+    assert modules >= {"numpy", "PIL", "ai_edge_litert"}
+    assert not modules & {"onnxruntime", *HEAVY}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -58,7 +58,7 @@ WRONG = [
     (set_to("parameters", -1), "parameters: found -1, expected at least 0"),
     (set_to("input", "size", 64.0), "input.size: found 64.0, expected an integer"),
     (set_to("input", "size", 8192), "input.size: found 8192, expected at least 32 and at most 4096"),
-    (set_to("input", "dtype", "float32"), 'input.dtype: found "float32", expected "uint8"'),
+    (set_to("input", "dtype", "int8"), 'input.dtype: found "int8", expected "uint8" or "float32"'),
     (set_to("calibration", "threshold", "0.5"), 'calibration.threshold: found "0.5", expected a number'),
     (set_to("calibration", "method", "guess"), "calibration.method"),
     (set_to("files", 0, "sha256", "ab"), "files[0].sha256"),

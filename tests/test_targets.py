@@ -13,12 +13,18 @@ def test_every_device_class_has_one_row() -> None:
 def test_a_target_has_a_default_precision() -> None:
     target, precision = find("cpu")
     assert (target.artifact, target.runtime, precision) == ("model.onnx", "onnxruntime", "int8")
+    assert (target.input_dtype, target.score_output) == ("uint8", True)
     assert find("cpu", "fp32")[1] == "fp32"
+    target, precision = find("android")
+    assert (target.artifact, target.runtime, precision) == ("model.tflite", "litert", "int8")
+    assert (target.input_dtype, target.score_output) == ("float32", False)
 
 
-@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "android", "ios", "web"])
+@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "ios", "web"])
 def test_a_target_that_is_not_built_yet_says_what_is_missing(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu") as refusal:
+    with pytest.raises(
+        UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu and a"
+    ) as refusal:
         find(name)
     assert "\n" not in str(refusal.value)
 

@@ -155,7 +155,9 @@ def _need_train_packages(option: str, *packages: str) -> None:
 
 
 def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
-    return ("numpy", "Pillow", *dict.fromkeys(row.runtime for row in rows))
+    named_otherwise = {"litert": ("ai-edge-litert", "tflite-runtime")}
+    runtimes = dict.fromkeys(row.runtime for row in rows)
+    return ("numpy", "Pillow", *(package for name in runtimes for package in named_otherwise.get(name, (name,))))
 
 
 def _print(bench: Bench, report: Path | None) -> None:

@@ -1,0 +1,222 @@
+"""stlm-export --target android: the same promises and the same gate as for cpu, and what a device does with it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from tiny_tflite import write_tflite
+
+import stlm_edge
+from stlm_edge import targets
+from stlm_edge.converters import litert as converter
+from stlm_edge.errors import JobError
+from stlm_edge.export import Exported, export
+from stlm_edge.runtimes.torch import Torch
+from stlm_edge.tflite_metadata import read_metadata, replace_metadata
+
+PRECISIONS = ("int8", "fp16", "fp32")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_bundle_says_what_the_trained_model_says(
+    exported_for_android: dict[str, Exported], small_checkpoint: Path, precision: str
+) -> None:
+    done = exported_for_android[precision]
+    bundle, trained = stlm_edge.open(done.folder), Torch(small_checkpoint)
+    limit = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.2}[precision]
+    assert not done.losses
+    assert done.parity.max_abs_diff < limit
+    for picture in bundle.golden():
+        anomaly_map, score = trained.run(picture.tensor.copy())
+        verdict = bundle.predict(picture.picture_path)
+        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert np.abs(verdict.map - anomaly_map).max() < limit
+
+
+def test_the_manifest_says_what_goes_in_and_out(exported_for_android: dict[str, Exported]) -> None:
+    assert targets.find("android")[0].precisions == PRECISIONS
+    for precision, done in exported_for_android.items():
+        manifest = stlm_edge.open(done.folder).manifest
+        assert (manifest.target, manifest.runtime, manifest.precision) == ("android", "litert", precision)
+        assert (manifest.input.name, manifest.input.layout, manifest.input.dtype) == ("image", "NHWC", "float32")
+        assert (manifest.outputs.anomaly_map.name, manifest.outputs.score) == ("anomaly_map", None)
+        assert manifest.artifact == "model.tflite"
+        expected = {"stlm-edge", "torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"}
+        assert set(manifest.tool_versions) == expected
+        assert not manifest.parity_loss_allowed
+    sizes = {name: (done.folder / "model.tflite").stat().st_size for name, done in exported_for_android.items()}
+    assert sizes["int8"] < 0.35 * sizes["fp32"]
+    assert sizes["fp16"] < 0.55 * sizes["fp32"]
+
+
+# The gate
+
+
+def swapped_channels(model: Any) -> None:
+    """Let the first operators, which are those of the normalisation, see blue first."""
+    (graph,) = model.subgraphs
+    constants = {"mean": 0, "deviation": 0}
+    for tensor in graph.tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data) == 12 and KINDS[tensor.type] == "FLOAT32":
+            values = np.frombuffer(bytes(data), "<f4")
+            constants["mean"] += bool(np.isclose(values.max(), 123.675))
+            model.buffers[tensor.buffer].data = np.frombuffer(values[::-1].tobytes(), np.uint8)
+    assert constants["mean"] == 1
+    for tensor in graph.tensors:
+        if tensor.shape is not None and list(tensor.shape) == [32, 3, 3, 3]:
+            buffer = model.buffers[tensor.buffer]
+            values = np.frombuffer(bytes(buffer.data), "<f4").reshape(32, 3, 3, 3)
+            buffer.data = np.frombuffer(np.ascontiguousarray(values[..., ::-1]).tobytes(), np.uint8)
+
+
+def transposed_map(model: Any) -> None:
+    """Let the last operator's output go through a transposition of its sides."""
+    (graph,) = model.subgraphs
+    order, upright = schema.TensorT(), schema.TensorT()
+    model.buffers.append(schema.BufferT())
+    model.buffers[-1].data = np.frombuffer(np.array([0, 1, 3, 2], "<i4").tobytes(), np.uint8)
+    order.name, order.shape, order.type, order.buffer = "order", [4], schema.TensorType.INT32, len(model.buffers) - 1
+    upright.name, upright.shape, upright.type = "upright", [1, 1, 64, 64], schema.TensorType.FLOAT32
+    (output,) = graph.outputs
+    graph.tensors += [order, upright]
+    for operator in graph.operators:
+        operator.outputs = [len(graph.tensors) - 1 if index == output else index for index in operator.outputs]
+    code, last = schema.OperatorCodeT(), schema.OperatorT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.TRANSPOSE
+    code.version = 1
+    model.operatorCodes.append(code)
+    last.opcodeIndex = len(model.operatorCodes) - 1
+    last.inputs, last.outputs = [len(graph.tensors) - 1, len(graph.tensors) - 2], [output]
+    last.builtinOptionsType = schema.BuiltinOptions.TransposeOptions
+    last.builtinOptions = schema.TransposeOptionsT()
+    graph.operators.append(last)
+
+
+KINDS = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+
+
+def rewritten(change: Callable[[Any], None]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+        change(model)
+        write_tflite(path, model)
+
+    return damage
+
+
+def threshold_off_by_five_percent(path: Path) -> None:
+    replace_metadata(path, {"stlm_edge.threshold": repr(1.05 * float(read_metadata(path)["stlm_edge.threshold"]))})
+
+
+@pytest.mark.parametrize(
+    ("damage", "precision", "reason"),
+    [
+        (rewritten(swapped_channels), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
+        (rewritten(swapped_channels), "int8", "before quantization, fp32 map differs by"),
+        (rewritten(transposed_map), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
+        (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
+    ],
+)
+def test_a_damaged_converter_does_not_pass(
+    damage: Callable[[Path], None],
+    precision: str,
+    reason: str,
+    exported_for_android: dict[str, Exported],
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def to_tflite(model: object, path: Path, *arguments: object) -> None:
+        shutil.copyfile(exported_for_android["fp32"].folder / "model.tflite", path)
+        damage(path)
+
+    monkeypatch.setattr(converter, "to_tflite", to_tflite)
+    with pytest.raises(JobError, match=reason):
+        export("android", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_where_the_gate_fails_fewer_layers_are_made_smaller(
+    precision: str,
+    exported_for_android: dict[str, Exported],
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def to_tflite(model: object, path: Path, *arguments: object) -> None:
+        shutil.copyfile(exported_for_android["fp32"].folder / "model.tflite", path)
+
+    tried: list[Any] = []
+    shrink = getattr(converter, f"to_{precision}")
+
+    def damaging_the_first(source: Path, path: Path, *arguments: Any) -> None:
+        tried.append(arguments[-1])
+        shrink(source, path, *arguments)
+        if len(tried) == 1:
+            rewritten(transposed_map)(path)
+            if precision == "int8":
+                rewritten(swapped_channels)(path)
+
+    monkeypatch.setattr(converter, "to_tflite", to_tflite)
+    monkeypatch.setattr(converter, f"to_{precision}", damaging_the_first)
+    done = export("android", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert tried == list(getattr(converter, precision.upper())[:2])
+    assert done.losses == []
+
+
+# On the device
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
+    exported_for_android: dict[str, Exported], site_pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported_for_android["int8"].folder, tmp_path / "bundle")
+    before = read_metadata(tmp_path / "bundle" / "model.tflite")
+    done = run("calibrate", "--bundle", tmp_path / "bundle", "--data", site_pictures, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = stlm_edge.open(tmp_path / "bundle").manifest
+    threshold = json.loads(done.stdout)["calibration"]["threshold"]
+    assert manifest.calibration.threshold == threshold != manifest.training_calibration.threshold
+    after = read_metadata(tmp_path / "bundle" / "model.tflite")
+    assert float(after["stlm_edge.threshold"]) == threshold
+    assert {key for key in before if before[key] != after[key]} <= {
+        f"stlm_edge.{name}" for name in ("threshold", "median_score", "map_low", "map_high")
+    }
+
+
+def test_it_predicts_and_is_benched(
+    exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    folder = exported_for_android["int8"].folder
+    done = run("predict", "--bundle", folder, tiny_pictures / "spot" / "305.png", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["threshold"] == exported_for_android["int8"].manifest.calibration.threshold
+    done = run("bench", "--bundle", folder, "--queries", 10, "--warmup", 1, "--out", tmp_path / "bench")
+    assert done.returncode == 0, done.stderr
+    bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    (row,) = bench["rows"]
+    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("litert", True, 0)
+    assert row["latency_ms"]["p50"] > 0
+    assert "ai-edge-litert" in bench["machine"]["packages"]
+
+
+def test_a_changed_threshold_in_the_artifact_is_seen(exported_for_android: dict[str, Exported], tmp_path: Path) -> None:
+    shutil.copytree(exported_for_android["int8"].folder, tmp_path / "bundle")
+    threshold_off_by_five_percent(tmp_path / "bundle" / "model.tflite")
+    done = run("predict", "--bundle", tmp_path / "bundle", "part.png")
+    assert done.returncode == 2
+    assert "model.tflite: its content has changed" in done.stderr or "its metadata says" in done.stderr
