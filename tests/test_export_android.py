@@ -52,7 +52,7 @@ def test_the_manifest_says_what_goes_in_and_out(exported_for_android: dict[str, 
         assert set(manifest.tool_versions) == expected
         assert not manifest.parity_loss_allowed
     sizes = {name: (done.folder / "model.tflite").stat().st_size for name, done in exported_for_android.items()}
-    assert sizes["int8"] < 0.35 * sizes["fp32"]
+    assert sizes["int8"] < 0.4 * sizes["fp32"]
     assert sizes["fp16"] < 0.55 * sizes["fp32"]
 
 
@@ -120,7 +120,7 @@ def threshold_off_by_five_percent(path: Path) -> None:
     ("damage", "precision", "reason"),
     [
         (rewritten(swapped_channels), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
-        (rewritten(swapped_channels), "int8", "before quantization, fp32 map differs by"),
+        (rewritten(swapped_channels), "int8", "before int8, fp32 map differs by"),
         (rewritten(transposed_map), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
     ],

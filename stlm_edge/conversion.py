@@ -1,0 +1,104 @@
+"""From the trained network to an artifact: one row per way, one function per format.
+
+Each function yields steps. The first ones are in fp32 and prove the conversion itself; then comes the precision that
+was asked for, with ever more of the network in float, until the export's gate holds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stlm_edge.manifest import Calibration
+from stlm_edge.model import STLM
+from stlm_edge.progress import step
+from stlm_edge.runtimes import Runtime, open_runtime
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be converted, to which `artifact` (a path that doesn't exist yet, in a folder for this alone).
+
+    `pictures` are the calibration set, normal and pseudo-anomalous, uint8 S×S×3 each.
+    """
+
+    model: STLM
+    precision: str
+    artifact: Path
+    calibration: Calibration
+    provenance: dict[str, Any]
+    pictures: Sequence[np.ndarray]
+
+    def beside(self, name: str) -> Path:
+        """A path for what comes before the artifact, with the artifact's suffix."""
+        return self.artifact.with_name(name + self.artifact.suffix)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An artifact in some precision, all that can run it on this machine, and what a report should say of it."""
+
+    precision: str
+    artifact: Path
+    checked_by: tuple[Callable[[Path], Runtime], ...]
+    notes: tuple[str, ...] = ()
+
+
+def _to_onnx(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters.onnx import to_onnx
+
+    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
+    with step("converting to ONNX, which takes half a minute"):
+        to_onnx(order.model, in_float, order.calibration)
+    yield Step("fp32", in_float, (_onnxruntime,))
+    if order.precision == "int8":
+        from stlm_edge.converters.quantization import IN_FLOAT, to_int8
+
+        for kept in IN_FLOAT:
+            with step("quantizing to int8"):
+                to_int8(order.model, in_float, order.artifact, order.calibration, kept)
+            yield Step("int8", order.artifact, (_onnxruntime,))
+
+
+def _to_tflite(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters.litert import FP16, INT8, to_fp16, to_int8, to_tflite
+
+    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
+    with step("converting to TFLite, which takes a minute or two"):
+        to_tflite(order.model, in_float, order.calibration, order.provenance)
+    yield Step("fp32", in_float, (_litert,))
+    about = order.calibration, order.model.config.size, order.provenance
+    if order.precision == "fp16":
+        for names in FP16:
+            with step("writing the weights in fp16"):
+                to_fp16(in_float, order.artifact, *about, names)
+            yield Step("fp16", order.artifact, (_litert,))
+    if order.precision == "int8":
+        for layers in INT8:
+            with step("quantizing to int8"):
+                to_int8(in_float, order.artifact, *about, layers)
+            yield Step("int8", order.artifact, (_litert,))
+
+
+def _onnxruntime(artifact: Path) -> Runtime:
+    return open_runtime("onnxruntime", artifact)
+
+
+def _litert(artifact: Path) -> Runtime:
+    return open_runtime("litert", artifact)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How artifacts for a runtime are made: by a function, with these packages, whose versions the manifest names."""
+
+    convert: Callable[[Order], Iterator[Step]]
+    packages: tuple[str, ...]
+
+
+WAYS = {  # by the runtime that the artifact is for
+    "onnxruntime": Way(_to_onnx, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")),
+    "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
+}

@@ -1,0 +1,84 @@
+"""What an export has written, as JSON values and in words."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stlm_edge.gate import FIGURES, Figures
+from stlm_edge.manifest import Manifest
+from stlm_edge.parity import Parity, PictureParity
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the trained model.
+
+    `parity` is over all candidate pictures (and stands in the manifest), `golden_parity` over the bundle's own;
+    `flips` are the pictures whose verdict differs, inside δ unless `losses`, what the gate found, says otherwise.
+    `accuracy` holds the trained and the packed model's figures on the labelled pictures, or on pseudo-anomalies.
+    `checked_by` names what ran the artifact on the machine that made it, `notes` what a report should say of it.
+    """
+
+    folder: Path
+    manifest: Manifest
+    parity: Parity
+    golden_parity: Parity
+    flips: list[PictureParity]
+    accuracy: dict[str, Figures] | None
+    losses: list[str]
+    checked_by: list[str]
+    notes: list[str]
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "bundle": str(self.folder),
+            "target": self.manifest.target,
+            "precision": self.manifest.precision,
+            "bytes": sum(file.bytes for file in self.manifest.files),
+            "threshold": self.manifest.calibration.threshold,
+            "verdict_delta": self.manifest.verdict_delta,
+            "parity": dataclasses.asdict(self.parity),
+            "golden_parity": dataclasses.asdict(self.golden_parity),
+            "flips": [dataclasses.asdict(flip) for flip in self.flips],
+            "accuracy": self.accuracy,
+            "losses": self.losses,
+            "checked_by": self.checked_by,
+            "notes": self.notes,
+        }
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        megabytes = sum(file.bytes for file in self.manifest.artifact_files) / 1e6
+        lines = [
+            f"{self.folder}: {self.manifest.target} {self.manifest.precision}, {megabytes:.1f} MB, "
+            f"threshold {self.manifest.calibration.threshold:.4g}",
+            f"run by {' and '.join(self.checked_by)}, against the trained model on {self.parity.pictures} pictures: "
+            f"{in_words(self.parity)}",
+            f"of these the {self.golden_parity.pictures} golden ones: {in_words(self.golden_parity)}",
+        ]
+        lines += [
+            f"verdict of {flip.name} differs: score {flip.expected_score:.5g} became {flip.score:.5g}"
+            for flip in self.flips
+        ]
+        if self.accuracy is not None:
+            lines.append("accuracy, trained → packed: " + compared(self.accuracy))
+        lines += self.notes
+        lines += [f"PARITY LOSS, allowed: {loss}" for loss in self.losses]
+        return "\n".join(lines)
+
+
+def in_words(parity: Parity) -> str:
+    return (
+        f"map difference {parity.max_abs_diff:.2g} at most, {parity.mean_abs_diff:.2g} on average, "
+        f"cosine {parity.cosine:.6f}, {parity.verdict_flips} verdicts differ, {parity.verdict_failures} of them fail"
+    )
+
+
+def compared(accuracy: dict[str, Figures]) -> str:
+    def percent(share: float | None) -> str:
+        return "n/a" if share is None else f"{100 * share:.2f}"
+
+    pairs = zip(FIGURES, accuracy["trained"].values(), accuracy["packed"].values(), strict=True)
+    return ", ".join(f"{name} {percent(before)} → {percent(after)}" for name, before, after in pairs)
