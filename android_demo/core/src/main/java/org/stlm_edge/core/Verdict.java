@@ -1,0 +1,64 @@
+package org.stlm_edge.core;
+
+/** What a model says of one picture. */
+public final class Verdict {
+    private static final int HIGHEST = 100;
+
+    public final boolean anomalous;
+    public final double score;
+    public final double threshold;
+    /** S×S, row by row: the picture resized to a square, so its aspect ratio is not the picture's. */
+    public final float[] map;
+
+    private Verdict(float[] map, double score, double threshold) {
+        this.map = map;
+        this.score = score;
+        this.threshold = threshold;
+        anomalous = isAnomalous(score, threshold);
+    }
+
+    /** The verdict that an anomaly map means. Throws ArithmeticException when it isn't finite. */
+    public static Verdict of(float[] map, double threshold) {
+        if (!isFinite(map)) {
+            throw new ArithmeticException("the anomaly map is not finite (NaN or infinite)");
+        }
+        return new Verdict(map, scoreOf(map), threshold);
+    }
+
+    /** A picture is anomalous when its score is above the threshold; at the threshold it is normal. */
+    public static boolean isAnomalous(double score, double threshold) {
+        return score > threshold;
+    }
+
+    /** Mean of the 100 highest values of a map (of all of them where it has fewer). */
+    public static double scoreOf(float[] map) {
+        int count = Math.min(HIGHEST, map.length);
+        float[] highest = new float[count]; // ascending; the lowest gives way
+        System.arraycopy(map, 0, highest, 0, count);
+        java.util.Arrays.sort(highest);
+        for (int i = count; i < map.length; i++) {
+            if (map[i] > highest[0]) {
+                int place = 1;
+                while (place < count && highest[place] < map[i]) {
+                    highest[place - 1] = highest[place];
+                    place++;
+                }
+                highest[place - 1] = map[i];
+            }
+        }
+        double sum = 0;
+        for (float value : highest) {
+            sum += value;
+        }
+        return sum / count;
+    }
+
+    static boolean isFinite(float[] values) {
+        for (float value : values) {
+            if (Float.isNaN(value) || Float.isInfinite(value)) {
+                return false;
+            }
+        }
+        return true;
+    }
+}

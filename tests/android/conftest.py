@@ -1,0 +1,15 @@
+"""The core's classes, compiled once."""
+
+from pathlib import Path
+
+import jdk
+import pytest
+
+
+@pytest.fixture(scope="session")
+def core_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`android_demo/core`, compiled as Java 8."""
+    jdk.need(jdk.GSON)
+    classes = tmp_path_factory.mktemp("core-classes")
+    jdk.compile_java(jdk.sources(jdk.CORE), classes, [jdk.GSON], "--release", "8")
+    return classes

@@ -1,0 +1,134 @@
+package org.stlm_edge.core;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Base64;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+
+/** What Python computed and laid out, computed again. */
+class SameAsPythonTest {
+    /** Files are called number-size-orientation.png, beside them the square that Python makes of them. */
+    @Test
+    void resizeAndOrientation() throws Exception {
+        int cases = 0;
+        try (Stream<Path> files = Files.list(Fixture.FOLDER.resolve("resize"))) {
+            for (Path file : (Iterable<Path>) files.filter(path -> path.toString().endsWith(".png"))::iterator) {
+                String stem = file.getFileName().toString().replace(".png", "");
+                int size = Integer.parseInt(stem.split("-")[1]);
+                int exif = Integer.parseInt(stem.split("-")[2]);
+                byte[] expected = Files.readAllBytes(file.resolveSibling(stem + ".rgb"));
+                byte[] found = Resize.toSquare(Fixture.decode(Files.readAllBytes(file)), size);
+                found = Orientation.upright(found, size, exif);
+                assertEquals(expected.length, found.length, stem);
+                int largest = 0;
+                for (int i = 0; i < found.length; i++) {
+                    largest = Math.max(largest, Math.abs((found[i] & 255) - (expected[i] & 255)));
+                }
+                assertTrue(largest <= 1, stem + " differs by " + largest);
+                cases++;
+            }
+        }
+        assertTrue(cases >= 20, cases + " pictures");
+    }
+
+    @Test
+    void scoresAndVerdicts() throws Exception {
+        for (String line : Fixture.text("scores.txt").trim().split("\n")) {
+            String[] parts = line.split(" ");
+            float[] map = Fixture.floats(Fixture.FOLDER.resolve("maps").resolve(parts[0]));
+            Verdict verdict = Verdict.of(map, Double.parseDouble(parts[2]));
+            assertEquals(Double.parseDouble(parts[1]), verdict.score, 1e-12, line);
+            assertEquals(Boolean.parseBoolean(parts[3]), verdict.anomalous, line);
+        }
+    }
+
+    @Test
+    void heatmapColours() throws Exception {
+        Manifest.Calibration calibration = Bundle.open(Fixture.bundle().toFile()).manifest.calibration;
+        float[] map = Fixture.floats(Fixture.FOLDER.resolve("maps/ramp.f32"));
+        int[] expected = new int[map.length];
+        byte[] argb = Files.readAllBytes(Fixture.FOLDER.resolve("ramp.argb"));
+        ByteBuffer.wrap(argb).order(ByteOrder.LITTLE_ENDIAN).asIntBuffer().get(expected);
+        int[] found = Heatmap.layer(map, calibration, 0.65);
+        for (int i = 0; i < found.length; i++) {
+            assertEquals(Integer.toHexString(expected[i]), Integer.toHexString(found[i]), "map value " + map[i]);
+        }
+    }
+
+    @Test
+    void percentiles() throws Exception {
+        for (String line : Fixture.text("percentiles.txt").trim().split("\n")) {
+            double[] numbers = Stream.of(line.split(" ")).mapToDouble(Double::parseDouble).toArray();
+            Latency latency = new Latency(java.util.Arrays.copyOfRange(numbers, 3, numbers.length));
+            assertEquals(numbers[0], latency.p50);
+            assertEquals(numbers[1], latency.p90);
+            assertEquals(numbers[2], latency.p99);
+        }
+    }
+
+    /** Each line: what Python's reader did, and the manifest in base64. */
+    @Test
+    void manifestsAreAcceptedAndRefusedAlike() throws Exception {
+        List<String> different = new ArrayList<>();
+        int refused = 0;
+        String[] lines = Fixture.text("manifests.txt").trim().split("\n");
+        for (String line : lines) {
+            byte[] manifest = Base64.getDecoder().decode(line.split(" ")[1]);
+            String answer = "accepted";
+            try {
+                Manifest.parse(manifest);
+            } catch (BundleException problem) {
+                answer = "refused";
+                refused++;
+                assertTrue(problem.getMessage().startsWith("manifest.json: "), problem.getMessage());
+                assertTrue(problem.getMessage().length() < 400, problem.getMessage());
+            }
+            if (!line.startsWith(answer)) {
+                different.add(answer + " here: " + new String(manifest, "UTF-8"));
+            }
+        }
+        assertTrue(different.isEmpty(), different.size() + " differ; " + String.join("\n", different));
+        assertTrue(refused > 100 && refused < lines.length, refused + " of " + lines.length + " refused");
+    }
+
+    /** The maps that a packed model gave are played back; Python compares the file with its own parity. */
+    @Test
+    void benchFile() throws Exception {
+        Bundle bundle = Bundle.open(Fixture.bundle().toFile());
+        List<Manifest.Golden> golden = bundle.manifest.golden;
+        List<byte[]> tensors = new ArrayList<>();
+        for (Manifest.Golden entry : golden) {
+            tensors.add(bundle.read(entry.tensor));
+        }
+        Model playback = rgb -> {
+            for (int i = 0; i < tensors.size(); i++) {
+                if (java.util.Arrays.equals(rgb, tensors.get(i))) {
+                    return Fixture.floats(Fixture.FOLDER.resolve("answers").resolve(i + ".f32"));
+                }
+            }
+            throw new AssertionError("an unknown picture");
+        };
+        SelfCheck check = SelfCheck.run(bundle, playback, Fixture::decode, 2, 25, (what, done, of) -> {});
+        BenchFile.Device device = new BenchFile.Device();
+        device.packages = java.util.Collections.singletonMap("gson", "2.10");
+        BenchFile.Row row = new BenchFile.Row();
+        row.name = "playback";
+        row.bundle = "bundle";
+        row.runtime = "litert";
+        row.manifest = bundle.manifest;
+        row.check = check;
+        BenchFile.write(Fixture.FOLDER.resolve("bench.json").toFile(), "self-check", device, row);
+        row.check = null;
+        row.manifest = null;
+        row.failure = "the bundle is damaged";
+        BenchFile.write(Fixture.FOLDER.resolve("bench-failed.json").toFile(), "self-check", device, row);
+    }
+}

@@ -1,0 +1,65 @@
+"""Compiles and runs Java with what Debian packages: a JDK, JUnit 5, Gson and JNA."""
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+ANDROID_DEMO = Path(__file__).parents[2] / "android_demo"
+CORE = ANDROID_DEMO / "core/src/main/java"
+TESTS = Path(__file__).parent / "java"
+DEBIAN = Path("/usr/share/java")
+GSON = DEBIAN / "gson.jar"
+JNA = DEBIAN / "jna.jar"
+JUNIT = [
+    DEBIAN / f"{name}.jar"
+    for name in (
+        *("junit-jupiter-api", "junit-jupiter-engine", "junit-jupiter-params"),
+        *("junit-platform-commons", "junit-platform-engine", "junit-platform-launcher"),
+        *("junit-platform-console", "junit-platform-reporting"),
+        *("opentest4j", "opentest4j-reporting-events", "opentest4j-reporting-schema"),
+        *("apiguardian-api", "picocli", "univocity-parsers"),
+    )
+]
+
+
+def need(*jars: Path) -> None:
+    """Skip the test where the JDK or one of the jars isn't installed and `make system-deps` couldn't install it."""
+    if shutil.which("javac") is None:
+        pytest.skip("no JDK: run  make system-deps")
+    missing = [jar.name for jar in jars if not jar.exists()]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not in {DEBIAN}: run  make system-deps")
+
+
+def sources(*folders: Path) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*.java"))
+
+
+def compile_java(files: Iterable[Path], classes: Path, classpath: Sequence[Path], *options: str) -> None:
+    """Compile; a warning is an error too."""
+    strict = ("-Xlint:all,-options,-serial,-processing,-path", "-Werror", "-encoding", "UTF-8")
+    done = run("javac", *strict, "-d", str(classes), "-cp", joined(classpath), *options, *map(str, files))
+    assert done.returncode == 0, done.stderr
+
+
+def junit(classes: Path, classpath: Sequence[Path], properties: dict[str, object], *select: str) -> str:
+    """Run JUnit's console in 128 MB of heap; its report. Fails when a test does, or when there is none."""
+    settings = [f"-D{key}={value}" for key, value in properties.items()]
+    done = run(
+        *("java", "-Xmx128m", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *settings),
+        *("-cp", joined([classes, *classpath, *JUNIT]), "org.junit.platform.console.ConsoleLauncher"),
+        *("--disable-banner", "--disable-ansi-colors", "--fail-if-no-tests", *select),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def joined(classpath: Sequence[Path]) -> str:
+    return ":".join(map(str, classpath))

@@ -1,0 +1,205 @@
+"""The Android demo's core says what Python says, under JUnit on a JVM: `java/` holds the tests, this what they need."""
+
+import base64
+import copy
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import jdk
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+import stlm_edge
+from stlm_edge import strict_json
+from stlm_edge.bench.latency import parity_of, percentile
+from stlm_edge.bench.result import schema
+from stlm_edge.bundle import Bundle, open_bundle
+from stlm_edge.errors import UsageError
+from stlm_edge.heatmap import _FADE, colour
+from stlm_edge.manifest import Manifest
+from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
+from stlm_edge.verdict import SCORE_RULE, is_anomalous, score_of_map
+
+RNG = np.random.default_rng(0)
+
+
+class Perturbed:
+    """A runtime whose maps are the golden ones with noise, so that some verdicts flip."""
+
+    name = "perturbed"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.size = bundle.manifest.input.size
+        self.answers = []
+        for golden in bundle.golden():
+            noise = RNG.normal(0, 0.02, golden.map.shape)
+            answer = (golden.map + noise).clip(0, 1).astype(np.float32)
+            self.answers.append((golden.tensor, answer, score_of_map(answer)))
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        return next((answer, score) for tensor, answer, score in self.answers if np.array_equal(tensor, image))
+
+
+@pytest.fixture(scope="module")
+def classes(core_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core with its tests."""
+    jdk.need(*jdk.JUNIT, jdk.JNA)
+    folder = tmp_path_factory.mktemp("classes")
+    jdk.compile_java(jdk.sources(jdk.TESTS), folder, [core_classes, jdk.GSON, jdk.JNA, *jdk.JUNIT])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Java tests read: a bundle, and what Python makes of pictures, maps, latencies and manifests."""
+    folder = tmp_path_factory.mktemp("fixtures")
+    shutil.copytree(tiny_bundle, folder / "bundle")
+    for name in ("resize", "maps", "answers"):
+        (folder / name).mkdir()
+    lay_out_pictures(folder / "resize", open_bundle(tiny_bundle))
+    lay_out_maps(folder)
+    calibration = open_bundle(tiny_bundle).manifest.calibration
+    ramp = np.linspace(calibration.map_low - 0.05, calibration.map_high + 0.05, 4096, dtype=np.float32)
+    ramp.tofile(folder / "maps/ramp.f32")
+    lay_out_heatmap(folder, ramp, calibration)
+    lists = [RNG.gamma(3, 5, count).round(4).tolist() for count in (1, 2, 9, 10, 11, 100, 128, 1024)]
+    lines = [[*(percentile(values, share) for share in (0.5, 0.9, 0.99)), *values] for values in lists]
+    (folder / "percentiles.txt").write_text("\n".join(" ".join(map(repr, line)) for line in lines))
+    (folder / "manifests.txt").write_text("\n".join(judged_manifests(tiny_bundle / "manifest.json")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def perturbed(tiny_bundle: Path, fixtures: Path) -> Perturbed:
+    runtime = Perturbed(open_bundle(tiny_bundle))
+    for number, (_, answer, _) in enumerate(runtime.answers):
+        answer.tofile(fixtures / f"answers/{number}.f32")
+    return runtime
+
+
+def lay_out_pictures(folder: Path, bundle: Bundle) -> None:
+    """Pictures of many shapes, sizes and EXIF orientations, with the squares that Python makes of them."""
+    cases = [(1, 1, 32, 1), (2, 3, 32, 1), (31, 400, 64, 1), (400, 31, 64, 1), (64, 64, 64, 1), (640, 480, 224, 1)]
+    cases += [(1, 500, 32, 1), (500, 1, 32, 1), (97, 101, 96, 1), (1000, 700, 96, 1), (33, 65, 224, 1)]
+    cases += [(90, 120, 64, orientation) for orientation in range(1, 9)] + [(123, 77, 32, o) for o in range(1, 9)]
+    for number, (width, height, size, orientation) in enumerate(cases):
+        picture = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        stem = folder / f"{number}-{size}-{orientation}"
+        picture.save(stem.with_suffix(".png"))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(folder / "turned.png", exif=exif)
+        load(folder / "turned.png", size).tofile(stem.with_suffix(".rgb"))
+    (folder / "turned.png").unlink()
+    for number, golden in enumerate(bundle.golden(), len(cases)):
+        shutil.copy(golden.picture_path, folder / f"{number}-{bundle.manifest.input.size}-1.png")
+        golden.tensor.tofile(folder / f"{number}-{bundle.manifest.input.size}-1.rgb")
+
+
+def lay_out_maps(folder: Path) -> None:
+    maps = [RNG.random((side, side)).astype(np.float32) ** power for side in (5, 10, 11, 64, 224) for power in (1, 6)]
+    maps += [np.full((64, 64), 0.25, np.float32), np.zeros((32, 32), np.float32)]
+    lines = []
+    for number, values in enumerate(maps):
+        values.tofile(folder / f"maps/{number}.f32")
+        score = score_of_map(values)
+        for threshold in (score - 1e-9, score, score + 1e-9):
+            lines.append(f"{number}.f32 {score!r} {threshold!r} {str(is_anomalous(score, threshold)).lower()}")
+    (folder / "scores.txt").write_text("\n".join(lines))
+
+
+def lay_out_heatmap(folder: Path, ramp: np.ndarray, calibration: stlm_edge.manifest.Calibration) -> None:
+    rgb = colour(ramp, calibration)
+    span = calibration.map_high - calibration.map_low
+    levels = (np.clip((ramp - calibration.map_low) / span, 0, 1) * 255).round().astype(int)
+    alpha = (255 * 0.65 * _FADE).round().astype(np.uint8)[levels]
+    np.stack([rgb[:, 2], rgb[:, 1], rgb[:, 0], alpha], axis=1).tofile(folder / "ramp.argb")
+
+
+def judged_manifests(path: Path) -> list[str]:
+    """The manifest and several hundred like it, each with what Python's reader says of it."""
+    intact = json.loads(path.read_text())
+    texts = [json.dumps(intact, indent=2), json.dumps(intact)]
+    random.seed(0)
+    odd = [None, True, -1, 0, 1.5, 1e300, "", "../x", "a/../b", "/etc/passwd", "a//b", "ok.bin", [], {}, [1], "é" * 200]
+    for where in places(intact):
+        for value in [*random.sample(odd, 3), "(gone)"]:
+            changed = copy.deepcopy(intact)
+            change(changed, where, value)
+            texts.append(json.dumps(changed, ensure_ascii=False))
+    extra = copy.deepcopy(intact)
+    extra["surprise"] = extra["golden"][0]["surprise"] = 1
+    texts.append(json.dumps(extra))
+    text = json.dumps(intact)
+    texts += [text + " ", text + "x", text[:-1], "\ufeff" + text, text.replace("true", "TRUE"), text.replace('"', "'")]
+    texts += ["[" * 2000, "null", "{}", "[]", '"a"', "NaN", text.replace('"parameters": 0', '"parameters": NaN')]
+    texts += [
+        text.replace('"parameters": 0', f'"parameters": {n}') for n in ("1e999", "0.0", "00", "+1", "0, \n0", "7")
+    ]
+    texts += [
+        text.replace('"target": "cpu"', f'"target": {word}') for word in ('"a\tb"', '"\\q"', '"\\u0041"', '"cpu",')
+    ]
+    texts += [text.replace('"target"', '"target": "cpu", "target"'), text.replace('"seed": 0', '"seed": 0, "seed": 0')]
+    return [f"{judge(text.encode())} {base64.b64encode(text.encode()).decode()}" for text in texts]
+
+
+def places(value: object, inside: tuple = ()) -> list[tuple]:
+    """The paths of all values; of a list only the first item's, and the golden pictures' files once."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else []
+    found = [inside] if inside else []
+    for key, part in items:
+        if key not in ("tool_versions", "provenance"):
+            found += places(part, (*inside, key))
+    return found
+
+
+def change(value: dict, where: tuple, new: object) -> None:
+    for key in where[:-1]:
+        value = value[key]
+    if new == "(gone)":
+        del value[where[-1]]
+    else:
+        value[where[-1]] = new
+
+
+def judge(text: bytes) -> str:
+    try:
+        value = strict_json.parse(text, "manifest.json")
+        manifest = strict_json.read(Manifest, value, "manifest.json")
+    except UsageError:
+        return "refused"
+    expected = (PREPROCESSING, SIXTEEN_BIT, SCORE_RULE)
+    found = (manifest.input.preprocessing, manifest.input.sixteen_bit, manifest.score_rule)
+    return "accepted" if found == expected else "refused"
+
+
+def test_core_under_junit(classes: Path, core_classes: Path, fixtures: Path, perturbed: Perturbed) -> None:
+    properties = {"fixtures": fixtures}
+    select = ["--exclude-classname", ".*LiteRt.*", "--scan-classpath", str(classes)]
+    report = jdk.junit(classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
+    assert int(re.search(r"(\d+) tests successful", report)[1]) >= 17
+    found = json.loads((fixtures / "bench.json").read_text())
+    total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")
+    assert list(found) == [*schema()["properties"], "done"]
+    assert found.pop("done") is True
+    jsonschema.validate(found, schema())
+    row = found["rows"][0]
+    assert row["parity"] == pytest.approx(vars(total), abs=1e-9)
+    assert total.verdict_flips
+    assert [golden["verdict"] for golden in row["golden"]] == [answer.verdict for answer in answers]
+    for mine, theirs in zip(row["golden"], answers, strict=True):
+        assert {k: v for k, v in mine.items() if k != "verdict"} == pytest.approx(
+            {k: v for k, v in vars(theirs).items() if k != "verdict"}, abs=1e-9
+        )
+    assert wrong
+    assert not row["passed"]
+    assert row["latency_ms"] is None
+    failed = json.loads((fixtures / "bench-failed.json").read_text())
+    assert failed.pop("done") is True
+    jsonschema.validate(failed, schema())
+    assert failed["rows"][0]["failure"] == "the bundle is damaged"
