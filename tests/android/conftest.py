@@ -13,3 +13,12 @@ def core_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = tmp_path_factory.mktemp("core-classes")
     jdk.compile_java(jdk.sources(jdk.CORE), classes, [jdk.GSON], "--release", "8")
     return classes
+
+
+@pytest.fixture(scope="session")
+def core_test_classes(core_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core with its tests."""
+    jdk.need(*jdk.JUNIT, jdk.JNA)
+    folder = tmp_path_factory.mktemp("core-test-classes")
+    jdk.compile_java(jdk.sources(jdk.TESTS), folder, [core_classes, jdk.GSON, jdk.JNA, *jdk.JUNIT])
+    return folder

@@ -49,7 +49,15 @@ def junit(classes: Path, classpath: Sequence[Path], properties: dict[str, object
     """Run JUnit's console in 128 MB of heap; its report. Fails when a test does, or when there is none."""
     settings = [f"-D{key}={value}" for key, value in properties.items()]
     done = run(
-        *("java", "-Xmx128m", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *settings),
+        *(
+            "java",
+            "-Xmx128m",
+            "-Xshare:auto",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-XX:ErrorFile=/dev/stderr",
+            *settings,
+        ),
         *("-cp", joined([classes, *classpath, *JUNIT]), "org.junit.platform.console.ConsoleLauncher"),
         *("--disable-banner", "--disable-ansi-colors", "--fail-if-no-tests", *select),
     )

@@ -46,15 +46,6 @@ class Perturbed:
 
 
 @pytest.fixture(scope="module")
-def classes(core_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The core with its tests."""
-    jdk.need(*jdk.JUNIT, jdk.JNA)
-    folder = tmp_path_factory.mktemp("classes")
-    jdk.compile_java(jdk.sources(jdk.TESTS), folder, [core_classes, jdk.GSON, jdk.JNA, *jdk.JUNIT])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the Java tests read: a bundle, and what Python makes of pictures, maps, latencies and manifests."""
     folder = tmp_path_factory.mktemp("fixtures")
@@ -178,10 +169,10 @@ def judge(text: bytes) -> str:
     return "accepted" if found == expected else "refused"
 
 
-def test_core_under_junit(classes: Path, core_classes: Path, fixtures: Path, perturbed: Perturbed) -> None:
+def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures: Path, perturbed: Perturbed) -> None:
     properties = {"fixtures": fixtures}
-    select = ["--exclude-classname", ".*LiteRt.*", "--scan-classpath", str(classes)]
-    report = jdk.junit(classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
+    select = ["--exclude-classname", ".*LiteRt.*", "--scan-classpath", str(core_test_classes)]
+    report = jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
     assert int(re.search(r"(\d+) tests successful", report)[1]) >= 17
     found = json.loads((fixtures / "bench.json").read_text())
     total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")

@@ -18,7 +18,8 @@ import java.util.Set;
  * A bundle's folder: {@code manifest.json}, the packed model, {@code golden/}.
  *
  * <p>Opening trusts nothing: every file must be listed, plain, inside the folder, of its listed size and sha256. Sizes
- * come before contents. Files that begin with a dot are not looked at; any other unlisted file is refused.
+ * come before contents. Files that begin with a dot are not looked at; any other unlisted file is refused. It is also
+ * what stands before the runtime: LiteRT's library crashes on a model that was cut.
  */
 public final class Bundle {
     private static final String AGAIN = "; copy the bundle again or export it anew";
