@@ -23,7 +23,8 @@ from stlm_edge.train import train
 
 data, out, steps, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 recipe = dataclasses.replace(
-    RECIPES["standard"], start="random", steps=steps, batch=4, fa_lr=0.0, bf16=False, validations=1
+    RECIPES["quick"], start="random", denoising_target="teacher", plain_lr=1e-4, decoder_lr=1e-4, steps=steps, batch=4,
+    bf16=False,
 )
 with exit_with_one_line("interrupted"):
     if processes.is_supervisor_needed(count):

@@ -27,7 +27,21 @@ from stlm_edge.train import train
 from stlm_edge.two_streams import freeze, make_optimisers
 
 train_module = importlib.import_module("stlm_edge.train")
-RECIPE = dataclasses.replace(RECIPES["standard"], start="random", steps=8, batch=2, freeze_batch_norm=False, fa_lr=1e-3)
+RECIPE = dataclasses.replace(
+    RECIPES["quick"],
+    name="all parts",
+    size=64,
+    start="random",
+    steps=8,
+    batch=2,
+    plain_lr=1e-4,
+    decoder_lr=1e-4,
+    denoising_lr=3e-4,
+    denoising_target="teacher",
+    fa_lr=1e-3,
+    freeze_batch_norm=False,
+    validations=10,
+)
 
 
 @pytest.fixture(scope="module")
