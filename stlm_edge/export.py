@@ -19,6 +19,7 @@ import stlm_edge
 from stlm_edge import run_folder, targets
 from stlm_edge.artifact import read_metadata
 from stlm_edge.bundle import sha256_of, stamp
+from stlm_edge.calibration_set import calibration_set, choose
 from stlm_edge.conversion import WAYS, Order, Step
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
@@ -43,7 +44,7 @@ from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
-MADE_FROM = 32  # pictures of a --calibration folder that golden candidates are made from
+MADE_FROM = 32  # pictures of a --calibration folder that golden candidates and the accuracy's pictures are made from
 
 
 def export(
@@ -64,7 +65,7 @@ def export(
     Args:
         checkpoint: the newest run's where none is given.
         precision: the target's default where none is given.
-        calibration_folder: normal pictures; without it the run's own, normal and pseudo-anomalous.
+        calibration_folder: at least 10 normal pictures; without it the run's own held-out ones.
         data: labelled pictures; accuracy on them joins the gate.
         out: the bundle's folder, `bundles/<target>-<precision>` where none is given.
         allow_parity_loss: write what fails the gate, and mark it so in the manifest.
@@ -92,14 +93,8 @@ def export(
         golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
         every = candidates + [picture for picture in golden if picture not in candidates]
 
-        order = Order(
-            trained.model,
-            precision,
-            temporary / row.artifact,
-            calibration,
-            provenance,
-            [picture.tensor for picture in candidates],
-        )
+        seen = calibration_set(calibration_folder or checkpoint.parent / "calibration", trained.size)
+        order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.pictures)
         held_out = temporary if calibration_folder else checkpoint.parent
         measure, pairs = _how_accurate(trained, samples, held_out, calibration)
         before: list[str] = []
@@ -134,7 +129,7 @@ def export(
                 precision=precision,
                 calibration=calibration,
                 parity=proof.parity,
-                provenance=provenance | {"checked_by": proof.checked_by},
+                provenance=provenance | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()},
                 tool_versions={"stlm-edge": stlm_edge.__version__}
                 | {package: version(package) for package in WAYS[row.runtime].packages},
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -209,8 +204,7 @@ def _pictures(
     """Name, whether it is anomalous, and path of each candidate picture."""
     run = checkpoint.parent
     if calibration_folder is not None:
-        normal = list_pictures(calibration_folder)
-        normal = normal[:: max(1, len(normal) // MADE_FROM)][:MADE_FROM]
+        normal = choose(calibration_folder, MADE_FROM)
         source = any_of(procedural, patches_of(Pictures(normal, size)))
         run_folder.keep_held_out(temporary, normal, source, seed=0)
         run = temporary
