@@ -43,7 +43,7 @@ demo: .venv/installed
 	  --data $(DEMO)-data --out $(DEMO)/bundles/cpu-fp32 --force
 	$(BIN)/stlm-export --target cpu --precision int8 --checkpoint $(DEMO)/checkpoint.safetensors \
 	  --data $(DEMO)-data --out $(DEMO)/bundles/cpu-int8 --force
-	$(BIN)/stlm-bench --bundle $(DEMO)/bundles/cpu-fp32 --bundle $(DEMO)/bundles/cpu-int8 \
+	$(BIN)/stlm-bench --quick --bundle $(DEMO)/bundles/cpu-fp32 --bundle $(DEMO)/bundles/cpu-int8 \
 	  --checkpoint $(DEMO)/checkpoint.safetensors --data $(DEMO)-data --out $(DEMO)
 
 test: .venv/installed system-deps

@@ -76,7 +76,7 @@ def main() -> None:
 def measure(path: Path | None, rounds: int) -> dict[str, Any]:
     """All figures, as JSON values."""
     torch.set_num_threads(1)
-    load_before = machine.load()
+    before = machine.moment()
     if path is not None:
         opened = checkpoint.load(path)
         model, calibration = opened.model, opened.calibration
@@ -130,7 +130,7 @@ def measure(path: Path | None, rounds: int) -> dict[str, Any]:
     return {
         "command": "python benchmarks/cpu.py" + ("" if path is None else " --checkpoint F"),
         "date": datetime.date.today().isoformat(),
-        "machine": asdict(machine.describe(PACKAGES, load_before)),
+        "machine": asdict(machine.describe(PACKAGES, before)),
         "size": size,
         "weights": "random, seed 0" if path is None else "a checkpoint's",
         "flops": operations,

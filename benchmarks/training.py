@@ -157,7 +157,7 @@ def main() -> None:
 
 def measure(size: int, rounds: int) -> dict[str, Any]:
     """All figures, as JSON values."""
-    load_before = machine.load()
+    before = machine.moment()
     rates = {kind: pictures_per_second(kind) for kind in ("perlin", "all kinds")}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for turn in range(rounds):
@@ -205,7 +205,7 @@ def measure(size: int, rounds: int) -> dict[str, Any]:
     return {
         "command": "python benchmarks/training.py",
         "date": datetime.date.today().isoformat(),
-        "machine": asdict(machine.describe(PACKAGES, load_before)),
+        "machine": asdict(machine.describe(PACKAGES, before)),
         "size": size,
         "batch": PAPER.batch,
         "pseudo_anomalous": 1,

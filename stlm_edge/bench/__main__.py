@@ -18,7 +18,8 @@ from typing import Any
 import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench import machine
-from stlm_edge.bench.measure import Subject, measure, unmeasured
+from stlm_edge.bench.against import changes, read_bench
+from stlm_edge.bench.measure import Plan, Subject, measure, unmeasured
 from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import UsageError, exit_with_one_line
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UsageError(f"{out}: a file; --out expects a folder, which gets bench.json and report.html")
         subjects = _subjects(options)
         samples = _samples(options)
-        load_before = machine.load()
-        rows = measure(subjects, options.warmup, options.queries, _progress)
+        earlier = read_bench(Path(options.against)) if options.against else None
+        before = machine.moment()
+        rows = measure(subjects, _plan(options), _progress)
         if samples is not None:
             rows = [_with_accuracy(row, subject, samples) for row, subject in zip(rows, subjects, strict=True)]
         bench = Bench(
@@ -50,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             command=shlex.join(["stlm-bench", *given]),
             stlm_edge=stlm_edge.__version__,
-            machine=machine.describe(_packages(rows), load_before),
+            machine=machine.describe(_packages(rows), before),
             data=options.data and options.data + (f", {options.category}" if options.category else ""),
             rows=tuple(rows),
+            done=True,
         )
         text = strict_json.dump(bench)
         write_text(out / "bench.json", text)
@@ -61,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(text, end="")
         else:
             _print(bench, report)
-    if not all(row.passed for row in rows):
+        changed = changes(earlier, rows, options.max_regression) if earlier else []
+        for change in changed:
+            print(f"{change.name} against {options.against}: {change.words}", file=sys.stderr)
+    if not all(row.passed for row in rows) or any(change.regressed for change in changed):
         raise SystemExit(1)
 
 
@@ -75,8 +81,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--data", metavar="DIR", help="also measure accuracy on these test pictures")
     add("--category", metavar="NAME", help="the category of --data, where it holds several")
     add("--threads", type=_at_least(1), default=1, metavar="N", help="threads of each runtime (default: 1)")
-    add("--queries", type=_at_least(1), default=100, metavar="N", help="queries that count, per row (default: 100)")
-    add("--warmup", type=_at_least(0), default=10, metavar="N", help="queries before them (default: 10)")
+    add("--quick", action="store_true", help="128 queries and 10 s per row are enough")
+    add("--queries", type=_at_least(1), metavar="N", help="queries that count, per row, at least (default: 1024)")
+    add("--seconds", type=_at_least(0), metavar="N", help="seconds that they take, at least (default: 60)")
+    add("--streams", type=_at_least(1), action="append", default=[], metavar="N", help="throughput of N at once, too")
+    add("--even-if-wrong", action="store_true", help="time what fails parity as well, and mark it")
+    add("--against", metavar="F", help="an earlier bench.json: exit with 1 where a row became slower or wrong")
+    add("--max-regression", type=_percent, default=0.05, metavar="P", help="that much slower may be (default: 5%%)")
     add("--out", required=True, metavar="DIR", help="folder for bench.json and report.html")
     add("--json", action="store_true", help="print bench.json and nothing else")
     return parser.parse_args(arguments)
@@ -89,6 +100,23 @@ def _at_least(minimum: int) -> Any:
         return int(text)
 
     return number
+
+
+def _percent(text: str) -> float:
+    number = text.removesuffix("%")
+    if not number.replace(".", "", 1).isdecimal() or float(number) > 1000:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a percentage such as 5%")
+    return float(number) / 100
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    usual = Plan(128, 10.0) if options.quick else Plan()
+    return Plan(
+        queries=options.queries or usual.queries,
+        seconds=usual.seconds if options.seconds is None else float(options.seconds),
+        streams=tuple(options.streams),
+        even_if_wrong=options.even_if_wrong,
+    )
 
 
 def _subjects(options: argparse.Namespace) -> list[Subject]:
@@ -174,7 +202,10 @@ def _print(bench: Bench, report: Path | None) -> None:
     timed = [row for row in bench.rows if row.latency_ms]
     if timed:
         row = timed[0]
-        print(f"{row.queries} queries after {row.warmup} for warm-up, {row.threads} thread(s), one picture at a time")
+        print(
+            f"{row.queries} queries in {row.seconds:.0f} s after {row.warmup} for warm-up"
+            f"{'' if row.steady else ', which did not become steady'}, {row.threads} thread(s), one picture at a time"
+        )
     if any(is_stand_in(row.teacher) for row in bench.rows):
         print("these models were distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM")
     if report:

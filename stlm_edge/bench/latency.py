@@ -1,12 +1,14 @@
 """One row is measured by one process that does nothing else, so that its memory and its crashes are its own.
 
 The process loads its artifact, answers the golden pictures, says so in one line of JSON on standard output, and then
-waits: each number on standard input is a round of so many queries, answered by their milliseconds. The parent can thus
-let several rows take turns, and a busy moment of the machine hits them all. At the end of its input the process tells
-its peak memory and goes.
+waits: "graph 8" on standard input is a round of eight queries of the graph alone, "whole 8" of eight from a picture's
+file to its verdict, each answered by their milliseconds. The parent can thus let several rows take turns, and a busy
+moment of the machine hits them all. At the end of its input the process tells its peak memory and what ran the graph,
+and goes.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -16,9 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +30,8 @@ from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.errors import JobError, exit_with_one_line
 from stlm_edge.parity import compare, problems
 from stlm_edge.picture import load
-from stlm_edge.runtimes import Runtime
+from stlm_edge.runtimes import Runtime, placement_of
+from stlm_edge.verdict import is_anomalous
 
 TIME_LIMIT_S = 600.0  # for loading and parity, and for each round
 RESIZE_LIMIT = 1  # grey levels by which a device's decoding and resizing may differ: rounding
@@ -59,16 +62,26 @@ class Process:
             self.stop()
             raise
 
-    def round(self, queries: int) -> list[float]:
+    def round(self, queries: int, what: Literal["graph", "whole"] = "graph") -> list[float]:
         """Return the milliseconds of each of `queries` queries; one more, before them, is not counted."""
-        return self._ask(f"{queries}\n")["ms"]
+        self.start_round(queries, what)
+        return self.end_round()
 
-    def finish(self) -> float | None:
-        """Return the peak memory in MB, and let the process go."""
+    def start_round(self, queries: int, what: Literal["graph", "whole"] = "graph") -> None:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # its last line tells why
+            self._process.stdin.write(f"{what} {queries}\n")
+            self._process.stdin.flush()
+
+    def end_round(self) -> list[float]:
+        return self._answer()["ms"]
+
+    def finish(self) -> dict[str, Any]:
+        """Return "peak_memory_mb" and "placement", and let the process go."""
         assert self._process.stdin
         self._process.stdin.close()
         try:
-            return self._answer()["peak_memory_mb"]
+            return self._answer()
         finally:
             self.stop()
 
@@ -83,15 +96,6 @@ class Process:
             for line in lines:
                 self._lines.put(line)
         self._lines.put("")
-
-    def _ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its last line tells why
-        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         try:
@@ -109,11 +113,6 @@ class Process:
         if code < 0:
             return f"its process was ended by signal {-code}"
         return lines[-1].removeprefix("error: ") if lines else f"its process ended with exit code {code}"
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile: the smallest value that `share` of all are not above."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowParity, list[GoldenAnswer], list[str]]:
@@ -195,7 +194,7 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
     if runtime.size != bundle.manifest.input.size:
         raise JobError(f"made for {runtime.size} pixels; the golden pictures have {bundle.manifest.input.size}")
     pictures = [golden.tensor for golden, _ in zip(bundle.golden(), range(MAX_PICTURES), strict=False)]
-    first_inference_ms = _query(runtime, pictures[0])
+    first_inference_ms = _milliseconds(lambda _: runtime.run(pictures[0]) and None, 0)
     parity, golden, wrong = parity_of(runtime, bundle, precision)
     say(
         {
@@ -206,20 +205,26 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
             "wrong": wrong,
         }
     )
-    number = 0
+    threshold = bundle.manifest.calibration.threshold
+    paths = [golden.picture_path for golden, _ in zip(bundle.golden(), pictures, strict=False)]
+
+    def graph(number: int) -> None:
+        runtime.run(pictures[number % len(pictures)])
+
+    def whole(number: int) -> None:
+        _, score = runtime.run(load(paths[number % len(paths)], runtime.size))
+        is_anomalous(score, threshold)
+
     for line in sys.stdin:
-        _query(runtime, pictures[number % len(pictures)])  # the other rows had the caches
-        milliseconds = []
-        for _ in range(int(line)):
-            milliseconds.append(_query(runtime, pictures[number % len(pictures)]))
-            number += 1
-        say({"ms": milliseconds})
-    say({"peak_memory_mb": peak_memory_mb()})
+        what, queries = line.split()
+        ask = {"graph": graph, "whole": whole}[what]
+        say({"ms": [_milliseconds(ask, number) for number in range(-1, int(queries))][1:]})
+    say({"peak_memory_mb": peak_memory_mb(), "placement": placement_of(runtime)})
 
 
-def _query(runtime: Runtime, picture: np.ndarray) -> float:
+def _milliseconds(ask: Callable[[int], None], number: int) -> float:
     started = time.perf_counter()
-    runtime.run(picture)
+    ask(number)
     return round((time.perf_counter() - started) * 1e3, 4)
 
 

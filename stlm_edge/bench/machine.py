@@ -12,6 +12,8 @@ INSTRUCTIONS = (  # those that decide how fast float32, bfloat16 and int8 matrix
     *("asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
 
+_CPUS = Path("/sys/devices/system/cpu")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -28,14 +30,37 @@ class Machine:
     governor: Annotated[str | None, "how the clock is chosen: performance, powersave, schedutil"]
     load_before: Annotated[float | None, "processes that ran or waited, mean over one minute"]
     load_after: float | None
+    power_mode: Annotated[str | None, "as a Jetson's nvpmodel names it"]
+    clocks: Annotated[dict[str, Any], "part to its clock after the bench, MHz"]
+    celsius_before: Annotated[dict[str, Any], "sensor to its temperature"]
+    celsius_after: dict[str, Any]
+    throttling_events: Annotated[int | None, "times the processor slowed itself down while the bench ran"]
     system: str
     kernel: str
     python: str
     packages: Annotated[dict[str, Any], "name to version"]
 
 
-def describe(packages: tuple[str, ...] = (), load_before: float | None = None) -> Machine:
-    """Describe this machine and the installed ones of `packages`; `load_before` is what `load()` said beforehand."""
+@dataclass(frozen=True)
+class Moment:
+    """What changes while a bench runs."""
+
+    load: float | None
+    celsius: dict[str, float]
+    throttled: int | None
+
+
+def moment() -> Moment:
+    """Tell this machine's load, its sensors' temperatures, and how often its processors have slowed themselves down."""
+    counts = [_read(str(path)) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    counted = [int(count) for count in counts if count and count.isdecimal()]
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # Windows has none
+    return Moment(load, _celsius(), sum(counted) if counted else None)
+
+
+def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Machine:
+    """Describe this machine and the installed ones of `packages`; `before` is what `moment()` said beforehand."""
+    after = moment()
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Machine(
@@ -48,8 +73,13 @@ def describe(packages: tuple[str, ...] = (), load_before: float | None = None) -
         memory_gb=_memory_gb(),
         virtual="hypervisor" in flags if flags and platform.machine() in ("x86_64", "i686") else None,
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        load_before=load_before,
-        load_after=load(),
+        load_before=before and before.load,
+        load_after=after.load,
+        power_mode=None,
+        clocks=_clocks(),
+        celsius_before=before.celsius if before else {},
+        celsius_after=after.celsius,
+        throttling_events=_since(before, after),
         system=_system(),
         kernel=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -57,9 +87,10 @@ def describe(packages: tuple[str, ...] = (), load_before: float | None = None) -
     )
 
 
-def load() -> float | None:
-    """Return the one-minute load average, or None where the system has none (Windows)."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+def _since(before: Moment | None, after: Moment) -> int | None:
+    if before is None or before.throttled is None or after.throttled is None:
+        return None
+    return after.throttled - before.throttled
 
 
 def peak_memory_mb() -> float | None:
@@ -93,6 +124,23 @@ def _cpuinfo() -> dict[str, str]:
         name, _, value = line.partition(":")
         entry.setdefault(name.strip(), value.strip())
     return entry
+
+
+def _celsius() -> dict[str, float]:
+    """Sensor to its temperature. Some tell -256 for a part that is off, which is none."""
+    found = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        value = _read(str(zone / "temp"))
+        if value and value.lstrip("-").isdecimal() and int(value) > -100_000:
+            found[_read(str(zone / "type")) or zone.name] = int(value) / 1000
+    return found
+
+
+def _clocks() -> dict[str, float]:
+    clocks = {
+        path.parent.parent.name: _read(str(path)) for path in sorted(_CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    }
+    return {name: int(clock) / 1000 for name, clock in clocks.items() if clock and clock.isdecimal()}
 
 
 def _memory_gb() -> float | None:

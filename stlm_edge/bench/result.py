@@ -18,11 +18,33 @@ Count = Annotated[int, Between(0)]
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds from a resized uint8 picture to its map and score: nearest-rank percentiles over all queries."""
+    """Milliseconds per picture: nearest-rank percentiles over all queries.
+
+    `p90_early_stopping` is what MLPerf's LoadGen would report: a p90 that holds with 99% confidence, null where the
+    queries are too few for one.
+    """
 
     p50: Milliseconds
     p90: Milliseconds
     p99: Milliseconds
+    p90_early_stopping: Milliseconds | None
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What so many processes at once answer, one picture at a time each, together."""
+
+    streams: Annotated[int, Between(1)]
+    pictures_per_second: Annotated[float, Between(0)]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What ran a part of the graph: an execution provider, a delegate, or the runtime itself."""
+
+    by: str
+    nodes: Annotated[int, Between(0)]
+    fell_back: Annotated[bool, "it is not what was asked for"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +107,16 @@ class Row:
     load_ms: Annotated[float | None, "importing the runtime, checking the files' digests, opening the model"]
     first_inference_ms: float | None
     peak_memory_mb: Annotated[float | None, "resident, of a process that did nothing else, 10^6 bytes"]
+    timed_even_if_wrong: Annotated[bool, "it failed, and was timed because --even-if-wrong asked for it"]
+    placement: Annotated[tuple[Placement, ...] | None, "null: the runtime does not tell"]
     warmup: Annotated[int, Between(0), "queries before the first that counts"]
+    steady: Annotated[bool | None, "the warm-up ended because its medians had settled"]
     queries: Annotated[int, Between(0), "queries that count"]
-    latency_ms: Latency | None
+    seconds: Annotated[float | None, "that they took together"]
+    latency_ms: Annotated[Latency | None, "from a resized uint8 picture to its map and score"]
+    end_to_end_ms: Annotated[Latency | None, "from a picture's file to its verdict: decode, resize, run, judge"]
+    throughput: tuple[Throughput, ...]
+    energy_mj: Annotated[float | None, "per query, by the device's own meter, 10^-3 joules"]
     round_p50_ms: Annotated[tuple[float, ...], "medians of the rounds in which the rows took turns"]
     accuracy: Accuracy | None
 
@@ -104,6 +133,7 @@ class Bench:
     machine: Machine
     data: Annotated[str | None, "what accuracy was measured on"]
     rows: Annotated[tuple[Row, ...], Items(1, 1000)]
+    done: Annotated[Literal[True], "last: what is read before it stands there is not whole"]
 
 
 def schema() -> dict[str, Any]:

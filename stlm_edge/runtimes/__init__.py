@@ -57,3 +57,9 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
 
         return LiteRT(artifact, threads)
     raise UsageError(f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, litert and coreml")
+
+
+def placement_of(runtime: Runtime) -> dict[str, int] | None:
+    """Nodes of the graph by what ran them (an execution provider, a delegate); None where the runtime does not tell."""
+    tell = getattr(runtime, "placement", None)
+    return tell() if tell else None

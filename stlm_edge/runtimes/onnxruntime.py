@@ -1,12 +1,18 @@
 """Runs an ONNX artifact on the CPU with onnxruntime."""
 
+import json
+import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.onnx_metadata import check_self_contained
 from stlm_edge.verdict import score_of_map
+
+PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntime:
@@ -24,13 +30,9 @@ class OnnxRuntime:
         except ImportError as error:
             raise UsageError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from None
         check_self_contained(artifact)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads or 0  # 0: one per physical core
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what matters is raised
+        self.threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+            self.session = self._session(artifact)
         except Exception as error:  # onnxruntime's own exceptions have no common base
             problem = " ".join(str(error).split())[:200]
             raise UsageError(
@@ -56,6 +58,29 @@ class OnnxRuntime:
         if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
             raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
         return anomaly_map, score
+
+    def placement(self) -> dict[str, int]:
+        """Execution provider to the number of nodes that it ran, in one more session, which is profiled."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._session(self.artifact, profile=f"{folder}/profile")
+            session.run(self._outputs, {"image": np.zeros((1, self.size, self.size, 3), np.uint8)})
+            events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+        ran = {
+            event["args"]["node_index"]: event["args"]["provider"] for event in events if "provider" in event["args"]
+        }
+        return dict(Counter(ran.values()))
+
+    def _session(self, artifact: str | Path, profile: str | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = self.threads or 0  # 0: one per physical core
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what matters is raised
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        return onnxruntime.InferenceSession(str(artifact), options, providers=[PROVIDER])
 
     def _check_graph(self) -> tuple[int, list[str]]:
         inputs = [(node.name, node.type, node.shape) for node in self.session.get_inputs()]

@@ -25,7 +25,7 @@ from stlm_edge.manifest import read_manifest
 from stlm_edge.pack import list_file
 from stlm_edge.strict_json import dump
 
-QUICK = ["--queries", "30", "--warmup", "2"]
+QUICK = ["--queries", "30", "--seconds", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_sound_bundle_gets_a_complete_row(
     assert row["parity"]["max_abs_diff"] <= 1e-6
     assert (row["parity"]["verdict_flips"], row["parity"]["pictures"], row["parity"]["resize_max_diff"]) == (0, 8, 0)
     assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
-    assert (row["queries"], row["warmup"], row["threads"], len(row["round_p50_ms"])) == (30, 2, 1, 10)
+    assert (row["queries"], row["threads"], len(row["round_p50_ms"])) == (30, 1, 10)
     assert row["size_mb"] == round((tiny_bundle / "model.onnx").stat().st_size / 1e6, 3)
     assert 20 < row["peak_memory_mb"] < 400
     assert row["accuracy"] is None
@@ -114,6 +114,28 @@ def test_another_model_fails_and_the_rest_is_still_measured(
     assert "not measured" in printed
     assert printed.splitlines()[-1].startswith("wrong FAILED: fp32 map differs by")
     assert "✗ failed" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_what_fails_is_timed_where_that_is_asked_for_and_marked(tiny_bundle: Path, tmp_path: Path) -> None:
+    wrong = with_another_model(tiny_bundle, tmp_path / "wrong", gain=3.0)
+    sound, failed = bench(tmp_path / "out", tiny_bundle, wrong, exit_code=1, more=("--even-if-wrong",))["rows"]
+    assert (sound["passed"], sound["timed_even_if_wrong"]) == (True, False)
+    assert (failed["passed"], failed["timed_even_if_wrong"]) == (False, True)
+    assert failed["latency_ms"]["p50"] > 0
+
+
+def test_a_row_says_what_ran_the_graph_how_long_and_how_many_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    more = ("--seconds", "1", "--streams", "1", "--streams", "2")
+    (row,) = bench(tmp_path / "out", tiny_bundle, more=more)["rows"]
+    (placement,) = row["placement"]
+    assert (placement["by"], placement["fell_back"]) == ("CPUExecutionProvider", False)
+    assert placement["nodes"] > 3
+    assert row["seconds"] > 0.5
+    assert row["queries"] > 30
+    assert row["warmup"] >= 24
+    assert row["end_to_end_ms"]["p50"] > row["latency_ms"]["p50"], "decoding takes time too"
+    assert [each["streams"] for each in row["throughput"]] == [1, 2]
+    assert all(each["pictures_per_second"] > 0 for each in row["throughput"])
 
 
 def test_decoding_that_differs_from_the_stored_tensor_fails(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -189,7 +211,7 @@ import sys
 missing = "torch typer rich pydantic scipy jinja2 matplotlib safetensors".split()
 sys.modules.update(dict.fromkeys(missing))  # import of any of them fails
 from stlm_edge.bench.__main__ import main
-main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--out", {str(tmp_path / "out")!r}])
+main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--seconds", "0", "--out", {str(tmp_path / "out")!r}])
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
@@ -208,6 +230,8 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Pa
             tiny_bundle,
             "--queries",
             "10",
+            "--seconds",
+            "0",
             "--out",
             tmp_path / "out",
         ],
@@ -261,12 +285,6 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     assert torch_row["parity"]["max_abs_diff"] <= 1e-5
     assert torch_row["latency_ms"]["p50"] > 0
     assert found["machine"]["packages"].keys() >= {"numpy", "Pillow", "onnxruntime", "torch"}
-
-
-def test_percentiles_are_nearest_rank() -> None:
-    values = list(range(100, 0, -1))
-    assert [latency.percentile(values, share) for share in (0.5, 0.9, 0.99)] == [50, 90, 99]
-    assert latency.percentile([7.0], 0.99) == 7.0
 
 
 def test_a_child_is_not_charged_with_its_parents_memory() -> None:

@@ -1,0 +1,60 @@
+"""Two benches compared, for a machine that decides: is a row wrong now, or slower than it was?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm_edge import strict_json
+from stlm_edge.bench.percentiles import slower_by
+from stlm_edge.bench.result import Bench, Row
+from stlm_edge.errors import UsageError
+
+MAX_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row then and now. `regressed` only where even the lower end of the interval is beyond what is allowed."""
+
+    name: str
+    regressed: bool
+    words: str
+
+
+def read_bench(path: Path) -> Bench:
+    """A bench.json, read strictly. Raises UsageError when it is none of this version."""
+    return strict_json.read(Bench, strict_json.load(path, MAX_BYTES), str(path))
+
+
+def changes(before: Bench, rows: Sequence[Row], allowed: float) -> list[Change]:
+    """Each row against that of the same name, runtime, precision, size and threads. Raises UsageError without any."""
+    known = {_key(row): row for row in before.rows}
+    found = [_change(known[_key(row)], row, allowed) for row in rows if _key(row) in known]
+    if not found:
+        raise UsageError(
+            "--against: none of its rows is one of these (same name, runtime, precision, input size and threads); "
+            f"it has {', '.join(sorted(row.name for row in before.rows))}"
+        )
+    return found
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row.name, row.runtime, row.precision, row.input_size, row.threads
+
+
+def _change(before: Row, after: Row, allowed: float) -> Change:
+    if before.passed and not after.passed:
+        return Change(after.name, True, f"it passed, and now fails: {after.failure}")
+    if len(before.round_p50_ms) < 2 or len(after.round_p50_ms) < 2:
+        return Change(after.name, False, "no latency to compare")
+    slower, low, high = slower_by(before.round_p50_ms, after.round_p50_ms)
+    words = f"{_signed(slower)} (95% interval {_signed(low)} to {_signed(high)})"
+    if low > allowed:
+        return Change(after.name, True, f"slower by {words}, at most {100 * allowed:g}% is allowed")
+    if high > allowed:
+        return Change(after.name, False, f"{words}: too noisy to rule out more than {100 * allowed:g}%")
+    return Change(after.name, False, f"{words}: within {100 * allowed:g}%")
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}%"
