@@ -73,7 +73,7 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         memory_gb=_memory_gb(),
         virtual="hypervisor" in flags if flags and platform.machine() in ("x86_64", "i686") else None,
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        load_before=before and before.load,
+        load_before=before.load if before else None,
         load_after=after.load,
         power_mode=None,
         clocks=_clocks(),

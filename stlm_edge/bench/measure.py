@@ -181,7 +181,8 @@ class _Timed:
 
 
 def _latency(queries: Sequence[float]) -> Latency:
-    return Latency(*(percentile(queries, share) for share in (0.5, 0.9, 0.99)), early_stopping(queries))
+    p50, p90, p99 = (percentile(queries, share) for share in (0.5, 0.9, 0.99))
+    return Latency(p50, p90, p99, early_stopping(queries))
 
 
 def _throughput(process: Process, arguments: list[str], streams: int, queries: int) -> Throughput:
