@@ -7,19 +7,19 @@ same bytes.
 
 import ast
 import contextlib
-import copy
 import io
-import itertools
 import logging
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stlm_edge.bundle import stamp
+from stlm_edge.converters.shaping import folded, shaped
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
@@ -29,11 +29,17 @@ try:
     import onnx
     import onnxscript  # noqa: F401 (the exporter needs it and says so less clearly)
     import onnxsim
+    from onnx import numpy_helper
 except ImportError as error:
     raise UsageError(f'{error.name} is not installed; pip install "stlm-edge[export]"') from None
 
 OPSET = 20
 IR_VERSION = 10
+SPOKEN = {  # parts of modules' paths, as they are called in a node's name
+    r"^(plain|denoising)\.layers\.": r"\1.stage",
+    r"\.(blocks|layers)\.": ".block",
+    r"\.attn\b": ".attention",
+}
 
 
 def to_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
@@ -41,10 +47,18 @@ def to_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
 
     Raises JobError when the exporter gives anything but a valid file of opset 20.
     """
-    size = model.config.size
+    save(_exported(shaped(model), model.config.size), path, calibration, model.config.size)
+
+
+def plain_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
+    """Write the model as it is but for its batch norms: what `benchmarks/graph.py` measures `to_onnx` against."""
+    save(_exported(folded(model), model.config.size), path, calibration, model.config.size)
+
+
+def _exported(network: nn.Module, size: int) -> "onnx.ModelProto":
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            folded(model),
+            network,
             (torch.zeros(1, size, size, 3, dtype=torch.uint8),),
             dynamo=True,
             opset_version=OPSET,
@@ -54,11 +68,13 @@ def to_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
         )
         assert program is not None
         proto = program.model_proto
-        name_weights(proto)
+        transpose_weights(proto.graph)
+        name_nodes(proto.graph)
         simplified, equal = onnxsim.simplify(proto)
     if not equal:
         raise JobError("onnxsim changed what the graph computes; report this with the versions of onnx and onnxsim")
-    save(simplified, path, calibration, size)
+    name_values(simplified.graph)
+    return simplified
 
 
 def save(proto: "onnx.ModelProto", path: Path, calibration: Calibration, size: int) -> None:
@@ -85,30 +101,46 @@ def save(proto: "onnx.ModelProto", path: Path, calibration: Calibration, size: i
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def folded(model: STLM) -> STLM:
-    """A copy whose batch norms are merged into the convolutions before them."""
-    copied = copy.deepcopy(model).eval()
-    for parent in list(copied.modules()):
-        for (name, convolution), (following, norm) in itertools.pairwise(list(parent.named_children())):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(parent, following, nn.Identity())
-    return copied
+def transpose_weights(graph: "onnx.GraphProto") -> None:
+    """Keep linear layers' weights as their product takes them, input×output, named `<module>.weight_transposed`."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        flags = [entry for entry in node.attribute if entry.name == "transB"]
+        if node.op_type == "Gemm" and flags and flags[0].i and node.input[1] in weights:
+            weight = weights[node.input[1]]
+            transposed = numpy_helper.from_array(numpy_helper.to_array(weight).T.copy(), f"{weight.name}_transposed")
+            node.attribute.remove(flags[0])
+            node.input[1] = transposed.name
+            graph.initializer.append(transposed)  # onnxsim drops the other
 
 
-def name_weights(proto: "onnx.ModelProto") -> None:
-    """Give the transposed weights of linear layers, which the exporter only numbers, their modules' names."""
-    names = {}
-    for node in proto.graph.node:
-        scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
-        *_, module, operation = ["", "", *ast.literal_eval(scopes)]
-        if node.op_type in ("MatMul", "Gemm") and operation.startswith("linear"):
-            names[node.input[1]] = f"{module}.weight_transposed"
-    for node in proto.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for weight in [*proto.graph.initializer, *proto.graph.value_info]:
-        weight.name = names.get(weight.name, weight.name)
+def name_nodes(graph: "onnx.GraphProto") -> None:
+    """Name nodes by module and operator: plain/stage3/block1/attention/qkv/Gemm."""
+    modules: dict[str, str] = {}  # that made a value
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
+        module = ast.literal_eval(scopes)[-2] if scopes else modules.get(node.input[0], "")
+        modules.update(dict.fromkeys(node.output, module))
+        for found, spoken in SPOKEN.items():
+            module = re.sub(found, spoken, module)
+        name = "/".join(filter(None, [*module.split("."), node.op_type]))
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def name_values(graph: "onnx.GraphProto") -> None:
+    """Name what nodes give by the node, a second and third result with :1 and :2."""
+    outputs = {value.name for value in graph.output}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        for index, output in enumerate(node.output):
+            if output not in outputs:
+                names[output] = node.name if index == 0 else f"{node.name}:{index}"
+        node.input[:] = [names.get(value, value) for value in node.input]
+        node.output[:] = [names.get(value, value) for value in node.output]
+    for value in graph.value_info:
+        value.name = names.get(value.name, value.name)
 
 
 @contextlib.contextmanager

@@ -85,6 +85,23 @@ def test_linear_weights_are_named_by_their_modules(proto: onnx.ModelProto) -> No
     assert all(name.endswith(".weight_transposed") for name in linear)
 
 
+def test_nodes_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
+    names = {node.name: node.op_type for node in proto.graph.node}
+    assert len(names) == len(proto.graph.node)
+    assert names["plain/stage2/block0/attention/Softmax"] == "Softmax"
+    assert names["denoising/stage3/block0/mlp/fc1/Gemm"] == "Gemm"
+    assert names["mask_decoder/transformer/block1/cross_attn_image_to_token/Softmax"] == "Softmax"
+    assert names["fa/res/0/conv1/Conv"] == "Conv"
+    for name, operator in names.items():
+        parts = name.split("/")
+        assert parts[-1].partition("_")[0] == operator
+        assert len(parts) == 1 or parts[0] in ("plain", "denoising", "mask_decoder", "fa")
+    outside = [name for name in names if "/" not in name]
+    assert len(outside) < 20, "only what is before, between and after the modules"
+    made = {value for node in proto.graph.node for value in node.output}
+    assert made - {"anomaly_map", "score"} <= {f"{name}{end}" for name in names for end in ("", ":1", ":2")}
+
+
 def test_exports_in_any_order_give_the_same_bytes(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,24 +112,6 @@ def test_exports_in_any_order_give_the_same_bytes(
     converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.calibration)
     assert (tmp_path / "again.onnx").read_bytes() == (exported["fp32"].folder / "model.onnx").read_bytes()
     assert capfd.readouterr() == ("", ""), "the exporter's chatter reaches the user"
-
-
-def test_folding_leaves_the_model_as_it_is_and_its_answers_too() -> None:
-    torch.manual_seed(0)
-    model = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-            torch.nn.init.normal_(module.running_mean)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = model(image)
-        folded = converter.folded(model)
-        found = folded(image)
-    assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert (found.anomaly_map - expected.anomaly_map).abs().max() < 1e-5
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_another_opset_is_refused(proto: onnx.ModelProto, exported: dict[str, Exported], tmp_path: Path) -> None:

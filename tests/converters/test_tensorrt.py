@@ -100,6 +100,8 @@ def test_the_products_fed_to_fa_stay_in_float32_up_to_its_convolutions(typed_fil
     made = {name: node for node in proto.graph.node for name in node.output}
     first = next(node for node in proto.graph.node if node.op_type == "Conv" and "fa.res.0.conv1" in node.input[1])
     cast = made[first.input[0]]
+    while cast.op_type in ("Reshape", "Transpose"):
+        cast = made[cast.input[0]]
     assert cast.op_type == "Cast"
     products = made[cast.input[0]]
     assert {products.op_type, *(made[name].op_type for name in products.input)} <= {"Concat", "Mul", "Neg"}

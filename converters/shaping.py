@@ -1,0 +1,319 @@
+"""The network in the form that it is exported in: the same answers with fewer and larger operations.
+
+What does not depend on the picture is computed here: batch norms and the pixels' deviation are merged into the
+convolutions, attention biases gathered, attention's scales merged into the queries' weights, the positional encoding
+and what the decoder's first tokens become computed. Tokens are matrices, so that a linear layer is one product; q, k
+and v take one transpose instead of three; both streams pass the decoder as one batch of two.
+
+The decoder's attention is regrouped. Between 5 tokens and n cells, 8 heads of width 16, (X W) kᵀ is X (W kᵀ): with the
+few tokens' side multiplied first, 256×40 stands where 256×128 stood, on either side of the softmax. Biases that add the
+same to all that a softmax compares fall away. Constants are computed in float64.
+
+Measured in `benchmarks/graph.py`. Parameters keep the paths that they have in the model.
+"""
+
+import copy
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stlm_edge.model import STLM
+from stlm_edge.model.feature_aggregation import FeatureAggregation
+from stlm_edge.model.mask_decoder import HEADS, Attention, MaskDecoder, TwoWayBlock
+from stlm_edge.model.stlm import STRIDE, Answer, score
+from stlm_edge.model.tiny_vit import AttentionStage, Block, TinyViT, WindowAttention
+
+
+def folded(model: STLM) -> STLM:
+    """A copy whose batch norms are merged into the convolutions before them."""
+    copied = copy.deepcopy(model).eval()
+    for parent in list(copied.modules()):
+        for (name, convolution), (following, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(parent, following, nn.Identity())
+    return copied
+
+
+@torch.no_grad()
+def shaped(model: STLM) -> nn.Module:
+    """A copy for pictures 1×S×S×3 (or 1×3×S×S) of values 0 to 255, S the model's; gives its map and score.
+
+    The map differs from the model's by rounding: what is the same in exact arithmetic is computed in another order.
+    """
+    return _Network(folded(model)).eval()
+
+
+class _Network(nn.Module):
+    pixel_mean: Tensor
+
+    def __init__(self, model: STLM) -> None:
+        super().__init__()
+        self.grid = model.config.size // STRIDE
+        for encoder in (model.plain, model.denoising):
+            encoder.patch_embed.seq[0].c.weight.div_(model.pixel_std)
+        self.plain = _Encoder(model.plain, model.config.size)
+        self.denoising = _Encoder(model.denoising, model.config.size)
+        prompts = model.prompt_encoder
+        encoding = prompts.pe_layer.double()(self.grid, self.grid)
+        self.mask_decoder = _Decoder(model.mask_decoder, encoding, prompts.no_mask_embed.weight)
+        self.fa = _FeatureAggregation(model.fa, self.grid)
+        self.register_buffer("pixel_mean", model.pixel_mean)
+
+    def forward(self, image: Tensor) -> Answer:
+        if image.shape[-1] == 3:
+            image = image.permute(0, 3, 1, 2)
+        x = image.to(self.pixel_mean.dtype) - self.pixel_mean
+        embeddings = torch.stack([self.plain(x), self.denoising(x)])
+        logits = self.fa(embeddings, self.mask_decoder(embeddings))
+        # A sigmoid of a vector: behind a map's, onnxruntime would enlarge 16 channels of which 15 are empty.
+        grid_map = logits.flatten().sigmoid().reshape(1, 1, self.grid, self.grid)
+        anomaly_map = F.interpolate(grid_map, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
+        return Answer(anomaly_map, score(anomaly_map))
+
+
+class _Encoder(nn.Module):
+    """1×3×S×S → n×256, the picture's cells row by row."""
+
+    def __init__(self, encoder: TinyViT, size: int) -> None:
+        super().__init__()
+        self.patch_embed = encoder.patch_embed
+        self.layers = nn.Sequential()
+        for index, stage in enumerate(encoder.layers):
+            grid = size // (4, 8, 16, 16)[index]
+            self.layers.append(_Stage(stage, grid) if isinstance(stage, AttentionStage) else stage)
+        self.neck = nn.ModuleList(encoder.neck)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduce, norm, mix, last_norm = self.neck
+        x = reduce(self.layers(self.patch_embed(x)))
+        x = F.layer_norm(x.permute(0, 2, 3, 1), (256,), norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+        x = mix(x).permute(0, 2, 3, 1).reshape(-1, 256)
+        return F.layer_norm(x, (256,), last_norm.weight, last_norm.bias, last_norm.eps)
+
+
+class _Stage(nn.Module):
+    def __init__(self, stage: AttentionStage, grid: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(_Block(block, grid) for block in stage.blocks))
+        self.downsample = stage.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, c, h, w = x.shape
+        x = self.blocks(x.permute(0, 2, 3, 1).reshape(h * w, c))
+        x = x.reshape(1, h, w, c).permute(0, 3, 1, 2)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class _Block(nn.Module):
+    """hw×C → hw×C."""
+
+    def __init__(self, block: Block, grid: int) -> None:
+        super().__init__()
+        self.grid, self.window = grid, block.window
+        self.attn = _WindowAttention(block.attn)
+        self.local_conv = block.local_conv
+        self.mlp = block.mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid, c = self.grid, x.shape[-1]
+        x = x + self.attend(x)
+        x = self.local_conv(x.reshape(1, grid, grid, c).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(-1, c)
+        return x + self.mlp(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        grid, size, c = self.grid, self.window, x.shape[-1]
+        if grid == size:
+            return self.attn(x, size * size)
+        missing = -grid % size
+        if missing:
+            x = F.pad(x.reshape(1, grid, grid, c), (0, 0, 0, missing, 0, missing))
+        side = grid + missing
+        count = side // size
+        x = x.reshape(count, size, count, size * c).transpose(1, 2).reshape(-1, c)
+        x = self.attn(x, size * size).reshape(count, count, size, size * c).transpose(1, 2)
+        if missing:
+            x = x.reshape(1, side, side, c)[:, :grid, :grid]
+        return x.reshape(-1, c)
+
+
+class _WindowAttention(nn.Module):
+    bias: Tensor
+
+    def __init__(self, attention: WindowAttention) -> None:
+        super().__init__()
+        self.heads = heads = attention.heads
+        self.norm, self.qkv, self.proj = attention.norm, attention.qkv, attention.proj
+        for parameter in self.qkv.parameters():  # rows by head, then q, k, v → by q, k, v, then head
+            rows = parameter.data.unflatten(0, (heads, 3, -1)).transpose(0, 1).clone()
+            rows[0] *= attention.scale
+            parameter.data = rows.flatten(0, 2)
+        tokens = attention.attention_biases.shape[1]
+        bias = attention.attention_biases[:, attention.bias_index].reshape(heads, tokens, tokens)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor, tokens: int) -> Tensor:
+        """Windows one after the other, Nw²×C → Nw²×C."""
+        heads, c = self.heads, x.shape[-1]
+        qkv = self.qkv(self.norm(x)).reshape(-1, tokens, 3 * heads, c // heads).transpose(1, 2)
+        q, k, v = qkv.split(heads, dim=1)
+        # Flattened, as onnxruntime would else move the keys' transpose before the split and make it three.
+        scores = (q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, heads))
+        attention = (scores + self.bias).softmax(dim=-1)
+        return self.proj((attention @ v).transpose(1, 2).reshape(-1, c))
+
+
+class _Decoder(nn.Module):
+    """2×n×256 image embeddings → image tokens after the two-way transformer."""
+
+    no_mask: Tensor
+    encoding: Tensor
+
+    def __init__(self, decoder: MaskDecoder, encoding: Tensor, no_mask: Tensor) -> None:
+        super().__init__()
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).double()
+        self.register_buffer("no_mask", no_mask.detach())
+        self.register_buffer("encoding", encoding[0].float())
+        self.transformer = nn.Module()
+        self.transformer.layers = nn.ModuleList(_TwoWayBlock(layer, tokens) for layer in decoder.transformer.layers)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        image, tokens = embeddings + self.no_mask, None
+        for layer in self.transformer.layers:
+            image, tokens = layer(image, image + self.encoding, tokens)
+        return image
+
+
+class _TwoWayBlock(nn.Module):
+    """Image and the same with its encoding, 2×n×256, and tokens, 10×256, → image and tokens.
+
+    The first block's tokens are constants up to where they attend to the image; it takes none.
+    """
+
+    token_encoding: Tensor
+    first_tokens: Tensor
+    first_queries: Tensor
+
+    def __init__(self, block: TwoWayBlock, tokens: Tensor) -> None:
+        super().__init__()
+        self.first = block.first
+        self.cross_attn_token_to_image = _TokensToImage(block.cross_attn_token_to_image)
+        self.cross_attn_image_to_token = _ImageToTokens(block.cross_attn_image_to_token)
+        self.norm2, self.norm3, self.norm4, self.mlp = block.norm2, block.norm3, block.norm4, block.mlp
+        self.register_buffer("token_encoding", tokens.float().repeat(2, 1))
+        if block.first:
+            exact = copy.deepcopy(block).double()
+            first = exact.norm1(exact.self_attn(*[tokens[None]] * 3))[0]
+            attention = copy.deepcopy(self.cross_attn_token_to_image).double()
+            self.register_buffer("first_tokens", first.float().repeat(2, 1))
+            self.register_buffer("first_queries", attention.queries(first + tokens).float())
+        else:
+            self.self_attn, self.norm1 = _SelfAttention(block.self_attn), block.norm1
+
+    def forward(self, image: Tensor, encoded: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        if tokens is None:
+            tokens, queries = self.first_tokens, self.first_queries
+        else:
+            tokens = self.norm1(tokens + self.self_attn(tokens + self.token_encoding, tokens))
+            queries = to_image.queries(tokens + self.token_encoding)
+        tokens = self.norm2(tokens + to_image(queries, encoded, image))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        seen = to_tokens(encoded, tokens + self.token_encoding, tokens)
+        # Of matrices: of anything else onnxruntime fuses sum and norm into one operator, four times as slow as both.
+        image = self.norm4(image.flatten(0, 1) + seen.flatten(0, 1)).reshape(image.shape)
+        return image, tokens
+
+
+class _SelfAttention(nn.Module):
+    """B5×256 with their encoding and without → B5×256."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
+        self.v_proj, self.out_proj = attention.v_proj, attention.out_proj
+        for parameter in self.q_proj.parameters():
+            parameter.data = parameter.data / (256 // HEADS) ** 0.5
+
+    def forward(self, encoded: Tensor, tokens: Tensor) -> Tensor:
+        q, k, v = _by_head(self.q_proj(encoded)), _by_head(self.k_proj(encoded)), _by_head(self.v_proj(tokens))
+        attention = (q @ k.transpose(2, 3)).softmax(dim=-1)
+        return self.out_proj((attention @ v).transpose(1, 2).reshape(tokens.shape))
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """B5×C → B×8×5×C/8."""
+    return x.reshape(-1, 5, HEADS, x.shape[-1] // HEADS).transpose(1, 2)
+
+
+class _TokensToImage(nn.Module):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        exact = copy.deepcopy(attention).double()
+        self.q_proj, self.out_proj = attention.q_proj, attention.out_proj
+        keys = exact.k_proj.weight.unflatten(0, (HEADS, -1))
+        self.register_buffer("keys", (keys / keys.shape[1] ** 0.5).float())
+        self.register_buffer("values", exact.v_proj.weight.unflatten(0, (HEADS, -1)).transpose(1, 2).float())
+        bias = exact.out_proj.bias + exact.out_proj.weight @ exact.v_proj.bias
+        self.out_proj.bias.data = bias.float()
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """B5×256 → B×40×256, head by head: what meets the image's cells."""
+        return (_by_head(self.q_proj(tokens)) @ self.keys).reshape(-1, 5 * HEADS, 256)
+
+    def forward(self, queries: Tensor, encoded: Tensor, image: Tensor) -> Tensor:
+        attention = (queries @ encoded.transpose(1, 2)).softmax(dim=-1)
+        seen = (attention @ image).reshape(-1, HEADS, 5, 256) @ self.values
+        return self.out_proj(seen.transpose(1, 2).reshape(-1, 16 * HEADS))
+
+
+class _ImageToTokens(nn.Module):
+    queries: Tensor
+    queries_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        exact = copy.deepcopy(attention).double()
+        self.k_proj, self.v_proj = attention.k_proj, attention.v_proj
+        queries = exact.q_proj.weight.unflatten(0, (HEADS, -1))
+        scale = queries.shape[1] ** -0.5
+        self.register_buffer("queries", (queries * scale).float())
+        self.register_buffer("queries_bias", (exact.q_proj.bias.reshape(HEADS, -1, 1) * scale).float())
+        self.register_buffer("out", exact.out_proj.weight.T.unflatten(0, (HEADS, -1)).float())
+        self.register_buffer("out_bias", (exact.out_proj.bias / HEADS).float())  # each head's weights sum to 1
+
+    def forward(self, encoded: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        k, v = _by_head(self.k_proj(keys)), _by_head(self.v_proj(values))
+        keys = (k @ self.queries).reshape(-1, HEADS * 5, 256)
+        bias = (k @ self.queries_bias).reshape(-1, 1, HEADS * 5)
+        values = (v @ self.out + self.out_bias).reshape(-1, HEADS * 5, 256)
+        scores = encoded @ keys.transpose(1, 2) + bias
+        attention = scores.reshape(2, -1, HEADS, 5).softmax(dim=-1).reshape(scores.shape)
+        return attention @ values
+
+
+class _FeatureAggregation(nn.Module):
+    """Image embeddings and tokens of both streams, 2×n×256 each, → logits 1×1×h×w."""
+
+    def __init__(self, fa: FeatureAggregation, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.res, self.head = fa.res, fa.head
+        for convolution in (fa.res[0].conv1, fa.res[0].downsample[0]):
+            convolution.weight.neg_()  # they are fed the products, the model's the negated products
+
+    def forward(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        products = []
+        for maps in (embeddings, tokens):
+            plain, denoising = maps / maps.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            products.append(plain * denoising)
+        x = torch.cat(products, dim=-1).reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        return self.head(self.res(x))

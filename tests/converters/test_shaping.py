@@ -1,0 +1,59 @@
+"""The network in its export form says what the checkpoint's says, on every grid, and leaves that one as it is."""
+
+import pytest
+import torch
+from small_run import small_network
+from torch import Tensor, nn
+
+from stlm_edge.converters.shaping import folded, shaped
+from stlm_edge.model import STLM
+
+
+def network(size: int, depths: tuple[int, int, int, int] = (1, 1, 1, 1)) -> tuple[STLM, Tensor]:
+    """All parameters away from where they begin, and the pictures that its statistics come from."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randint(0, 256, (4, 3, size // 8, size // 8), generator=generator).float()
+    images = nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear").permute(0, 2, 3, 1).byte()
+    model = small_network(images, depths)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model, images
+
+
+@pytest.mark.parametrize("size", [224, 64, 96])  # windows that tile every grid, that are larger than it, that overlap
+def test_the_export_form_gives_the_models_map(size: int) -> None:
+    model, images = network(size)
+    with torch.no_grad():
+        expected, found = model(images[:1]), shaped(model)(images[:1])
+        channels_first = shaped(model)(images[:1].permute(0, 3, 1, 2).float())
+    assert expected.anomaly_map.std() > 0.01
+    assert (found.anomaly_map - expected.anomaly_map).abs().max() < 1e-4
+    assert (found.score - expected.score).abs().max() < 1e-4
+    assert torch.equal(channels_first.anomaly_map, found.anomaly_map)
+
+
+def test_deeper_stages_and_the_decoders_maps_agree_too() -> None:
+    model, images = network(64, (2, 2, 2, 2))
+    form = shaped(model)
+    with torch.no_grad():
+        (plain, plain_tokens), (_, denoising_tokens) = model.streams(model.normalise(images[:1]))
+        x = images[:1].permute(0, 3, 1, 2) - model.pixel_mean
+        embeddings = torch.stack([form.plain(x), form.denoising(x)])
+        tokens = form.mask_decoder(embeddings)
+    for found, expected in (
+        (embeddings[0], plain),
+        (tokens[0], plain_tokens),
+        (tokens[1], denoising_tokens),
+    ):
+        assert (found - expected[0].flatten(1).T).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_shaping_leaves_the_model_as_it_is() -> None:
+    model, _ = network(64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    form = shaped(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for made in (form, folded(model)):
+        assert not [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
