@@ -14,6 +14,7 @@ Measured in `benchmarks/graph.py`. Parameters keep the paths that they have in t
 
 import copy
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ class _Network(nn.Module):
         super().__init__()
         self.grid = model.config.size // STRIDE
         for encoder in (model.plain, model.denoising):
-            encoder.patch_embed.seq[0].c.weight.div_(model.pixel_std)
+            first: Any = encoder.patch_embed.seq[0]
+            first.c.weight.div_(model.pixel_std)
         self.plain = _Encoder(model.plain, model.config.size)
         self.denoising = _Encoder(model.denoising, model.config.size)
         prompts = model.prompt_encoder
@@ -82,10 +84,11 @@ class _Encoder(nn.Module):
         super().__init__()
         self.patch_embed = encoder.patch_embed
         self.layers = nn.Sequential()
+        stage: Any
         for index, stage in enumerate(encoder.layers):
             grid = size // (4, 8, 16, 16)[index]
             self.layers.append(_Stage(stage, grid) if isinstance(stage, AttentionStage) else stage)
-        self.neck = nn.ModuleList(encoder.neck)
+        self.neck: Any = nn.ModuleList(encoder.neck)
 
     def forward(self, x: Tensor) -> Tensor:
         reduce, norm, mix, last_norm = self.neck
@@ -98,7 +101,8 @@ class _Encoder(nn.Module):
 class _Stage(nn.Module):
     def __init__(self, stage: AttentionStage, grid: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(_Block(block, grid) for block in stage.blocks))
+        blocks: Any = stage.blocks
+        self.blocks = nn.Sequential(*(_Block(block, grid) for block in blocks))
         self.downsample = stage.downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,8 +181,9 @@ class _Decoder(nn.Module):
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).double()
         self.register_buffer("no_mask", no_mask.detach())
         self.register_buffer("encoding", encoding[0].float())
-        self.transformer = nn.Module()
-        self.transformer.layers = nn.ModuleList(_TwoWayBlock(layer, tokens) for layer in decoder.transformer.layers)
+        self.transformer: Any = nn.Module()
+        layers: Any = decoder.transformer.layers
+        self.transformer.layers = nn.ModuleList(_TwoWayBlock(layer, tokens) for layer in layers)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         image, tokens = embeddings + self.no_mask, None
