@@ -76,7 +76,14 @@ def row(name: str = "cpu-fp32", **changes: object) -> dict:
         "peak_memory_mb": 301.0,
         "warmup": 10,
         "queries": 100,
-        "latency_ms": {"p50": 54.4, "p90": 57.0, "p99": 71.0},
+        "timed_even_if_wrong": False,
+        "placement": [{"by": "CPUExecutionProvider", "nodes": 940, "fell_back": False}],
+        "steady": True,
+        "seconds": 5.5,
+        "latency_ms": {"p50": 54.4, "p90": 57.0, "p99": 71.0, "p90_early_stopping": 59.0},
+        "end_to_end_ms": {"p50": 56.4, "p90": 59.0, "p99": 73.0, "p90_early_stopping": 61.0},
+        "throughput": [{"streams": 2, "pictures_per_second": 33.0}],
+        "energy_mj": 300.0,
         "round_p50_ms": [54.0, 54.4, 55.0],
         "accuracy": None,
     } | changes
@@ -156,10 +163,35 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     assert other_targets == len(TARGETS) - 1
     assert measured.text.count("n/a") == 2
     page = render(tmp_path, bench(row(latency_ms=None, peak_memory_mb=None)))
-    latency_in_card_and_table, memory_in_card_and_table, accuracy, speed = 4, 2, 3, 1
+    latency_in_card_and_table, memory_in_card_and_table, accuracy, speed = 5, 2, 3, 1
     assert page.text.count("not measured") == sum(
         [latency_in_card_and_table, memory_in_card_and_table, accuracy, speed, len(TARGETS)]
     )
+
+
+def test_what_a_latency_was_taken_under_is_shown(tmp_path: Path) -> None:
+    slow = {"p50": 61.5, "p90": 63.0, "p99": 66.0, "p90_early_stopping": 64.4}
+    placement = [
+        {"by": "CPUExecutionProvider", "nodes": 40, "fell_back": True},
+        {"by": "CUDAExecutionProvider", "nodes": 900, "fell_back": False},
+    ]
+    shown = render(
+        tmp_path,
+        bench(
+            row(
+                end_to_end_ms=slow,
+                throughput=[{"streams": 2, "pictures_per_second": 31.25}],
+                placement=placement,
+                steady=False,
+                energy_mj=412.5,
+                timed_even_if_wrong=True,
+            )
+        ),
+    ).text
+    for words in ("end to end 62 63 66 64", "31.2/s by 2", "fell back: CPU (40 nodes)", "not steady"):
+        assert words in shown, words
+    assert "412.5\N{NO-BREAK SPACE}mJ" in shown or "412.5 mJ" in shown
+    assert "cpu-fp32 wrong graph alone" in shown
 
 
 def test_devices_that_nothing_ran_on_are_named(tmp_path: Path) -> None:
