@@ -1,7 +1,7 @@
 """PatchCore (Roth et al., CVPR 2022), the peer that accuracy is measured beside: a memory of normal patches.
 
-A random tenth of the training patches is kept instead of the paper's greedy coreset, and the picture's score is the
-largest distance, without the paper's reweighting.
+A random tenth of the training patches, at most 32,768, is kept instead of the paper's greedy coreset, and the picture's
+score is the largest distance, without the paper's reweighting.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from stlm_edge.data.batches import Pictures
 from stlm_edge.model.stlm import Maps
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
-MEMORY_SHARE = 0.1
+MEMORY_SHARE, LARGEST_MEMORY = 0.1, 32_768
 SIGMA = 4.0  # pixels
 
 Features = Callable[[Tensor], Tensor]
@@ -35,7 +35,9 @@ class PatchCore:
         for picture in pictures:
             found = self._patches(picture)[0]
             patches.append(found[torch.from_numpy(rng.random(len(found)) < MEMORY_SHARE)])
-        self.memory = torch.cat(patches)
+        memory = torch.cat(patches)
+        kept = rng.permutation(len(memory))[:LARGEST_MEMORY]
+        self.memory = memory[torch.from_numpy(np.sort(kept))]
 
     @torch.inference_mode()
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
