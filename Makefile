@@ -16,7 +16,7 @@ help:
 
 # Installs the packages of system-packages.txt that are missing, where the user may; says what to run otherwise. One that
 # this system hasn't is said and left out: the tests that need it are skipped.
-system-deps:
+system-deps: build/android.jar
 	@missing=""; for package in $$(cat system-packages.txt); do \
 	  dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
@@ -26,6 +26,10 @@ system-deps:
 	install="env DEBIAN_FRONTEND=noninteractive apt-get install -qy"; $$root apt-get update -q; \
 	$$root $$install $$missing || for package in $$missing; do \
 	  $$root $$install "$$package" || echo "$$package can't be installed here"; done
+
+# What the Android demo's sources are compiled against in the tests.
+build/android.jar:
+	@$(PYTHON) tests/android/android_jar.py $@
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory system-deps

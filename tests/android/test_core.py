@@ -58,6 +58,7 @@ def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     ramp = np.linspace(calibration.map_low - 0.05, calibration.map_high + 0.05, 4096, dtype=np.float32)
     ramp.tofile(folder / "maps/ramp.f32")
     lay_out_heatmap(folder, ramp, calibration)
+    lay_out_frame(folder)
     lists = [RNG.gamma(3, 5, count).round(4).tolist() for count in (1, 2, 9, 10, 11, 100, 128, 1024)]
     lines = [[*(percentile(values, share) for share in (0.5, 0.9, 0.99)), *values] for values in lists]
     (folder / "percentiles.txt").write_text("\n".join(" ".join(map(repr, line)) for line in lines))
@@ -90,6 +91,17 @@ def lay_out_pictures(folder: Path, bundle: Bundle) -> None:
     for number, golden in enumerate(bundle.golden(), len(cases)):
         shutil.copy(golden.picture_path, folder / f"{number}-{bundle.manifest.input.size}-1.png")
         golden.tensor.tofile(folder / f"{number}-{bundle.manifest.input.size}-1.rgb")
+
+
+def lay_out_frame(folder: Path) -> None:
+    """A camera's frame of 37×21: brightness in rows of 48 bytes, both colours by turns in rows of 64."""
+    bright = RNG.integers(0, 256, (21, 48), dtype=np.uint8)
+    colours = RNG.integers(0, 256, (11, 32, 2), dtype=np.uint8)
+    bright.tofile(folder / "frame.y")
+    colours.tofile(folder / "frame.uv")
+    full = colours.repeat(2, axis=0).repeat(2, axis=1)[:21, :37]
+    frame = Image.fromarray(np.dstack([bright[:, :37], full]), "YCbCr")
+    np.asarray(frame.convert("RGB")).tofile(folder / "frame.rgb")
 
 
 def lay_out_maps(folder: Path) -> None:
@@ -173,7 +185,7 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     properties = {"fixtures": fixtures}
     select = ["--exclude-classname", ".*LiteRt.*", "--scan-classpath", str(core_test_classes)]
     report = jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
-    assert int(re.search(r"(\d+) tests successful", report)[1]) >= 17
+    assert int(re.search(r"(\d+) tests successful", report)[1]) >= 18
     found = json.loads((fixtures / "bench.json").read_text())
     total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")
     assert list(found) == [*schema()["properties"], "done"]

@@ -39,6 +39,26 @@ class SameAsPythonTest {
         assertTrue(cases >= 20, cases + " pictures");
     }
 
+    /** A frame of 37×21 whose rows are padded, its colours interleaved as cameras do. */
+    @Test
+    void cameraFrames() throws Exception {
+        byte[] bright = Files.readAllBytes(Fixture.FOLDER.resolve("frame.y"));
+        byte[] colour = Files.readAllBytes(Fixture.FOLDER.resolve("frame.uv"));
+        byte[] expected = Files.readAllBytes(Fixture.FOLDER.resolve("frame.rgb"));
+        byte[] v = java.util.Arrays.copyOfRange(colour, 1, colour.length);
+        Picture frame = new YuvPicture(37, 21, bright, 48, colour, v, 64, 2);
+        int[] row = new int[frame.width()];
+        for (int y = 0; y < frame.height(); y++) {
+            frame.row(y, row);
+            for (int x = 0; x < row.length; x++) {
+                for (int channel = 0; channel < 3; channel++) {
+                    int found = row[x] >> (16 - 8 * channel) & 255;
+                    assertEquals(expected[(y * 37 + x) * 3 + channel] & 255, found, 1, y + ", " + x);
+                }
+            }
+        }
+    }
+
     @Test
     void scoresAndVerdicts() throws Exception {
         for (String line : Fixture.text("scores.txt").trim().split("\n")) {

@@ -9,7 +9,6 @@ import java.io.Writer;
 import java.nio.charset.StandardCharsets;
 import java.text.SimpleDateFormat;
 import java.util.Date;
-import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.TimeZone;
@@ -104,8 +103,8 @@ public final class BenchFile {
         if (row.check == null) {
             return row.failure == null ? "not measured" : row.failure;
         }
-        List<String> problems = row.check.parity.problems();
-        return problems.isEmpty() ? row.failure : String.join("; ", problems);
+        String problems = row.check.parity.problems();
+        return problems.isEmpty() ? row.failure : problems;
     }
 
     private static String now() {

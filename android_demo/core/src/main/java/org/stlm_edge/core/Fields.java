@@ -68,7 +68,7 @@ final class Fields {
                 return choice;
             }
         }
-        throw wrong(key, value, String.join(" or ", choices));
+        throw wrong(key, value, java.util.Arrays.toString(choices));
     }
 
     boolean bool(String key) throws BundleException {

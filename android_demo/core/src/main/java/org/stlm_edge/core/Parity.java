@@ -128,22 +128,22 @@ public final class Parity {
     }
 
     /** Why this device does not pass, in words; empty when it does. */
-    public List<String> problems() {
-        List<String> found = new ArrayList<>();
+    public String problems() {
+        String found = "";
         if (Double.isInfinite(maxAbsDiff())) {
-            found.add("the map or score is not finite or has another shape");
+            found += "; the map or score is not finite or has another shape";
         } else if (maxAbsDiff() > mapLimit(manifest.precision)) {
-            found.add(String.format(Locale.ROOT, "%s map differs by %.2g, at most %.0e is allowed",
-                    manifest.precision, maxAbsDiff(), mapLimit(manifest.precision)));
+            found += String.format(Locale.ROOT, "; %s map differs by %.2g, at most %.0e is allowed",
+                    manifest.precision, maxAbsDiff(), mapLimit(manifest.precision));
         }
         if (failures() > 0) {
-            found.add(failures() + " of " + rows.size() + " verdicts fail");
+            found += "; " + failures() + " of " + rows.size() + " verdicts fail";
         }
         if (resizeMaxDiff() > RESIZE_LIMIT) {
-            found.add("decoding and resizing differ by " + resizeMaxDiff() + " grey levels, at most " + RESIZE_LIMIT
-                    + " is allowed");
+            found += "; decoding and resizing differ by " + resizeMaxDiff() + " grey levels, at most " + RESIZE_LIMIT
+                    + " is allowed";
         }
-        return found;
+        return found.isEmpty() ? found : found.substring(2);
     }
 
     private static double mapLimit(String precision) {

@@ -17,7 +17,10 @@ public final class Resize {
         int width = picture.width();
         int height = picture.height();
         Taps across = new Taps(width, size);
-        byte[] narrow = new byte[Math.multiplyExact(Math.multiplyExact(height, size), 3)];
+        if ((long) height * size * 3 > Integer.MAX_VALUE) {
+            throw new IllegalArgumentException("a picture of " + height + " rows is too large");
+        }
+        byte[] narrow = new byte[height * size * 3];
         int[] row = new int[width];
         for (int y = 0; y < height; y++) {
             picture.row(y, row);

@@ -1,0 +1,48 @@
+package org.stlm_edge.demo;
+
+import android.graphics.Bitmap;
+import android.graphics.BitmapFactory;
+import java.io.IOException;
+import org.stlm_edge.core.Picture;
+
+/** An Android bitmap as the core reads it. */
+final class BitmapPicture implements Picture {
+    private final Bitmap bitmap;
+
+    BitmapPicture(Bitmap bitmap) {
+        this.bitmap = bitmap;
+    }
+
+    /** Decodes a golden picture. */
+    static Picture decode(byte[] png) throws IOException {
+        Bitmap bitmap = BitmapFactory.decodeByteArray(png, 0, png.length, options());
+        if (bitmap == null) {
+            throw new IOException("not a readable PNG");
+        }
+        return new BitmapPicture(bitmap);
+    }
+
+    /** Eight bits for each colour, pixels as they are in the file. */
+    static BitmapFactory.Options options() {
+        BitmapFactory.Options options = new BitmapFactory.Options();
+        options.inPreferredConfig = Bitmap.Config.ARGB_8888;
+        options.inScaled = false;
+        options.inPremultiplied = false; // alpha is ignored, as everywhere
+        return options;
+    }
+
+    @Override
+    public int width() {
+        return bitmap.getWidth();
+    }
+
+    @Override
+    public int height() {
+        return bitmap.getHeight();
+    }
+
+    @Override
+    public void row(int y, int[] argb) {
+        bitmap.getPixels(argb, 0, bitmap.getWidth(), 0, y, bitmap.getWidth(), 1);
+    }
+}

@@ -1,0 +1,210 @@
+package org.stlm_edge.demo;
+
+import android.content.Context;
+import android.graphics.ImageFormat;
+import android.hardware.camera2.CameraAccessException;
+import android.hardware.camera2.CameraCaptureSession;
+import android.hardware.camera2.CameraCharacteristics;
+import android.hardware.camera2.CameraDevice;
+import android.hardware.camera2.CameraManager;
+import android.hardware.camera2.CaptureRequest;
+import android.hardware.camera2.params.StreamConfigurationMap;
+import android.media.Image;
+import android.media.ImageReader;
+import android.os.Handler;
+import android.os.HandlerThread;
+import android.util.Size;
+import java.nio.ByteBuffer;
+import java.util.Collections;
+import org.stlm_edge.core.YuvPicture;
+
+/** Camera2's frames, each as a picture with the EXIF orientation that turns it upright. */
+final class Camera {
+    /** Called on the camera's thread. */
+    interface Listener {
+        /** False: no frame is wanted now, and none is copied. */
+        boolean wants();
+
+        void frame(YuvPicture picture, int orientation);
+
+        /** The camera is closed; words for people. */
+        void failed(String words);
+    }
+
+    private static final int WIDEST = 1280;
+
+    private final Context context;
+    private final Listener listener;
+    private final int displayDegrees;
+    private final HandlerThread thread = new HandlerThread("camera");
+    private final Handler handler;
+    private CameraDevice device; // these on the camera's thread only
+    private ImageReader reader;
+    private boolean closed;
+    private int orientation;
+
+    /** {@code displayDegrees}: how far the display is turned from the device's natural position. */
+    Camera(Context context, int displayDegrees, Listener listener) {
+        this.context = context;
+        this.displayDegrees = displayDegrees;
+        this.listener = listener;
+        thread.start();
+        handler = new Handler(thread.getLooper());
+        handler.post(this::open);
+    }
+
+    void close() {
+        handler.post(() -> {
+            release();
+            thread.quitSafely();
+        });
+    }
+
+    private void open() {
+        try {
+            CameraManager manager = (CameraManager) context.getSystemService(Context.CAMERA_SERVICE);
+            String chosen = null;
+            for (String id : manager.getCameraIdList()) {
+                Integer facing = manager.getCameraCharacteristics(id).get(CameraCharacteristics.LENS_FACING);
+                if (chosen == null || (facing != null && facing == CameraCharacteristics.LENS_FACING_BACK)) {
+                    chosen = id;
+                    if (facing != null && facing == CameraCharacteristics.LENS_FACING_BACK) {
+                        break;
+                    }
+                }
+            }
+            if (chosen == null) {
+                fail(context.getString(R.string.no_camera));
+                return;
+            }
+            CameraCharacteristics facts = manager.getCameraCharacteristics(chosen);
+            orientation = orientation(facts);
+            Size size = size(facts);
+            reader = ImageReader.newInstance(size.getWidth(), size.getHeight(), ImageFormat.YUV_420_888, 2);
+            reader.setOnImageAvailableListener(this::read, handler);
+            manager.openCamera(chosen, new Opened(), handler);
+        } catch (CameraAccessException | RuntimeException refused) {
+            fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+        }
+    }
+
+    /** The sensor is mounted turned, and the display may be turned too. */
+    private int orientation(CameraCharacteristics facts) {
+        Integer mounted = facts.get(CameraCharacteristics.SENSOR_ORIENTATION);
+        Integer facing = facts.get(CameraCharacteristics.LENS_FACING);
+        boolean front = facing != null && facing == CameraCharacteristics.LENS_FACING_FRONT;
+        int degrees = ((mounted == null ? 0 : mounted) + (front ? displayDegrees : 360 - displayDegrees)) % 360;
+        return degrees == 90 ? 6 : degrees == 180 ? 3 : degrees == 270 ? 8 : 1;
+    }
+
+    private static Size size(CameraCharacteristics facts) {
+        StreamConfigurationMap streams = facts.get(CameraCharacteristics.SCALER_STREAM_CONFIGURATION_MAP);
+        Size[] sizes = streams == null ? null : streams.getOutputSizes(ImageFormat.YUV_420_888);
+        Size best = new Size(640, 480); // every camera has it
+        for (Size size : sizes == null ? new Size[0] : sizes) {
+            if (size.getWidth() <= WIDEST && size.getWidth() > best.getWidth()) {
+                best = size;
+            }
+        }
+        return best;
+    }
+
+    private final class Opened extends CameraDevice.StateCallback {
+        @Override
+        public void onOpened(CameraDevice opened) {
+            if (closed) {
+                opened.close();
+                return;
+            }
+            device = opened;
+            try {
+                CaptureRequest.Builder request = device.createCaptureRequest(CameraDevice.TEMPLATE_PREVIEW);
+                request.addTarget(reader.getSurface());
+                request.set(CaptureRequest.CONTROL_AF_MODE, CaptureRequest.CONTROL_AF_MODE_CONTINUOUS_PICTURE);
+                device.createCaptureSession(
+                        Collections.singletonList(reader.getSurface()), new Started(request.build()), handler);
+            } catch (CameraAccessException | RuntimeException refused) {
+                fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+            }
+        }
+
+        @Override
+        public void onDisconnected(CameraDevice lost) {
+            lost.close();
+            fail(context.getString(R.string.camera_taken));
+        }
+
+        @Override
+        public void onError(CameraDevice broken, int error) {
+            broken.close();
+            fail(context.getString(R.string.camera_failed, String.valueOf(error)));
+        }
+    }
+
+    private final class Started extends CameraCaptureSession.StateCallback {
+        private final CaptureRequest request;
+
+        Started(CaptureRequest request) {
+            this.request = request;
+        }
+
+        @Override
+        public void onConfigured(CameraCaptureSession session) {
+            if (closed) {
+                return;
+            }
+            try {
+                session.setRepeatingRequest(request, null, handler);
+            } catch (CameraAccessException | RuntimeException refused) {
+                fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+            }
+        }
+
+        @Override
+        public void onConfigureFailed(CameraCaptureSession session) {
+            fail(context.getString(R.string.camera_failed, "configuration"));
+        }
+    }
+
+    private void read(ImageReader from) {
+        try (Image image = from.acquireLatestImage()) { // every image is closed, or the source stalls
+            if (image == null || closed || !listener.wants()) {
+                return;
+            }
+            Image.Plane[] planes = image.getPlanes();
+            YuvPicture picture = new YuvPicture(
+                    image.getWidth(), image.getHeight(),
+                    bytes(planes[0]), planes[0].getRowStride(),
+                    bytes(planes[1]), bytes(planes[2]), planes[1].getRowStride(), planes[1].getPixelStride());
+            listener.frame(picture, orientation);
+        } catch (IllegalStateException gone) {
+            // The reader was closed meanwhile.
+        }
+    }
+
+    private static byte[] bytes(Image.Plane plane) {
+        ByteBuffer buffer = plane.getBuffer();
+        byte[] copied = new byte[buffer.remaining()];
+        buffer.get(copied);
+        return copied;
+    }
+
+    private void fail(String words) {
+        if (!closed) {
+            release();
+            listener.failed(words);
+        }
+    }
+
+    private void release() {
+        closed = true;
+        if (device != null) {
+            device.close();
+            device = null;
+        }
+        if (reader != null) {
+            reader.close();
+            reader = null;
+        }
+    }
+}

@@ -1,0 +1,245 @@
+package org.stlm_edge.demo;
+
+import android.Manifest;
+import android.app.Activity;
+import android.content.ActivityNotFoundException;
+import android.content.Context;
+import android.content.Intent;
+import android.content.pm.PackageManager;
+import android.net.Uri;
+import android.os.Bundle;
+import android.view.Surface;
+import android.widget.Button;
+import android.widget.SeekBar;
+import android.widget.TextView;
+import org.stlm_edge.core.YuvPicture;
+
+/** Point at a part, or pick a photo: verdict, score, heatmap. */
+@SuppressWarnings("deprecation") // framework classes alone: androidx has newer ways
+public final class MainActivity extends Activity implements Judge.Listener {
+    private static final int PICK = 1;
+    private static final int PERMISSION = 2;
+
+    private Judge judge;
+    private Judge.Result shown;
+    private String delegate = "";
+    private Camera camera;
+    private boolean live;
+    private boolean opened;
+    private VerdictView picture;
+    private TextView verdict;
+    private TextView details;
+    private Button cameraButton;
+
+    /** What outlives a rotation. */
+    private static final class Kept {
+        final Judge judge;
+        final Judge.Result shown;
+        final String delegate;
+
+        Kept(Judge judge, Judge.Result shown, String delegate) {
+            this.judge = judge;
+            this.shown = shown;
+            this.delegate = delegate;
+        }
+    }
+
+    @Override
+    protected void onCreate(Bundle saved) {
+        super.onCreate(saved);
+        setContentView(R.layout.main);
+        picture = (VerdictView) findViewById(R.id.picture);
+        verdict = (TextView) findViewById(R.id.verdict);
+        details = (TextView) findViewById(R.id.details);
+        cameraButton = (Button) findViewById(R.id.camera);
+        cameraButton.setOnClickListener(view -> toggleCamera());
+        findViewById(R.id.photo).setOnClickListener(view -> pickPhoto());
+        findViewById(R.id.settings).setOnClickListener(view -> show(SettingsActivity.class));
+        findViewById(R.id.self_check).setOnClickListener(view -> show(SelfCheckActivity.class));
+        SeekBar opacity = (SeekBar) findViewById(R.id.opacity);
+        opacity.setOnSeekBarChangeListener(new Slider(value -> picture.setOpacity(value / 100f)));
+        picture.setOpacity(opacity.getProgress() / 100f);
+        live = saved != null && saved.getBoolean("live");
+        Kept kept = (Kept) getLastNonConfigurationInstance();
+        judge = kept == null ? new Judge(this) : kept.judge;
+        if (kept != null) {
+            opened = true;
+            delegate = kept.delegate;
+            if (kept.shown != null) {
+                judged(kept.shown);
+            }
+        }
+    }
+
+    @Override
+    public Object onRetainNonConfigurationInstance() {
+        return new Kept(judge, shown, delegate);
+    }
+
+    @Override
+    protected void onSaveInstanceState(Bundle out) {
+        super.onSaveInstanceState(out);
+        out.putBoolean("live", live);
+    }
+
+    @Override
+    protected void onStart() {
+        super.onStart();
+        judge.listen(this);
+        if (!opened) {
+            judge.open();
+        }
+        opened = true;
+        if (live) {
+            startCamera();
+        }
+    }
+
+    @Override
+    protected void onStop() {
+        stopCamera();
+        judge.listen(null);
+        if (!isChangingConfigurations()) {
+            judge.pause(); // in the background the model's memory is given back
+            opened = false;
+        }
+        super.onStop();
+    }
+
+    @Override
+    protected void onDestroy() {
+        if (!isChangingConfigurations()) {
+            judge.shutDown();
+        }
+        super.onDestroy();
+    }
+
+    private void show(Class<? extends Activity> activity) {
+        startActivity(new Intent(this, activity));
+    }
+
+    private void pickPhoto() {
+        live = false;
+        stopCamera();
+        Intent pick = new Intent(Intent.ACTION_OPEN_DOCUMENT);
+        pick.addCategory(Intent.CATEGORY_OPENABLE).setType("image/*");
+        try {
+            startActivityForResult(pick, PICK);
+        } catch (ActivityNotFoundException none) {
+            failed(getString(R.string.no_picker));
+        }
+    }
+
+    @Override
+    protected void onActivityResult(int request, int result, Intent data) {
+        if (request == PICK && result == RESULT_OK && data != null && data.getData() != null) {
+            Uri photo = data.getData();
+            Context context = getApplicationContext();
+            judge.judge(() -> Shot.read(context, photo));
+        }
+    }
+
+    private void toggleCamera() {
+        if (camera != null) {
+            live = false;
+            stopCamera();
+        } else if (checkSelfPermission(Manifest.permission.CAMERA) == PackageManager.PERMISSION_GRANTED) {
+            live = true;
+            startCamera();
+        } else {
+            requestPermissions(new String[] {Manifest.permission.CAMERA}, PERMISSION);
+        }
+    }
+
+    @Override
+    public void onRequestPermissionsResult(int request, String[] permissions, int[] results) {
+        if (request == PERMISSION && results.length > 0 && results[0] == PackageManager.PERMISSION_GRANTED) {
+            live = true;
+            startCamera();
+        } else if (request == PERMISSION) {
+            failed(getString(R.string.camera_denied));
+        }
+    }
+
+    private void startCamera() {
+        if (camera != null || checkSelfPermission(Manifest.permission.CAMERA) != PackageManager.PERMISSION_GRANTED) {
+            return;
+        }
+        cameraButton.setText(R.string.stop_camera);
+        Judge judge = this.judge;
+        camera = new Camera(getApplicationContext(), displayDegrees(), new Camera.Listener() {
+            @Override
+            public boolean wants() {
+                return !judge.busy();
+            }
+
+            @Override
+            public void frame(YuvPicture frame, int orientation) {
+                judge.judge(() -> Shot.of(frame, orientation));
+            }
+
+            @Override
+            public void failed(String words) {
+                runOnUiThread(() -> {
+                    live = false;
+                    stopCamera();
+                    MainActivity.this.failed(words);
+                });
+            }
+        });
+    }
+
+    private void stopCamera() {
+        if (camera != null) {
+            camera.close();
+            camera = null;
+        }
+        cameraButton.setText(R.string.camera);
+    }
+
+    private int displayDegrees() {
+        switch (getWindowManager().getDefaultDisplay().getRotation()) {
+            case Surface.ROTATION_90:
+                return 90;
+            case Surface.ROTATION_180:
+                return 180;
+            case Surface.ROTATION_270:
+                return 270;
+            default:
+                return 0;
+        }
+    }
+
+    @Override
+    public void opened(String delegate, String refusal) {
+        this.delegate = delegate;
+        if (refusal != null) {
+            details.setText(refusal);
+        } else if (shown == null) {
+            details.setText(getString(R.string.ready, delegate));
+        }
+    }
+
+    @Override
+    public void judged(Judge.Result result) {
+        shown = result;
+        picture.show(result);
+        String word = getString(result.verdict.anomalous ? R.string.anomalous : R.string.normal);
+        if (!word.contentEquals(verdict.getText())) { // TalkBack reads it whenever it is set
+            verdict.setText(word);
+            verdict.setTextColor(getResources().getColor(
+                    result.verdict.anomalous ? R.color.anomalous : R.color.normal, getTheme()));
+            picture.setContentDescription(getString(R.string.picture_of, word));
+        }
+        details.setText(getString(
+                R.string.details, result.verdict.score, result.verdict.threshold, Judge.milliseconds(result.modelMs),
+                Judge.milliseconds(result.totalMs), delegate));
+    }
+
+    @Override
+    public void failed(String words) {
+        verdict.setText(R.string.no_verdict);
+        verdict.setTextColor(getResources().getColor(R.color.failed, getTheme()));
+        details.setText(words);
+    }
+}

@@ -1,0 +1,185 @@
+package org.stlm_edge.demo;
+
+import android.app.Activity;
+import android.app.ActivityManager;
+import android.content.Context;
+import android.content.Intent;
+import android.os.Build;
+import android.os.Bundle;
+import android.view.View;
+import android.view.WindowManager;
+import android.widget.ProgressBar;
+import android.widget.TextView;
+import java.io.File;
+import java.io.IOException;
+import java.util.Collections;
+import java.util.Locale;
+import org.stlm_edge.core.BenchFile;
+import org.stlm_edge.core.Latency;
+import org.stlm_edge.core.Parity;
+import org.stlm_edge.core.SelfCheck;
+
+/**
+ * Proves that this phone says what the trained model said, and measures how fast. Started by its button, or by
+ *
+ * <pre>am start -n org.stlm_edge.demo/.SelfCheckActivity --es bundle NAME --ei queries N --es delegate cpu|gpu</pre>
+ *
+ * where NAME is a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
+ * external files; an old one is gone as soon as this begins.
+ */
+public final class SelfCheckActivity extends Activity {
+    private static final int QUERIES = 128;
+    private static final int MAX_QUERIES = 100_000;
+    private static final int WARMUP = 10;
+
+    private Thread worker;
+    private TextView headline;
+    private TextView table;
+    private ProgressBar progress;
+
+    @Override
+    protected void onCreate(Bundle saved) {
+        super.onCreate(saved);
+        setContentView(R.layout.self_check);
+        getWindow().addFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON);
+        headline = (TextView) findViewById(R.id.headline);
+        table = (TextView) findViewById(R.id.table);
+        progress = (ProgressBar) findViewById(R.id.progress);
+        start(getIntent());
+    }
+
+    @Override
+    protected void onNewIntent(Intent intent) {
+        super.onNewIntent(intent);
+        stop();
+        start(intent);
+    }
+
+    @Override
+    protected void onStop() {
+        stop(); // figures from the background would not be this phone's
+        super.onStop();
+    }
+
+    private void stop() {
+        if (worker != null) {
+            worker.interrupt();
+        }
+    }
+
+    private void start(Intent intent) {
+        Thread before = worker;
+        worker = new Thread(() -> {
+            if (before != null) {
+                try {
+                    before.join();
+                } catch (InterruptedException stopped) {
+                    return;
+                }
+            }
+            run(intent);
+        }, "self-check");
+        worker.start();
+    }
+
+    private void run(Intent intent) {
+        Context context = getApplicationContext();
+        Settings settings = new Settings(context);
+        String name = intent.getStringExtra("bundle");
+        String asked = intent.getStringExtra("delegate");
+        boolean gpu = asked == null ? settings.gpu() : asked.equals("gpu");
+        int queries = Math.max(1, Math.min(intent.getIntExtra("queries", QUERIES), MAX_QUERIES));
+        BenchFile.Row row = new BenchFile.Row();
+        row.name = (name == null ? "bundle" : name.replaceAll("[^A-Za-z0-9._-]", "?")) + (gpu ? " gpu" : " cpu");
+        row.bundle = name == null ? settings.picked() ? "picked" : "embedded" : row.name.split(" ")[0];
+        row.runtime = gpu ? "litert gpu" : "litert cpu (XNNPACK)";
+        row.threads = gpu ? 1 : settings.threads();
+        File folder = context.getExternalFilesDir(null);
+        File answer = folder == null ? null : new File(folder, BenchFile.NAME);
+        String problem = null;
+        if (answer != null && answer.exists() && !answer.delete()) {
+            problem = getString(R.string.no_storage);
+        }
+        try {
+            if (asked != null && !asked.equals("gpu") && !asked.equals("cpu")) {
+                throw new IOException(getString(R.string.bad_delegate));
+            }
+            check(context, row, name, gpu, queries);
+        } catch (OutOfMemoryError full) {
+            row.failure = getString(R.string.out_of_memory);
+        } catch (InterruptedException stopped) {
+            row.failure = getString(R.string.stopped);
+        } catch (Exception | LinkageError refused) {
+            row.failure = gpu ? getString(R.string.gpu_refused_here, Judge.said(refused)) : Judge.said(refused);
+        }
+        try {
+            if (answer == null) {
+                throw new IOException(getString(R.string.no_storage));
+            }
+            String command = "self-check --bundle " + row.bundle + " --queries " + queries
+                    + " --delegate " + (gpu ? "gpu" : "cpu");
+            BenchFile.write(answer, command, device(context), row);
+        } catch (IOException full) {
+            problem = Judge.said(full);
+        }
+        String words = problem;
+        runOnUiThread(() -> show(row, words));
+    }
+
+    private void check(Context context, BenchFile.Row row, String name, boolean gpu, int queries) throws Exception {
+        long started = System.nanoTime();
+        org.stlm_edge.core.Bundle bundle = name == null
+                ? Bundles.open(context, new Settings(context))
+                : Bundles.named(context, name);
+        row.manifest = bundle.manifest;
+        try (LiteRtModel model = new LiteRtModel(context, bundle, gpu, row.threads)) {
+            row.loadMs = (System.nanoTime() - started) / 1e6;
+            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, WARMUP, queries, this::at);
+        }
+    }
+
+    private void at(String what, int done, int of) {
+        if (done % 8 == 0) {
+            runOnUiThread(() -> {
+                progress.setMax(of);
+                progress.setProgress(done);
+                headline.setText(getString(what.equals("parity") ? R.string.checking : R.string.timing, done, of));
+            });
+        }
+    }
+
+    private void show(BenchFile.Row row, String problem) {
+        progress.setVisibility(View.GONE);
+        headline.setText(problem == null ? BenchFile.headline(row) : problem);
+        StringBuilder text = new StringBuilder();
+        if (row.check != null) {
+            for (Parity.Row answer : row.check.parity.rows) {
+                text.append(String.format(Locale.ROOT, "%s: %s, score %.4f (trained %.4f), map ±%.1e\n", answer.name,
+                        answer.verdict, answer.score, answer.expectedScore, answer.maxAbsDiff));
+            }
+            Latency latency = row.check.latency();
+            if (latency != null) {
+                text.append('\n').append(getString(R.string.latency, Judge.milliseconds(latency.p50),
+                        Judge.milliseconds(latency.p90), Judge.milliseconds(latency.p99),
+                        row.check.milliseconds.length));
+            }
+        }
+        table.setText(text);
+    }
+
+    private static BenchFile.Device device(Context context) {
+        BenchFile.Device device = new BenchFile.Device();
+        device.device = Build.MANUFACTURER + " " + Build.MODEL;
+        device.processor = Build.HARDWARE;
+        device.architecture = Build.SUPPORTED_ABIS.length > 0 ? Build.SUPPORTED_ABIS[0] : "unknown";
+        device.cores = Settings.cores();
+        ActivityManager.MemoryInfo memory = new ActivityManager.MemoryInfo();
+        ((ActivityManager) context.getSystemService(ACTIVITY_SERVICE)).getMemoryInfo(memory);
+        device.memoryGb = Math.round(memory.totalMem / 1e8) / 10.0;
+        device.system = "Android " + Build.VERSION.RELEASE + " (API " + Build.VERSION.SDK_INT + ")";
+        device.kernel = "Linux " + System.getProperty("os.version");
+        device.language = "Java, Android Runtime";
+        device.packages = Collections.singletonMap("com.google.ai.edge.litert", context.getString(R.string.litert));
+        return device;
+    }
+}

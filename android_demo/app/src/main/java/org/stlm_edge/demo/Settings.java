@@ -1,0 +1,61 @@
+package org.stlm_edge.demo;
+
+import android.content.Context;
+import android.content.SharedPreferences;
+import org.stlm_edge.core.Manifest;
+
+/** What the user chose; kept between starts. */
+final class Settings {
+    private final SharedPreferences kept;
+
+    Settings(Context context) {
+        kept = context.getSharedPreferences("settings", Context.MODE_PRIVATE);
+    }
+
+    static int cores() {
+        return Runtime.getRuntime().availableProcessors();
+    }
+
+    int threads() {
+        return Math.max(1, Math.min(kept.getInt("threads", Math.min(4, cores())), cores()));
+    }
+
+    void setThreads(int threads) {
+        kept.edit().putInt("threads", threads).apply();
+    }
+
+    boolean gpu() {
+        return kept.getBoolean("gpu", false);
+    }
+
+    void setGpu(boolean gpu) {
+        kept.edit().putBoolean("gpu", gpu).apply();
+    }
+
+    /** The picked bundle instead of the embedded one. */
+    boolean picked() {
+        return kept.getBoolean("picked", false);
+    }
+
+    void setPicked(boolean picked) {
+        kept.edit().putBoolean("picked", picked).remove("threshold").apply();
+    }
+
+    /** Null: the bundle's own. */
+    Double threshold() {
+        return kept.contains("threshold") ? Double.valueOf(kept.getFloat("threshold", 0)) : null;
+    }
+
+    double threshold(Manifest manifest) {
+        Double chosen = threshold();
+        return chosen == null ? manifest.calibration.threshold : chosen;
+    }
+
+    void setThreshold(Double threshold) {
+        if (threshold == null) {
+            kept.edit().remove("threshold").apply();
+        } else {
+            kept.edit().putFloat("threshold", threshold.floatValue()).apply();
+        }
+    }
+}

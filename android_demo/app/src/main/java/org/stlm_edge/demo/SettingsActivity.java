@@ -1,0 +1,141 @@
+package org.stlm_edge.demo;
+
+import android.app.Activity;
+import android.content.ActivityNotFoundException;
+import android.content.Context;
+import android.content.Intent;
+import android.net.Uri;
+import android.os.Bundle;
+import android.os.Handler;
+import android.os.Looper;
+import android.text.Editable;
+import android.widget.EditText;
+import android.widget.RadioGroup;
+import android.widget.SeekBar;
+import android.widget.TextView;
+import java.io.IOException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+
+/** Threads, delegate, threshold, and which bundle. They take effect when the main screen comes back. */
+public final class SettingsActivity extends Activity {
+    private static final int PICK = 1;
+
+    private final ExecutorService worker = Executors.newSingleThreadExecutor();
+    private final Handler main = new Handler(Looper.getMainLooper());
+    private Settings settings;
+    private TextView status;
+    private EditText threshold;
+
+    @Override
+    protected void onCreate(Bundle saved) {
+        super.onCreate(saved);
+        setContentView(R.layout.settings);
+        settings = new Settings(this);
+        status = (TextView) findViewById(R.id.status);
+
+        TextView threadsLabel = (TextView) findViewById(R.id.threads_label);
+        SeekBar threads = (SeekBar) findViewById(R.id.threads);
+        threads.setMax(Settings.cores() - 1);
+        threads.setProgress(settings.threads() - 1);
+        threadsLabel.setText(getString(R.string.threads, settings.threads()));
+        threads.setOnSeekBarChangeListener(new Slider(value -> {
+            settings.setThreads(value + 1);
+            threadsLabel.setText(getString(R.string.threads, value + 1));
+        }));
+
+        RadioGroup delegate = (RadioGroup) findViewById(R.id.delegate);
+        delegate.check(settings.gpu() ? R.id.gpu : R.id.cpu);
+        delegate.setOnCheckedChangeListener((group, id) -> settings.setGpu(id == R.id.gpu));
+
+        threshold = (EditText) findViewById(R.id.threshold);
+        findViewById(R.id.pick).setOnClickListener(view -> pick());
+        findViewById(R.id.embedded).setOnClickListener(view -> {
+            settings.setPicked(false);
+            showBundle();
+        });
+        showBundle();
+    }
+
+    @Override
+    protected void onPause() {
+        keepThreshold();
+        super.onPause();
+    }
+
+    @Override
+    protected void onDestroy() {
+        worker.shutdown();
+        super.onDestroy();
+    }
+
+    private void keepThreshold() {
+        Editable text = threshold.getText();
+        try {
+            double value = Double.parseDouble(text.toString().replace(',', '.'));
+            settings.setThreshold(value >= 0 && value <= 1 ? Double.valueOf(value) : null);
+        } catch (NumberFormatException empty) {
+            settings.setThreshold(null);
+        }
+    }
+
+    private void pick() {
+        try {
+            startActivityForResult(new Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK);
+        } catch (ActivityNotFoundException none) {
+            status.setText(R.string.no_picker);
+        }
+    }
+
+    @Override
+    protected void onActivityResult(int request, int result, Intent data) {
+        if (request != PICK || result != RESULT_OK || data == null || data.getData() == null) {
+            return;
+        }
+        Uri folder = data.getData();
+        Context context = getApplicationContext();
+        status.setText(R.string.copying);
+        worker.execute(() -> {
+            String problem = null;
+            try {
+                Bundles.install(context, folder);
+                new Settings(context).setPicked(true);
+            } catch (IOException | RuntimeException refused) {
+                problem = Judge.said(refused);
+            }
+            String words = problem;
+            main.post(() -> {
+                showBundle();
+                if (words != null) {
+                    status.setText(words);
+                }
+            });
+        });
+    }
+
+    /** Opens the bundle to say what it is. */
+    private void showBundle() {
+        Context context = getApplicationContext();
+        worker.execute(() -> {
+            Settings chosen = new Settings(context);
+            String words;
+            String own = "";
+            try {
+                org.stlm_edge.core.Manifest manifest = Bundles.open(context, chosen).manifest;
+                int which = chosen.picked() ? R.string.picked_bundle : R.string.embedded_bundle;
+                words = context.getString(R.string.bundle_is, context.getString(which), manifest.precision,
+                        manifest.size);
+                own = String.valueOf(manifest.calibration.threshold);
+            } catch (IOException | RuntimeException refused) {
+                words = Judge.said(refused);
+            }
+            String said = words;
+            String hint = own;
+            main.post(() -> {
+                status.setText(said);
+                threshold.setHint(hint);
+                threshold.setText(chosen.threshold() == null ? "" : chosen.threshold().toString());
+            });
+        });
+    }
+}

@@ -1,0 +1,48 @@
+package org.stlm_edge.demo;
+
+import android.content.Context;
+import android.graphics.Bitmap;
+import android.graphics.Canvas;
+import android.graphics.Paint;
+import android.graphics.RectF;
+import android.util.AttributeSet;
+import android.view.View;
+
+/** The picture, as large as it fits, with the heatmap over it. */
+public final class VerdictView extends View {
+    private final Paint smooth = new Paint(Paint.FILTER_BITMAP_FLAG);
+    private final Paint layer = new Paint(Paint.FILTER_BITMAP_FLAG);
+    private final RectF place = new RectF();
+    private Bitmap picture;
+    private Bitmap heatmap;
+
+    public VerdictView(Context context, AttributeSet attributes) {
+        super(context, attributes);
+    }
+
+    void show(Judge.Result result) {
+        picture = result.shot.preview;
+        heatmap = Bitmap.createBitmap(result.heatmap, result.size, result.size, Bitmap.Config.ARGB_8888);
+        invalidate();
+    }
+
+    /** 0 to 1. */
+    void setOpacity(float opacity) {
+        layer.setAlpha(Math.round(255 * opacity));
+        invalidate();
+    }
+
+    @Override
+    protected void onDraw(Canvas canvas) {
+        if (picture == null) {
+            return;
+        }
+        float scale = Math.min((float) getWidth() / picture.getWidth(), (float) getHeight() / picture.getHeight());
+        float width = picture.getWidth() * scale;
+        float height = picture.getHeight() * scale;
+        place.set(0, 0, width, height);
+        place.offset((getWidth() - width) / 2, (getHeight() - height) / 2);
+        canvas.drawBitmap(picture, null, place, smooth);
+        canvas.drawBitmap(heatmap, null, place, layer);
+    }
+}

@@ -1,0 +1,75 @@
+"""Fetches android.jar (API 23, with its resources) from Debian 11, the last release that has it, without installing it.
+
+    python3 tests/android/android_jar.py build/android.jar
+
+apt does it, in a folder of its own, from the machine's own sources with the release's name replaced; so its signatures
+are checked as ever. Needs only the standard library, apt and dpkg, and no rights.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RELEASE, PACKAGE = "bullseye", "libandroid-23-java"
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+INSIDE = "usr/share/java/com.android.android-23.jar"
+
+
+def main() -> None:
+    place = Path(sys.argv[1])
+    if place.exists():
+        return
+    try:
+        fetch(place)
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        print(f"android.jar can't be had here ({words[-1] if words else error}); the tests that need it are skipped")
+
+
+def fetch(place: Path) -> None:
+    lines = sources()
+    if not lines:
+        raise OSError("this system has no source of Debian packages")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # apt reads and writes as a user of its own
+        for part in ("lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        (folder / "sources.list").write_text("".join(lines))
+        private = {
+            "Dir::Etc::sourcelist": folder / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::State::lists": folder / "lists",
+            "Dir::Cache": folder / "cache",
+            "APT::Sandbox::User": "root",
+        }
+        options = [word for key, value in private.items() for word in ("-o", f"{key}={value}")]
+        run("apt-get", *options, "-q", "update", folder=folder)
+        run("apt-get", *options, "-q", "download", PACKAGE, folder=folder)
+        (package,) = folder.glob("*.deb")
+        run("dpkg-deb", "-x", str(package), str(folder / "unpacked"), folder=folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "unpacked" / INSIDE, f"{place}.tmp")
+        Path(f"{place}.tmp").rename(place)
+
+
+def sources() -> list[str]:
+    """The machine's sources of its own Debian release, with that release's name replaced."""
+    facts = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    codename = facts.get("VERSION_CODENAME", "").strip('"')
+    if facts.get("ID") != "debian":
+        return []
+    wanted = ["Identifier: Packages", "Component: main"]
+    told = run("apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)", *wanted).stdout
+    found = {uri for uri, _, release in (line.partition("|") for line in told.splitlines()) if release == codename}
+    return [f"deb [signed-by={KEYS}] {uri} {RELEASE} main\n" for uri in sorted(found)]
+
+
+def run(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder, timeout=300)
+
+
+if __name__ == "__main__":
+    main()

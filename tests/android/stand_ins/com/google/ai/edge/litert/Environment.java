@@ -1,0 +1,11 @@
+package com.google.ai.edge.litert;
+
+import android.content.Context;
+
+public final class Environment extends JniHandle {
+    private Environment() {}
+
+    public static Environment create(Context context) throws LiteRtException {
+        return new Environment();
+    }
+}
