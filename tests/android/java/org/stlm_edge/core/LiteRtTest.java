@@ -34,7 +34,7 @@ class LiteRtTest {
             }
         }
         assertTrue(largest < 1e-6, precision + " differs from Python's interpreter by " + largest);
-        SelfCheck check = SelfCheck.run(bundle, model, Fixture::decode, 1, 10, (what, done, of) -> {});
+        SelfCheck check = SelfCheck.run(bundle, model, Fixture::decode, 20, (what, done, of) -> {});
         assertEquals("", check.parity.problems());
         BenchFile.Device device = new BenchFile.Device();
         device.packages = Collections.emptyMap();

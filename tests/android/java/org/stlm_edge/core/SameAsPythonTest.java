@@ -87,10 +87,11 @@ class SameAsPythonTest {
     void percentiles() throws Exception {
         for (String line : Fixture.text("percentiles.txt").trim().split("\n")) {
             double[] numbers = Stream.of(line.split(" ")).mapToDouble(Double::parseDouble).toArray();
-            Latency latency = new Latency(java.util.Arrays.copyOfRange(numbers, 3, numbers.length));
+            Latency latency = new Latency(java.util.Arrays.copyOfRange(numbers, 4, numbers.length));
             assertEquals(numbers[0], latency.p50);
             assertEquals(numbers[1], latency.p90);
             assertEquals(numbers[2], latency.p99);
+            assertEquals(numbers[3], latency.p90EarlyStopping == null ? -1 : latency.p90EarlyStopping);
         }
     }
 
@@ -136,7 +137,7 @@ class SameAsPythonTest {
             }
             throw new AssertionError("an unknown picture");
         };
-        SelfCheck check = SelfCheck.run(bundle, playback, Fixture::decode, 2, 25, (what, done, of) -> {});
+        SelfCheck check = SelfCheck.run(bundle, playback, Fixture::decode, 25, (what, done, of) -> {});
         BenchFile.Device device = new BenchFile.Device();
         device.packages = java.util.Collections.singletonMap("gson", "2.10");
         BenchFile.Row row = new BenchFile.Row();

@@ -4,6 +4,8 @@ import android.app.Activity;
 import android.app.ActivityManager;
 import android.content.Context;
 import android.content.Intent;
+import android.content.IntentFilter;
+import android.os.BatteryManager;
 import android.os.Build;
 import android.os.Bundle;
 import android.view.View;
@@ -14,6 +16,7 @@ import java.io.File;
 import java.io.IOException;
 import java.util.Collections;
 import java.util.Locale;
+import java.util.Map;
 import org.stlm_edge.core.BenchFile;
 import org.stlm_edge.core.Latency;
 import org.stlm_edge.core.Parity;
@@ -30,7 +33,6 @@ import org.stlm_edge.core.SelfCheck;
 public final class SelfCheckActivity extends Activity {
     private static final int QUERIES = 128;
     private static final int MAX_QUERIES = 100_000;
-    private static final int WARMUP = 10;
 
     private Thread worker;
     private TextView headline;
@@ -96,6 +98,8 @@ public final class SelfCheckActivity extends Activity {
         row.threads = gpu ? 1 : settings.threads();
         File folder = context.getExternalFilesDir(null);
         File answer = folder == null ? null : new File(folder, BenchFile.NAME);
+        BenchFile.Device device = device(context);
+        device.celsiusBefore = celsius(context);
         String problem = null;
         if (answer != null && answer.exists() && !answer.delete()) {
             problem = getString(R.string.no_storage);
@@ -118,7 +122,8 @@ public final class SelfCheckActivity extends Activity {
             }
             String command = "self-check --bundle " + row.bundle + " --queries " + queries
                     + " --delegate " + (gpu ? "gpu" : "cpu");
-            BenchFile.write(answer, command, device(context), row);
+            device.celsiusAfter = celsius(context);
+            BenchFile.write(answer, command, device, row);
         } catch (IOException full) {
             problem = Judge.said(full);
         }
@@ -134,18 +139,16 @@ public final class SelfCheckActivity extends Activity {
         row.manifest = bundle.manifest;
         try (LiteRtModel model = new LiteRtModel(context, bundle, gpu, row.threads)) {
             row.loadMs = (System.nanoTime() - started) / 1e6;
-            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, WARMUP, queries, this::at);
+            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, queries, this::at);
         }
     }
 
     private void at(String what, int done, int of) {
-        if (done % 8 == 0) {
-            runOnUiThread(() -> {
-                progress.setMax(of);
-                progress.setProgress(done);
-                headline.setText(getString(what.equals("parity") ? R.string.checking : R.string.timing, done, of));
-            });
-        }
+        runOnUiThread(() -> {
+            progress.setMax(of);
+            progress.setProgress(done);
+            headline.setText(getString(what.equals("parity") ? R.string.checking : R.string.timing, done, of));
+        });
     }
 
     private void show(BenchFile.Row row, String problem) {
@@ -157,14 +160,21 @@ public final class SelfCheckActivity extends Activity {
                 text.append(String.format(Locale.ROOT, "%s: %s, score %.4f (trained %.4f), map ±%.1e\n", answer.name,
                         answer.verdict, answer.score, answer.expectedScore, answer.maxAbsDiff));
             }
-            Latency latency = row.check.latency();
-            if (latency != null) {
+            if (row.check.milliseconds.length > 0) {
+                Latency latency = new Latency(row.check.milliseconds);
                 text.append('\n').append(getString(R.string.latency, Judge.milliseconds(latency.p50),
                         Judge.milliseconds(latency.p90), Judge.milliseconds(latency.p99),
                         row.check.milliseconds.length));
             }
         }
         table.setText(text);
+    }
+
+    /** The battery's temperature: the one that every Android tells. */
+    private static Map<String, Double> celsius(Context context) {
+        Intent battery = context.registerReceiver(null, new IntentFilter(Intent.ACTION_BATTERY_CHANGED));
+        int tenths = battery == null ? 0 : battery.getIntExtra(BatteryManager.EXTRA_TEMPERATURE, 0);
+        return tenths == 0 ? Collections.emptyMap() : Collections.singletonMap("battery", tenths / 10.0);
     }
 
     private static BenchFile.Device device(Context context) {

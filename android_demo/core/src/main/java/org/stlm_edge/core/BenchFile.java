@@ -8,6 +8,7 @@ import java.io.OutputStreamWriter;
 import java.io.Writer;
 import java.nio.charset.StandardCharsets;
 import java.text.SimpleDateFormat;
+import java.util.Collections;
 import java.util.Date;
 import java.util.Locale;
 import java.util.Map;
@@ -29,6 +30,10 @@ public final class BenchFile {
         public Double memoryGb;
         public String system = "unknown";
         public String kernel = "unknown";
+        /** Sensor to its temperature. */
+        public Map<String, Double> celsiusBefore = Collections.emptyMap();
+
+        public Map<String, Double> celsiusAfter = Collections.emptyMap();
         /** The language's runtime. */
         public String language = "unknown";
 
@@ -95,8 +100,8 @@ public final class BenchFile {
         if (parity.flips() > 0) {
             line += " (" + parity.flips() + " within the tolerance of the threshold)";
         }
-        Latency latency = row.check.latency();
-        return latency == null ? line : line + String.format(Locale.ROOT, "; p50 %.1f ms", latency.p50);
+        double p50 = new Latency(row.check.milliseconds).p50;
+        return line + String.format(Locale.ROOT, "; p50 %.1f ms", p50);
     }
 
     private static String failure(Row row) {
@@ -122,9 +127,13 @@ public final class BenchFile {
         json.name("cores").value(device.cores);
         json.name("cores_of_machine").value(device.cores);
         json.name("memory_gb").value(device.memoryGb);
-        for (String unknown : new String[] {"virtual", "governor", "load_before", "load_after"}) {
+        for (String unknown : new String[] {"virtual", "governor", "load_before", "load_after", "power_mode"}) {
             json.name(unknown).nullValue();
         }
+        json.name("clocks").beginObject().endObject();
+        celsius(json, "celsius_before", device.celsiusBefore);
+        celsius(json, "celsius_after", device.celsiusAfter);
+        json.name("throttling_events").nullValue();
         json.name("system").value(device.system);
         json.name("kernel").value(device.kernel);
         json.name("python").value("none: " + device.language);
@@ -135,10 +144,18 @@ public final class BenchFile {
         json.endObject().endObject();
     }
 
+    private static void celsius(JsonWriter json, String name, Map<String, Double> sensors) throws IOException {
+        json.name(name).beginObject();
+        for (Map.Entry<String, Double> sensor : sensors.entrySet()) {
+            json.name(sensor.getKey()).value(sensor.getValue());
+        }
+        json.endObject();
+    }
+
     private static void row(JsonWriter json, Row row) throws IOException {
         Manifest manifest = row.manifest;
         boolean measured = row.check != null && !Double.isInfinite(row.check.parity.maxAbsDiff());
-        Latency latency = row.check == null ? null : row.check.latency();
+        boolean timed = row.check != null && row.check.milliseconds.length > 0;
         json.beginObject();
         json.name("name").value(row.name);
         json.name("bundle").value(row.bundle);
@@ -156,29 +173,49 @@ public final class BenchFile {
         json.name("threshold").value(manifest == null ? null : (Number) manifest.calibration.threshold);
         json.name("verdict_delta").value(manifest == null ? null : (Number) manifest.verdictDelta);
         json.name("golden").beginArray();
-        for (Parity.Row answer : measured ? row.check.parity.rows : java.util.Collections.<Parity.Row>emptyList()) {
+        for (Parity.Row answer : measured ? row.check.parity.rows : Collections.<Parity.Row>emptyList()) {
             answer(json, answer);
         }
         json.endArray();
         json.name("load_ms").value(row.loadMs);
         json.name("first_inference_ms").value(row.check == null ? null : (Number) row.check.firstInferenceMs);
         json.name("peak_memory_mb").nullValue();
-        json.name("warmup").value(latency == null ? 0 : row.check.warmup);
-        json.name("queries").value(latency == null ? 0 : row.check.milliseconds.length);
-        json.name("latency_ms");
-        if (latency == null) {
-            json.nullValue();
-        } else {
-            json.beginObject();
-            json.name("p50").value(latency.p50).name("p90").value(latency.p90).name("p99").value(latency.p99);
-            json.endObject();
-        }
+        json.name("timed_even_if_wrong").value(false);
+        json.name("placement").nullValue(); // LiteRT does not tell
+        json.name("warmup").value(timed ? row.check.warmup : 0);
+        json.name("steady").value(timed ? (Boolean) row.check.steady : null);
+        json.name("queries").value(timed ? row.check.milliseconds.length : 0);
+        json.name("seconds").value(timed ? (Number) (sum(row.check.milliseconds) / 1e3) : null);
+        latency(json, "latency_ms", timed ? new Latency(row.check.milliseconds) : null);
+        latency(json, "end_to_end_ms", timed ? new Latency(row.check.wholeMilliseconds) : null);
+        json.name("throughput").beginArray().endArray();
+        json.name("energy_mj").nullValue();
         json.name("round_p50_ms").beginArray();
-        for (double median : latency == null ? new double[0] : row.check.roundMedians()) {
+        for (double median : timed ? row.check.roundMedians : Collections.<Double>emptyList()) {
             json.value(median);
         }
         json.endArray();
         json.name("accuracy").nullValue();
+        json.endObject();
+    }
+
+    private static double sum(double[] values) {
+        double sum = 0;
+        for (double value : values) {
+            sum += value;
+        }
+        return sum;
+    }
+
+    private static void latency(JsonWriter json, String name, Latency latency) throws IOException {
+        json.name(name);
+        if (latency == null) {
+            json.nullValue();
+            return;
+        }
+        json.beginObject();
+        json.name("p50").value(latency.p50).name("p90").value(latency.p90).name("p99").value(latency.p99);
+        json.name("p90_early_stopping").value(latency.p90EarlyStopping);
         json.endObject();
     }
 
