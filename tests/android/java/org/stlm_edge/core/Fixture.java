@@ -14,7 +14,7 @@ import javax.imageio.ImageIO;
 
 /** What the Python side has laid out in the folder that the property {@code fixtures} names. */
 final class Fixture {
-    static final Path FOLDER = new File(System.getProperty("fixtures")).toPath();
+    static final Path FOLDER = new File(System.getProperty("fixtures", "none")).toPath();
 
     private Fixture() {}
 
