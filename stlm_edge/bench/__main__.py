@@ -7,9 +7,10 @@ rounds, each in its own process.
 import argparse
 import importlib.util
 import json
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,10 +20,12 @@ import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench import machine
 from stlm_edge.bench.against import changes, read_bench
+from stlm_edge.bench.device import Device, parse_device
+from stlm_edge.bench.machine import Machine
 from stlm_edge.bench.measure import Plan, Subject, measure, unmeasured
-from stlm_edge.bench.result import Accuracy, Bench, Row, headline, is_stand_in, table
+from stlm_edge.bench.result import Accuracy, Bench, DeviceAnswer, Row, headline, is_stand_in, label, table
 from stlm_edge.bundle import open_bundle
-from stlm_edge.errors import UsageError, exit_with_one_line
+from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import write_text
 
 EXAMPLE = """example:
@@ -39,20 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(options.out)
         if out.exists() and not out.is_dir():
             raise UsageError(f"{out}: a file; --out expects a folder, which gets bench.json and report.html")
+        devices = _devices(options)
         subjects = _subjects(options)
         samples = _samples(options)
         earlier = read_bench(Path(options.against)) if options.against else None
-        before = machine.moment()
-        rows = measure(subjects, _plan(options), _progress)
-        if samples is not None:
-            rows = [_with_accuracy(row, subject, samples) for row, subject in zip(rows, subjects, strict=True)]
+        rows, described, answers = _measured(options, devices, subjects, samples)
         bench = Bench(
             format_version=1,
             headline=headline(rows),
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             command=shlex.join(["stlm-bench", *given]),
             stlm_edge=stlm_edge.__version__,
-            machine=machine.describe(_packages(rows), before),
+            machine=described,
+            devices=answers,
             data=options.data and options.data + (f", {options.category}" if options.category else ""),
             rows=tuple(rows),
             done=True,
@@ -69,6 +71,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{change.name} against {options.against}: {change.words}", file=sys.stderr)
     if not all(row.passed for row in rows) or any(change.regressed for change in changed):
         raise SystemExit(1)
+
+
+def _measured(
+    options: argparse.Namespace, devices: list[Device], subjects: list[Subject], samples: list[Any] | None
+) -> tuple[list[Row], Machine, tuple[DeviceAnswer, ...]]:
+    """The rows of all devices, this machine's first; this machine; the others."""
+
+    def here(progress: Callable[[str], None]) -> tuple[list[Row], Machine]:
+        before = machine.moment()
+        rows = measure(subjects, _plan(options), progress)
+        if samples is not None:
+            rows = [
+                _with_accuracy(row, subject, samples, progress) for row, subject in zip(rows, subjects, strict=True)
+            ]
+        return rows, machine.describe(_packages(rows), before)
+
+    if [device.kind for device in devices] == ["local"]:
+        return *here(_progress), ()
+    from stlm_edge.bench.devices import gather, measurements
+    from stlm_edge.bench.side_by_side import measure_side_by_side
+
+    bundles = [subject for subject in subjects if subject.checkpoint is None]
+    jobs = measurements(devices, tuple(subject.bundle for subject in bundles), options)
+    local = any(device.kind == "local" for device in devices)
+    found = measure_side_by_side({**({"local": here} if local else {}), **jobs})
+    rows, described = [], machine.describe()
+    if local:
+        answer = found.pop("local")
+        if isinstance(answer, JobError):
+            rows = [replace(subject.row, failure=str(answer)) for subject in subjects]
+        else:
+            rows, described = answer
+    others, answers = gather(found, [subject.row for subject in bundles])
+    return rows + others, described, answers
+
+
+def _devices(options: argparse.Namespace) -> list[Device]:
+    devices = [parse_device(text) for text in options.device or ["local"]]
+    for number, device in enumerate(devices):
+        if device in devices[:number]:
+            raise UsageError(f"--device {device.name}: given twice")
+    for option in ("checkpoint", "data"):
+        if getattr(options, option) and not any(device.kind == "local" for device in devices):
+            raise UsageError(f"--{option}: is for this machine; expected --device local beside the others")
+    return devices
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +136,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--against", metavar="F", help="an earlier bench.json: exit with 1 where a row became slower or wrong")
     add("--max-regression", type=_percent, default=0.05, metavar="P", help="that much slower may be (default: 5%%)")
     add("--out", required=True, metavar="DIR", help="folder for bench.json and report.html")
+    add(
+        "--device",
+        action="append",
+        metavar="D",
+        help="local (the default), ssh:[USER@]HOST[:PORT]; several run at once",
+    )
+    add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
+    add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
+    add("--keep-on-device", action="store_true", help="leave bundles and engines there for the next time")
+    add("--time-limit", type=_at_least(1), default=7200, metavar="S", help="seconds per device (default: 7200)")
     add("--json", action="store_true", help="print bench.json and nothing else")
     return parser.parse_args(arguments)
 
@@ -100,6 +157,12 @@ def _at_least(minimum: int) -> Any:
         return int(text)
 
     return number
+
+
+def _plain_path(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._/][A-Za-z0-9._/+\-]{0,199}", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a path in letters, digits, '.', '_', '-' and '/'")
+    return text
 
 
 def _percent(text: str) -> float:
@@ -152,20 +215,20 @@ def _samples(options: argparse.Namespace) -> list[Any] | None:
     return test_samples(options.data, options.category)
 
 
-def _with_accuracy(row: Row, subject: Subject, samples: list[Any]) -> Row:
+def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Callable[[str], None]) -> Row:
     """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known."""
     if row.parity is None:
         return row
     from stlm_edge.evaluate import evaluate
 
-    _progress(f"accuracy: {row.name} on {len(samples)} pictures")
+    progress(f"accuracy: {row.name} on {len(samples)} pictures")
     found = evaluate(subject.runtime(), samples, row.input_size, subject.bundle.manifest.calibration, None, row.name)
     return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
 
 
 def _report(path: Path, bench: dict[str, Any], checkpoint: str | None) -> Path | None:
     """Write the report with what stands beside the checkpoint, or say what it needs."""
-    if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib"))):
+    if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib", "stlm_edge.report"))):
         print('no report: it needs pip install "stlm-edge[train]"', file=sys.stderr)
         return None
     from stlm_edge.report import write_report
@@ -192,11 +255,11 @@ def _print(bench: Bench, report: Path | None) -> None:
     print(table(bench.rows))
     for row in bench.rows:
         if row.failure:
-            print(f"{row.name}: {row.failure}")
+            print(f"{label(row)}: {row.failure}")
         for answer in row.golden:
             if answer.verdict != "same":
                 print(
-                    f"{row.name}: {answer.verdict} on {answer.name}: score {answer.score:.5f}, "
+                    f"{label(row)}: {answer.verdict} on {answer.name}: score {answer.score:.5f}, "
                     f"trained model {answer.expected_score:.5f}, threshold {row.threshold:.5f}"
                 )
     timed = [row for row in bench.rows if row.latency_ms]

@@ -27,19 +27,19 @@ def read_bench(path: Path) -> Bench:
 
 
 def changes(before: Bench, rows: Sequence[Row], allowed: float) -> list[Change]:
-    """Each row against that of the same name, runtime, precision, size and threads. Raises UsageError without any."""
+    """Each row against the one it is comparable with, by _key. Raises UsageError without any."""
     known = {_key(row): row for row in before.rows}
     found = [_change(known[_key(row)], row, allowed) for row in rows if _key(row) in known]
     if not found:
         raise UsageError(
-            "--against: none of its rows is one of these (same name, runtime, precision, input size and threads); "
+            "--against: none of its rows is one of these (same name, device, runtime, precision, size, threads); "
             f"it has {', '.join(sorted(row.name for row in before.rows))}"
         )
     return found
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return row.name, row.runtime, row.precision, row.input_size, row.threads
+    return row.name, row.device, row.runtime, row.precision, row.input_size, row.threads
 
 
 def _change(before: Row, after: Row, allowed: float) -> Change:

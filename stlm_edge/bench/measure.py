@@ -57,6 +57,7 @@ def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
     return Row(
         name=bundle.folder.name,
         bundle=str(bundle.folder),
+        device=None,
         target=manifest.target,
         runtime=name_here(manifest.runtime),
         precision=manifest.precision,

@@ -91,6 +91,7 @@ class Row:
 
     name: str
     bundle: Annotated[str, "the bundle's folder, or the checkpoint's file"]
+    device: Annotated[str | None, "one of `devices`; null: `machine`"]
     target: Annotated[str | None, "null for a checkpoint"]
     runtime: str
     precision: str
@@ -122,6 +123,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class DeviceAnswer:
+    """A device other than the machine that wrote this file."""
+
+    name: Annotated[str, "as --device names it"]
+    machine: Annotated[Machine | None, "null: it gave no answer"]
+    failure: Annotated[str | None, "why not"]
+
+
+@dataclass(frozen=True)
 class Bench:
     """What stlm-bench writes, format version 1."""
 
@@ -130,7 +140,8 @@ class Bench:
     date: Annotated[str, "ISO 8601, UTC"]
     command: str
     stlm_edge: Annotated[str, "version of this package"]
-    machine: Machine
+    machine: Annotated[Machine, "what wrote this file"]
+    devices: tuple[DeviceAnswer, ...]
     data: Annotated[str | None, "what accuracy was measured on"]
     rows: Annotated[tuple[Row, ...], Items(1, 1000)]
     done: Annotated[Literal[True], "last: what is read before it stands there is not whole"]
@@ -148,7 +159,7 @@ def headline(rows: Sequence[Row]) -> str:
     """
     for row in rows:
         if not row.passed:
-            return f"{row.name} FAILED: {row.failure}"
+            return f"{label(row)} FAILED: {row.failure}"
     best = min([row for row in rows if row.target] or rows, key=_p50)
     parts = []
     if best.parity:
@@ -159,9 +170,14 @@ def headline(rows: Sequence[Row]) -> str:
     if best.latency_ms:
         speed = f"p50 {milliseconds(best.latency_ms.p50)} ms"
         if peer := _peer(best, rows):
-            speed += f", {_p50(peer) / _p50(best):.1f}x the speed of {peer.name}"
+            speed += f", {_p50(peer) / _p50(best):.1f}x the speed of {label(peer)}"
         parts.append(speed)
-    return f"{best.name}: " + "; ".join(parts)
+    return f"{label(best)}: " + "; ".join(parts)
+
+
+def label(row: Row) -> str:
+    """The row's name, and its device unless that is the machine at hand."""
+    return f"{row.name} on {row.device}" if row.device else row.name
 
 
 def _p50(row: Row) -> float:
@@ -195,7 +211,7 @@ def table(rows: Sequence[Row]) -> str:
         lines[0] += ("image AUROC", "pixel AUROC", "AUPRO")
     for row in rows:
         parity, latency = row.parity, row.latency_ms
-        cells = [row.name, row.runtime]
+        cells = [label(row), row.runtime]
         if parity:
             same = f"{parity.pictures - parity.verdict_flips}/{parity.pictures} same"
             cells += [

@@ -1,0 +1,151 @@
+"""One device by ssh: copy what isn't there, begin the bench, follow it through dropped lines, bring the answer."""
+
+import hashlib
+import json
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from stlm_edge import strict_json
+from stlm_edge.bench.archive import runner
+from stlm_edge.bench.result import Bench
+from stlm_edge.bench.ssh import Lost, Ssh, printable
+from stlm_edge.bundle import Bundle, sha256_of
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.manifest import MANIFEST
+
+PATIENCE_S = 120.0  # without a connection, before a device counts as lost
+_COPY_LIMIT_S = 3600.0
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every device is asked: bundles, the bench's own arguments, and what is left behind on the device."""
+
+    bundles: tuple[Bundle, ...]
+    arguments: tuple[str, ...]
+    time_limit_s: float
+    keep: bool
+
+
+def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
+    """The device's own bench.json. Raises JobError: unreachable, lost for PATIENCE_S, failed there, hostile answers.
+
+    Whatever happens but a lost connection, the device is left clean. A lost one goes on measuring, and the same command
+    picks its result up.
+    """
+    progress("connecting")
+    archive = runner()
+    ssh.install(archive)  # a first contact that fails is no dropped connection
+    digests = [sha256_of(bundle.folder / MANIFEST) for bundle in job.bundles]
+    text = json.dumps({"bundles": digests, "arguments": job.arguments, "time_limit_s": job.time_limit_s})
+    run = hashlib.sha256(archive + text.encode()).hexdigest()[:16]
+    keep = "keep" if job.keep else "remove"
+    try:
+        for bundle, digest in zip(job.bundles, digests, strict=True):
+            if _patiently(ssh, progress, ssh.ask, "have", digest).get("have") is not True:
+                progress(f"copying {bundle.folder.name}")
+                _patiently(ssh, progress, _send, ssh, bundle, digest)
+        state = _start(ssh, run, text, progress)
+        while state.get("phase") == "running":
+            state = _patiently(ssh, progress, _follow, ssh, run, progress)
+        if state.get("phase") != "done":
+            raise JobError(printable(str(state.get("failure"))))
+        bench = read_bench(_patiently(ssh, progress, ssh.ask, "fetch", run).get("bench"))
+        if len(bench.rows) != len(job.bundles):
+            raise JobError(f"its bench.json: {len(bench.rows)} rows, expected {len(job.bundles)}")
+    except Lost as lost:
+        raise JobError(f"lost: {lost}; if it still runs it goes on, and the same command picks its result up") from None
+    except JobError:
+        _clean(ssh, run, keep)
+        raise
+    _clean(ssh, run, keep)
+    return bench
+
+
+def read_bench(text: Any) -> Bench:
+    """A device's bench.json, by the published schema, its texts printable. Raises JobError: anything else."""
+    try:
+        if not isinstance(text, (str, bytes)):
+            raise UsageError("its bench.json: missing")
+        return strict_json.read(Bench, _printable(strict_json.parse(text, "its bench.json")), "its bench.json")
+    except UsageError as error:
+        raise JobError(printable(str(error))) from None
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value, 2000)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    return value
+
+
+def _start(ssh: Ssh, run: str, text: str, progress: Progress) -> dict[str, Any]:
+    for fresh in (False, True):
+        answer = _patiently(ssh, progress, ssh.ask, "start", run, text)
+        state = answer.get("state")
+        if not isinstance(state, dict):
+            raise JobError("its answer to start: no state")
+        if fresh or answer.get("joined") is not True:
+            return state
+        if state.get("phase") in ("running", "done"):
+            progress("picking up the run that was begun there")
+            return state
+        _patiently(ssh, progress, ssh.ask, "clean", run, "keep")  # an old failure: begin anew
+    raise JobError("the device keeps an old failure of this run")
+
+
+def _follow(ssh: Ssh, run: str, progress: Progress) -> dict[str, Any]:
+    """The run's last state that was told. Raises Lost when the line breaks before it is over."""
+    for answer in ssh.listen("watch", run):
+        state = answer.get("state")
+        if not isinstance(state, dict):
+            raise JobError("its answer to watch: no state")
+        progress(printable(str(answer.get("progress", ""))))
+        if state.get("phase") != "running":
+            return state
+    raise Lost("the connection ended before the bench did")
+
+
+def _send(ssh: Ssh, bundle: Bundle, digest: str) -> dict[str, Any]:
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for path in (MANIFEST, *(listed.path for listed in bundle.manifest.files)):
+                member = tarfile.TarInfo(path)
+                member.size = (bundle.folder / path).stat().st_size
+                with (bundle.folder / path).open("rb") as source:
+                    archive.addfile(member, source)
+        file.seek(0)
+        return ssh.ask("receive", digest, source=file, time_limit_s=_COPY_LIMIT_S)
+
+
+def _clean(ssh: Ssh, run: str, keep: str) -> None:
+    try:
+        ssh.ask("clean", run, keep)
+    except JobError:
+        return  # the result is worth more; what is left there is in one folder, which the runbooks name
+
+
+def _patiently(ssh: Ssh, progress: Progress, do: Callable[..., T], *arguments: Any) -> T:
+    """Do it, again after a lost connection, until PATIENCE_S have passed without any."""
+    failing, pause = None, 1.0
+    while True:
+        try:
+            return do(*arguments)
+        except Lost as lost:
+            if failing is None or ssh.heard > failing:
+                failing, pause = time.monotonic(), 1.0
+            if time.monotonic() - failing + pause > PATIENCE_S:
+                raise
+            progress(f"{lost}; trying again")
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)

@@ -1,0 +1,275 @@
+"""The device's end of `--device ssh:…`: started anew for each command by the desk, and detached for the bench itself.
+
+    python3 runner.pyz have BUNDLE             is this bundle (the sha256 of its manifest) here, and whole?
+    python3 runner.pyz receive BUNDLE          take it as a tar from standard input
+    python3 runner.pyz start RUN JSON          begin a run that outlives the connection, or find it begun
+    python3 runner.pyz watch RUN               tell how it goes, until it is over
+    python3 runner.pyz fetch RUN               its bench.json
+    python3 runner.pyz clean RUN KEEP          end it if it still runs, and remove it; KEEP: keep, remove (the bundles)
+
+Each answers with lines of JSON behind ANSWER, so that what a login shell prints does no harm. Everything stands in
+`~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, whatever the clock or the process ids say.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stlm_edge.bundle import open_bundle, sha256_of
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import cache_folder, write_text
+from stlm_edge.manifest import MANIFEST
+
+try:
+    import fcntl
+except ImportError:  # Windows: a desk there can still send this file
+    fcntl = None  # type: ignore[assignment]
+
+ANSWER = "stlm-edge:"
+HEARTBEAT_S = 5.0
+_STATE, _BENCH, _LOG = "state.json", "bench.json", "progress"
+_STARTING_S = 20.0  # in which a worker takes its lock
+_LARGEST_BUNDLE = 1 << 31
+_FULL = 1 << 20  # bytes free, below which a disk counts as full: what failed there cannot even be written down
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do one command. What fails is an answer, {"error": …}, with exit code 1."""
+    command, *given = sys.argv[1:] if arguments is None else arguments
+    known: dict[str, Callable[..., None]] = {
+        **{"have": _have, "receive": _receive, "start": _start, "watch": _watch, "fetch": _fetch, "clean": _clean},
+        "work": _work,
+    }
+    try:
+        known[command](*given)
+    except (UsageError, JobError, OSError, tarfile.TarError) as error:
+        reason = f"{error.filename or 'device'}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        _say({"error": reason})
+        raise SystemExit(1) from None
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(ANSWER + json.dumps(answer), flush=True)
+
+
+def home() -> Path:
+    """Where bundles, runs and this file stand on the device."""
+    return cache_folder() / "bench"
+
+
+def _bundle(digest: str) -> Path:
+    return home() / "bundles" / digest
+
+
+def _run(name: str) -> Path:
+    return home() / "runs" / name
+
+
+def _have(digest: str) -> None:
+    try:
+        open_bundle(_bundle(digest))
+    except UsageError:
+        _say({"have": False})
+    else:
+        _say({"have": True})
+
+
+def _receive(digest: str) -> None:
+    """Unpack plain files beside the place of the bundle; it takes that place once all its digests are right."""
+    part = _bundle(digest).with_name(f".{digest}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        left = _LARGEST_BUNDLE
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+            for member in archive:
+                path, left = Path(member.name), left - member.size
+                source = archive.extractfile(member) if member.isreg() else None
+                if source is None or path.is_absolute() or ".." in path.parts or left < 0:
+                    raise JobError(f"{member.name[:80]!r}: not a plain file inside the bundle")
+                (part / path).parent.mkdir(parents=True, exist_ok=True)
+                with (part / path).open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+        open_bundle(part)
+        if sha256_of(part / MANIFEST) != digest:
+            raise JobError("the bundle arrived as another one; its manifest's sha256 differs")
+        shutil.rmtree(_bundle(digest), ignore_errors=True)
+        part.rename(_bundle(digest))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _say({"have": True})
+
+
+def _start(run: str, text: str) -> None:
+    """Start a worker in a session of its own. `text`: {"bundles": digests, "arguments": …, "time_limit_s": …}."""
+    folder = _run(run)
+    for other in sorted(folder.parent.glob("*")):
+        if other != folder and _alive(other):
+            raise JobError(f"another bench runs on this device ({other.name}); two would spoil each other's figures")
+    if (folder / _STATE).exists():
+        _say({"state": _state(folder), "joined": True})
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if full := _full(folder):
+        raise JobError(full)
+    with (folder / "worker.log").open("wb") as log:
+        subprocess.Popen(
+            [sys.executable, sys.argv[0], "work", run, text],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    began = time.monotonic()
+    while not (folder / _STATE).exists() and time.monotonic() - began < _STARTING_S:
+        time.sleep(0.02)
+    _say({"state": _state(folder), "joined": False})
+
+
+def _watch(run: str) -> None:
+    """Say what changed, and that it still runs every HEARTBEAT_S, until it is over."""
+    folder, said, beat = _run(run), None, time.monotonic()
+    while True:
+        state = _state(folder)
+        now = {"state": state, "progress": _last_line(folder / _LOG)}
+        if now != said or time.monotonic() - beat >= HEARTBEAT_S:
+            _say(now)
+            said, beat = now, time.monotonic()
+        if state["phase"] != "running":
+            return
+        time.sleep(0.2)
+
+
+def _fetch(run: str) -> None:
+    _say({"bench": (_run(run) / _BENCH).read_text("utf-8")})
+
+
+def _clean(run: str, keep: str) -> None:
+    folder = _run(run)
+    if _alive(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(_state(folder)["pid"], signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+    if keep != "keep" and not any(map(_alive, folder.parent.glob("*"))):
+        shutil.rmtree(home(), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            home().parent.rmdir()  # unless something else stands there
+    _say({"clean": True})
+
+
+def _work(run: str, text: str) -> None:
+    """The detached process: builds engines, runs the bench in its own process, writes down how it ended."""
+    folder, job = _run(run), json.loads(text)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _write(folder, {"phase": "running", "pid": os.getpid(), "failure": None})
+        try:
+            failure = _bench(folder, job, lock.fileno())
+        except (UsageError, JobError, OSError) as error:
+            failure = str(error)
+        _write(folder, {"phase": "failed" if failure else "done", "pid": os.getpid(), "failure": failure})
+
+
+def _bench(folder: Path, job: dict[str, Any], lock: int) -> str | None:
+    """Run everything; returns why there is no bench.json, or None."""
+    ends = time.monotonic() + job["time_limit_s"]
+    bundles = [_bundle(digest) for digest in job["bundles"]]
+    for path in bundles:
+        if open_bundle(path).manifest.runtime == "tensorrt":
+            write_text(folder / _LOG, "building the engine\n")
+            _child(
+                folder, ["-m", "stlm_edge.runtimes.tensorrt", "--bundle", str(path)], ends, lock
+            )  # its row says why not
+    given = [argument for path in bundles for argument in ("--bundle", str(path))]
+    killed_before = _memory_kills()
+    code = _child(folder, ["-m", "stlm_edge.bench", *given, *job["arguments"], "--out", str(folder)], ends, lock)
+    if (folder / _BENCH).exists():
+        return None
+    if code is None:
+        return f"not finished within {job['time_limit_s']:g} s, the time limit; it was ended"
+    if code < 0:
+        short = _memory_kills() > killed_before
+        return f"ended by signal {-code}" + (" while the device was out of memory" if short else "")
+    return _full(folder) or _last_line(folder / _LOG).removeprefix("error: ") or f"ended with exit code {code}"
+
+
+def _child(folder: Path, arguments: list[str], ends: float, lock: int) -> int | None:
+    """Exit code, negative for a signal; None when it was killed because time was up.
+
+    The child can import this runner, and holds the lock with it: it is not forgotten when the worker dies.
+    """
+    with (folder / _LOG).open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": str(Path(sys.argv[0]).resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=(lock,),
+        )
+        try:
+            return child.wait(max(0.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            return None
+
+
+def _memory_kills() -> int:
+    """How often the kernel has killed a process for want of memory since it booted."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """{"phase": running, done, failed or missing, "pid": …, "failure": …}; a worker that died is a failure."""
+    try:
+        state = json.loads((folder / _STATE).read_text("utf-8"))
+    except FileNotFoundError:
+        why = _last_line(folder / "worker.log") or "the device knows no such run"
+        return {"phase": "missing", "pid": 0, "failure": why}
+    if state["phase"] == "running" and not _alive(folder):
+        why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
+        return {**state, "phase": "failed", "failure": _full(folder) or why}
+    return state
+
+
+def _full(folder: Path) -> str | None:
+    return "the device's disk is full" if shutil.disk_usage(folder).free < _FULL else None
+
+
+def _write(folder: Path, state: dict[str, Any]) -> None:
+    write_text(folder / _STATE, json.dumps(state))
+
+
+def _alive(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2000))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
