@@ -49,9 +49,12 @@ def with_table(readme: str, benches: list[Bench]) -> str:
 
 def cells(bench: Bench, row: Row) -> tuple[str, ...]:
     """A row's cells; what was not measured says so."""
-    machine = bench.machine
-    device = machine.device or f"{machine.processor or machine.architecture}, {machine.cores} cores"
-    device += " (virtual)" if machine.virtual else ""
+    machine = {answer.name: answer.machine for answer in bench.devices}[row.device] if row.device else bench.machine
+    if machine is None:
+        device = f"{row.device} (lost)"
+    else:
+        device = machine.device or f"{machine.processor or machine.architecture}, {machine.cores} cores"
+        device += " (virtual)" if machine.virtual else ""
     same = row.parity and f"{row.parity.pictures - row.parity.verdict_flips} of {row.parity.pictures}"
     return (
         device,

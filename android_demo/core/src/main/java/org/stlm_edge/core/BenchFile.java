@@ -75,6 +75,7 @@ public final class BenchFile {
             json.name("stlm_edge").value("0.1.0");
             json.name("machine");
             machine(json, device);
+            json.name("devices").beginArray().endArray();
             json.name("data").nullValue();
             json.name("rows").beginArray();
             row(json, row);
@@ -159,6 +160,7 @@ public final class BenchFile {
         json.beginObject();
         json.name("name").value(row.name);
         json.name("bundle").value(row.bundle);
+        json.name("device").nullValue(); // this one
         json.name("target").value(manifest == null ? null : manifest.target);
         json.name("runtime").value(row.runtime);
         json.name("precision").value(manifest == null ? "unknown" : manifest.precision);
