@@ -9,6 +9,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.stlm_edge.core.Bundle;
+import org.stlm_edge.core.Heatmap;
 import org.stlm_edge.core.Orientation;
 import org.stlm_edge.core.Resize;
 import org.stlm_edge.core.Verdict;
@@ -54,6 +55,7 @@ final class Judge {
     private final ExecutorService worker = Executors.newSingleThreadExecutor();
     private final AtomicInteger waiting = new AtomicInteger();
     private volatile Listener listener;
+    private volatile boolean paused;
     private Bundle bundle; // these three on the worker's thread only
     private LiteRtModel model;
     private double threshold;
@@ -69,29 +71,32 @@ final class Judge {
 
     /** Opens what the settings name; a GPU that refuses is replaced by the CPU, in words. */
     void open() {
-        work(() -> {
-            close();
-            Settings settings = new Settings(context);
-            bundle = Bundles.open(context, settings);
-            threshold = settings.threshold(bundle.manifest);
-            String refusal = null;
-            if (settings.gpu()) {
-                try {
-                    model = new LiteRtModel(context, bundle, true, settings.threads());
-                } catch (Exception | LinkageError refused) {
-                    refusal = context.getString(R.string.gpu_refused, said(refused));
-                }
+        paused = false;
+        work(this::load);
+    }
+
+    private Void load() throws Exception {
+        close();
+        Settings settings = new Settings(context);
+        bundle = Bundles.open(context, settings);
+        threshold = settings.threshold(bundle.manifest);
+        String refusal = null;
+        if (settings.gpu()) {
+            try {
+                model = new LiteRtModel(context, bundle, true, settings.threads());
+            } catch (Exception | LinkageError refused) {
+                refusal = context.getString(R.string.gpu_refused, said(refused));
             }
-            String delegate = context.getString(R.string.gpu);
-            if (model == null) {
-                model = new LiteRtModel(context, bundle, false, settings.threads());
-                delegate = context.getString(R.string.cpu_threads, settings.threads());
-            }
-            String running = delegate;
-            String why = refusal;
-            tell(to -> to.opened(running, why));
-            return null;
-        });
+        }
+        String delegate = context.getString(R.string.gpu);
+        if (model == null) {
+            model = new LiteRtModel(context, bundle, false, settings.threads());
+            delegate = context.getString(R.string.cpu_threads, settings.threads());
+        }
+        String running = delegate;
+        String why = refusal;
+        tell(to -> to.opened(running, why));
+        return null;
     }
 
     /** True while a picture waits: a camera drops its frames then. */
@@ -102,8 +107,11 @@ final class Judge {
     /** Judges what {@code shot} gives; it is asked on the worker's thread, since decoding takes long. */
     void judge(Callable<Shot> shot) {
         work(() -> {
-            if (model == null) {
+            if (paused) {
                 return null;
+            }
+            if (model == null) {
+                load(); // it was given back when memory ran out, or couldn't be opened
             }
             Shot taken = shot.call();
             long started = System.nanoTime();
@@ -114,7 +122,7 @@ final class Judge {
             double modelMs = (System.nanoTime() - resized) / 1e6;
             Verdict verdict = Verdict.of(map, threshold);
             double totalMs = (System.nanoTime() - started) / 1e6;
-            int[] heatmap = org.stlm_edge.core.Heatmap.layer(map, bundle.manifest.calibration, 1);
+            int[] heatmap = Heatmap.layer(map, bundle.manifest.calibration, 1);
             Result result = new Result(taken, verdict, heatmap, size, modelMs, totalMs);
             tell(to -> to.judged(result));
             return null;
@@ -123,6 +131,7 @@ final class Judge {
 
     /** Frees the model; {@link #open} brings it back. */
     void pause() {
+        paused = true;
         work(() -> {
             close();
             return null;

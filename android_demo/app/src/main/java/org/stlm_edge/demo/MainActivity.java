@@ -180,11 +180,7 @@ public final class MainActivity extends Activity implements Judge.Listener {
 
             @Override
             public void failed(String words) {
-                runOnUiThread(() -> {
-                    live = false;
-                    stopCamera();
-                    MainActivity.this.failed(words);
-                });
+                runOnUiThread(() -> MainActivity.this.failed(words));
             }
         });
     }
@@ -212,11 +208,9 @@ public final class MainActivity extends Activity implements Judge.Listener {
 
     @Override
     public void opened(String delegate, String refusal) {
-        this.delegate = delegate;
-        if (refusal != null) {
-            details.setText(refusal);
-        } else if (shown == null) {
-            details.setText(getString(R.string.ready, delegate));
+        this.delegate = refusal == null ? delegate : delegate + "\n" + refusal; // stays in sight
+        if (shown == null) {
+            details.setText(getString(R.string.ready, this.delegate));
         }
     }
 
@@ -238,6 +232,8 @@ public final class MainActivity extends Activity implements Judge.Listener {
 
     @Override
     public void failed(String words) {
+        live = false;
+        stopCamera();
         verdict.setText(R.string.no_verdict);
         verdict.setTextColor(getResources().getColor(R.color.failed, getTheme()));
         details.setText(words);

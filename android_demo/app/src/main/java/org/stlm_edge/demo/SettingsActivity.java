@@ -8,11 +8,11 @@ import android.net.Uri;
 import android.os.Bundle;
 import android.os.Handler;
 import android.os.Looper;
-import android.text.Editable;
 import android.widget.EditText;
 import android.widget.RadioGroup;
 import android.widget.SeekBar;
 import android.widget.TextView;
+import android.widget.Toast;
 import java.io.IOException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -20,8 +20,8 @@ import java.util.concurrent.Executors;
 /** Threads, delegate, threshold, and which bundle. They take effect when the main screen comes back. */
 public final class SettingsActivity extends Activity {
     private static final int PICK = 1;
+    private static final ExecutorService WORKER = Executors.newSingleThreadExecutor(); // one bundle at a time
 
-    private final ExecutorService worker = Executors.newSingleThreadExecutor();
     private final Handler main = new Handler(Looper.getMainLooper());
     private Settings settings;
     private TextView status;
@@ -63,20 +63,19 @@ public final class SettingsActivity extends Activity {
         super.onPause();
     }
 
-    @Override
-    protected void onDestroy() {
-        worker.shutdown();
-        super.onDestroy();
-    }
-
     private void keepThreshold() {
-        Editable text = threshold.getText();
+        String text = threshold.getText().toString().trim().replace(',', '.');
+        Double value = null;
         try {
-            double value = Double.parseDouble(text.toString().replace(',', '.'));
-            settings.setThreshold(value >= 0 && value <= 1 ? Double.valueOf(value) : null);
-        } catch (NumberFormatException empty) {
-            settings.setThreshold(null);
+            value = text.isEmpty() ? null : Double.valueOf(text);
+        } catch (NumberFormatException words) {
+            value = -1.0;
         }
+        if (value != null && !(value >= 0 && value <= 1)) {
+            Toast.makeText(this, R.string.bad_threshold, Toast.LENGTH_LONG).show();
+            value = null;
+        }
+        settings.setThreshold(value);
     }
 
     private void pick() {
@@ -95,28 +94,21 @@ public final class SettingsActivity extends Activity {
         Uri folder = data.getData();
         Context context = getApplicationContext();
         status.setText(R.string.copying);
-        worker.execute(() -> {
-            String problem = null;
+        WORKER.execute(() -> {
             try {
                 Bundles.install(context, folder);
                 new Settings(context).setPicked(true);
+                main.post(this::showBundle);
             } catch (IOException | RuntimeException refused) {
-                problem = Judge.said(refused);
+                main.post(() -> status.setText(Judge.said(refused)));
             }
-            String words = problem;
-            main.post(() -> {
-                showBundle();
-                if (words != null) {
-                    status.setText(words);
-                }
-            });
         });
     }
 
     /** Opens the bundle to say what it is. */
     private void showBundle() {
         Context context = getApplicationContext();
-        worker.execute(() -> {
+        WORKER.execute(() -> {
             Settings chosen = new Settings(context);
             String words;
             String own = "";
