@@ -9,7 +9,11 @@ import pytest
 
 ANDROID_DEMO = Path(__file__).parents[2] / "android_demo"
 CORE = ANDROID_DEMO / "core/src/main/java"
+APP = ANDROID_DEMO / "app/src/main/java"
 TESTS = Path(__file__).parent / "java"
+LITERT = Path(__file__).parent / "litert"  # LiteRT's Java API on its C API, as far as the app calls it
+NEWER_ANDROID = Path(__file__).parent / "newer_android"  # signatures that the android.jar at hand lacks
+JVM_ANDROID = Path(__file__).parent / "jvm_android"  # the two classes of Android that the app's model names
 DEBIAN = Path("/usr/share/java")
 GSON = DEBIAN / "gson.jar"
 JNA = DEBIAN / "jna.jar"

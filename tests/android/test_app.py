@@ -1,13 +1,14 @@
 """The Android demo's app, as far as it can be checked without Gradle and without a phone.
 
-Its sources are compiled as Java 8 against the android.jar of API 23, which Debian once packaged, and against signatures
-of LiteRT's classes and of the few newer ones of Android (`stand_ins/`); its resources are linked by aapt2. So a typo, a
-missing resource, or a class or method that API 24 may lack fails here.
+Its sources are compiled as Java 8 against the android.jar of API 23, which Debian once packaged, against LiteRT's
+classes as far as the app calls them (`litert/`), and against signatures of the few newer ones (`newer_android/`); its
+resources are linked by aapt2. So a typo, a missing resource, or a class or method that API 24 may lack fails here.
 """
 
 import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,6 @@ import pytest
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
 ANDROID_JAR = jdk.ANDROID_DEMO.parent / "build/android.jar"
-STAND_INS = Path(__file__).parent / "stand_ins"
 NS = "{http://schemas.android.com/apk/res/android}"
 NEWER_THAN_AAPT2 = r"<uses-native-library[^>]*/>"
 BACKGROUNDS = {"values": "#FAFAFA", "values-night": "#303030"}  # of Theme.Material.Light and Theme.Material
@@ -24,12 +24,12 @@ BACKGROUNDS = {"values": "#FAFAFA", "values-night": "#303030"}  # of Theme.Mater
 
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What a class finds on a phone: the stand-ins before the older android.jar."""
-    jdk.need(jdk.GSON)
+    """What a class finds on a phone: LiteRT and newer classes before the older android.jar."""
+    jdk.need(jdk.GSON, jdk.JNA)
     if not ANDROID_JAR.exists():
         pytest.skip("no android.jar: run  make system-deps  on a Debian")
-    folder = tmp_path_factory.mktemp("stand-ins")
-    compile_against([ANDROID_JAR], jdk.sources(STAND_INS), folder, [])
+    folder = tmp_path_factory.mktemp("boot")
+    compile_against([ANDROID_JAR], jdk.sources(jdk.LITERT, jdk.NEWER_ANDROID), folder, [jdk.JNA])
     return [folder, ANDROID_JAR]
 
 
@@ -43,7 +43,7 @@ def core(boot: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compile_against(boot: list[Path], files: list[Path], folder: Path, classpath: list[Path]) -> None:
     options = ["-source", "8", "-target", "8", "-bootclasspath", jdk.joined(boot)]
-    jdk.compile_java(files, folder, classpath or [folder], *options)
+    jdk.compile_java(files, folder, classpath, *options)
 
 
 def build(app: Path, folder: Path, boot: list[Path], core: Path) -> None:
@@ -167,8 +167,9 @@ def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
     assert "applicationId 'org.stlm_edge.demo'" in gradle
 
 
-def test_the_runtimes_version_stands_once() -> None:
+def test_the_app_and_the_desk_have_one_release_of_litert() -> None:
     gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
     strings = ElementTree.parse(APP / "res/values/strings.xml").getroot()
     (recorded,) = [item.text for item in strings if item.get("name") == "litert"]
     assert set(re.findall(r"com\.google\.ai\.edge\.litert:[\w-]+:([\d.]+)", gradle)) == {recorded}
+    assert recorded == version("ai-edge-litert")

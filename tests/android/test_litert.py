@@ -1,4 +1,7 @@
-"""The .tflite that an export for android writes, run from Java by the same LiteRT library that Python's wheel holds."""
+"""The .tflite that an export for android writes, run by the app's own model class on a JVM.
+
+LiteRT's classes are those of `litert/`, which call the library inside Python's wheel.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"
 @pytest.fixture(scope="module")
 def bundles(
     exported_for_android: dict[str, Exported],
+    tiny_bundle: Path,
     core_classes: Path,
     core_test_classes: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -37,8 +41,9 @@ def bundles(
         bundle = open_bundle(exported.folder, threads=1)
         for number, golden in enumerate(bundle.golden()):
             bundle.runtime.run(golden.tensor)[0].tofile(folder / f"{precision}-maps/{number}.f32")
+    shutil.copytree(tiny_bundle, folder / "onnx")
     properties = {"litert": LIBRARY, "bundles": folder}
-    select = ["--select-class", "org.stlm_edge.core.LiteRtTest"]
+    select = ["--select-class", "org.stlm_edge.demo.LiteRtModelTest"]
     jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
     return folder
 

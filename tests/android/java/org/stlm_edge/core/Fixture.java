@@ -13,7 +13,7 @@ import java.util.stream.Stream;
 import javax.imageio.ImageIO;
 
 /** What the Python side has laid out in the folder that the property {@code fixtures} names. */
-final class Fixture {
+public final class Fixture {
     static final Path FOLDER = new File(System.getProperty("fixtures", "none")).toPath();
 
     private Fixture() {}
@@ -40,14 +40,14 @@ final class Fixture {
         return new String(Files.readAllBytes(FOLDER.resolve(name)), StandardCharsets.UTF_8);
     }
 
-    static float[] floats(Path file) throws IOException {
+    public static float[] floats(Path file) throws IOException {
         byte[] data = Files.readAllBytes(file);
         float[] values = new float[data.length / 4];
         ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(values);
         return values;
     }
 
-    static Picture decode(byte[] png) throws IOException {
+    public static Picture decode(byte[] png) throws IOException {
         return picture(ImageIO.read(new ByteArrayInputStream(png)));
     }
 
