@@ -43,15 +43,12 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
     progress("connecting")
     archive = runner()
     ssh.install(archive)  # a first contact that fails is no dropped connection
-    digests = [sha256_of(bundle.folder / MANIFEST) for bundle in job.bundles]
+    digests = [_digest(bundle) for bundle in job.bundles]
     text = json.dumps({"bundles": digests, "arguments": job.arguments, "time_limit_s": job.time_limit_s})
     run = hashlib.sha256(archive + text.encode()).hexdigest()[:16]
     keep = "keep" if job.keep else "remove"
     try:
-        for bundle, digest in zip(job.bundles, digests, strict=True):
-            if _patiently(ssh, progress, ssh.ask, "have", digest).get("have") is not True:
-                progress(f"copying {bundle.folder.name}")
-                _patiently(ssh, progress, _send, ssh, bundle, digest)
+        copy_missing(ssh, job, progress)
         state = _start(ssh, run, text, progress)
         while state.get("phase") == "running":
             state = _patiently(ssh, progress, _follow, ssh, run, progress)
@@ -67,6 +64,19 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
         raise
     _clean(ssh, run, keep)
     return bench
+
+
+def copy_missing(ssh: Ssh, job: Job, progress: Progress) -> None:
+    """Copy the bundles that the device hasn't, or not whole."""
+    for bundle in job.bundles:
+        if _patiently(ssh, progress, ssh.ask, "have", _digest(bundle)).get("have") is not True:
+            progress(f"copying {bundle.folder.name}")
+            _patiently(ssh, progress, _send, ssh, bundle)
+
+
+def _digest(bundle: Bundle) -> str:
+    """Of its manifest, which holds those of all files: what a bundle is called on the device."""
+    return sha256_of(bundle.folder / MANIFEST)
 
 
 def read_bench(text: Any) -> Bench:
@@ -116,7 +126,7 @@ def _follow(ssh: Ssh, run: str, progress: Progress) -> dict[str, Any]:
     raise Lost("the connection ended before the bench did")
 
 
-def _send(ssh: Ssh, bundle: Bundle, digest: str) -> dict[str, Any]:
+def _send(ssh: Ssh, bundle: Bundle) -> dict[str, Any]:
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
             for path in (MANIFEST, *(listed.path for listed in bundle.manifest.files)):
@@ -125,7 +135,7 @@ def _send(ssh: Ssh, bundle: Bundle, digest: str) -> dict[str, Any]:
                 with (bundle.folder / path).open("rb") as source:
                     archive.addfile(member, source)
         file.seek(0)
-        return ssh.ask("receive", digest, source=file, time_limit_s=_COPY_LIMIT_S)
+        return ssh.ask("receive", _digest(bundle), source=file, time_limit_s=_COPY_LIMIT_S)
 
 
 def _clean(ssh: Ssh, run: str, keep: str) -> None:

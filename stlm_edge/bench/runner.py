@@ -9,6 +9,7 @@
 
 Each answers with lines of JSON behind ANSWER, so that what a login shell prints does no harm. Everything stands in
 `~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, whatever the clock or the process ids say.
+What opens a bundle is imported where that is done: following a run costs the device next to nothing.
 """
 
 import contextlib
@@ -24,10 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stlm_edge.bundle import open_bundle, sha256_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import cache_folder, write_text
-from stlm_edge.manifest import MANIFEST
 
 try:
     import fcntl
@@ -75,6 +74,8 @@ def _run(name: str) -> Path:
 
 
 def _have(digest: str) -> None:
+    from stlm_edge.bundle import open_bundle
+
     try:
         open_bundle(_bundle(digest))
     except UsageError:
@@ -85,6 +86,9 @@ def _have(digest: str) -> None:
 
 def _receive(digest: str) -> None:
     """Unpack plain files beside the place of the bundle; it takes that place once all its digests are right."""
+    from stlm_edge.bundle import open_bundle, sha256_of
+    from stlm_edge.manifest import MANIFEST
+
     part = _bundle(digest).with_name(f".{digest}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -169,6 +173,7 @@ def _clean(run: str, keep: str) -> None:
 def _work(run: str, text: str) -> None:
     """The detached process: builds engines, runs the bench in its own process, writes down how it ended."""
     folder, job = _run(run), json.loads(text)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, which unlike SIG_IGN is not inherited
     with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _write(folder, {"phase": "running", "pid": os.getpid(), "failure": None})
@@ -181,6 +186,8 @@ def _work(run: str, text: str) -> None:
 
 def _bench(folder: Path, job: dict[str, Any], lock: int) -> str | None:
     """Run everything; returns why there is no bench.json, or None."""
+    from stlm_edge.bundle import open_bundle
+
     ends = time.monotonic() + job["time_limit_s"]
     bundles = [_bundle(digest) for digest in job["bundles"]]
     for path in bundles:
@@ -219,9 +226,10 @@ def _child(folder: Path, arguments: list[str], ends: float, lock: int) -> int | 
         try:
             return child.wait(max(0.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
             return None
+        finally:
+            os.killpg(0, signal.SIGTERM)  # its own children with it; this process heeds no SIGTERM
+            child.wait()
 
 
 def _memory_kills() -> int:

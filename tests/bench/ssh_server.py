@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,18 @@ DEVICE_PACKAGES = ("numpy", "PIL", "onnxruntime")
 
 
 class SshServer:
-    """sshd with keys of its own. What it runs keeps its files in `cache`; `config` tells ssh how to reach it."""
+    """sshd with keys of its own. What it runs keeps its files in `cache`; `config` tells ssh how to reach it.
 
-    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+    `more` is added to its configuration; `wrapped_in` are words before its command line.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None = None, more: str = "", wrapped_in: Sequence[str] = ()) -> None:
         if SSHD is None or not shutil.which("ssh-keygen"):
             pytest.skip("no OpenSSH server here: apt-get install openssh-server")
         folder.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it when root starts it
+        self._wrapped_in = wrapped_in
         self.cache = cache or folder / "cache"
         for name in ("host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -39,7 +44,7 @@ class SshServer:
         self._sshd_config.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {folder / 'user.pub'}\nStrictModes no\nMaxStartups 100\n"
-            f"SetEnv XDG_CACHE_HOME={self.cache} OMP_NUM_THREADS=1\n"
+            f"SetEnv XDG_CACHE_HOME={self.cache} OMP_NUM_THREADS=1\n{more}"
         )
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
         self.config = folder / "ssh_config"
@@ -52,7 +57,8 @@ class SshServer:
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", self._sshd_config], stderr=self._log)
+        command = [*self._wrapped_in, str(SSHD), "-D", "-e", "-f", str(self._sshd_config)]
+        self._process = subprocess.Popen(command, stderr=self._log)
         for _ in range(200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
