@@ -23,9 +23,10 @@ def main() -> None:
         return
     try:
         fetch(place)
-    except (OSError, subprocess.CalledProcessError) as error:
-        words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        print(f"android.jar can't be had here ({words[-1] if words else error}); the tests that need it are skipped")
+    except (OSError, subprocess.SubprocessError) as error:
+        told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        reason = (told.strip() or str(error)).splitlines()[-1]
+        print(f"android.jar can't be had here ({reason}); the tests that need it are skipped")
 
 
 def fetch(place: Path) -> None:

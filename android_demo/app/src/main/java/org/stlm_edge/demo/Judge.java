@@ -18,8 +18,8 @@ import org.stlm_edge.core.Verdict;
 final class Judge {
     /** Called on the main thread. */
     interface Listener {
-        /** {@code delegate} is what really runs; {@code refusal} is why it isn't what was asked for, or null. */
-        void opened(String delegate, String refusal);
+        /** What really runs; if it isn't what was asked for, a second line says why. */
+        void opened(String delegate);
 
         void judged(Result result);
 
@@ -69,7 +69,7 @@ final class Judge {
         this.listener = listener;
     }
 
-    /** Opens what the settings name; a GPU that refuses is replaced by the CPU, in words. */
+    /** Opens what the settings name; where a GPU refuses, the CPU runs it, in words. */
     void open() {
         paused = false;
         work(this::load);
@@ -78,24 +78,29 @@ final class Judge {
     private Void load() throws Exception {
         close();
         Settings settings = new Settings(context);
-        bundle = Bundles.open(context, settings);
-        threshold = settings.threshold(bundle.manifest);
-        String refusal = null;
-        if (settings.gpu()) {
-            try {
-                model = new LiteRtModel(context, bundle, true, settings.threads());
-            } catch (Exception | LinkageError refused) {
-                refusal = context.getString(R.string.gpu_refused, said(refused));
+        String note = settings.recover() ? context.getString(R.string.recovered) : null;
+        settings.setLoading(true);
+        try {
+            bundle = Bundles.open(context, settings);
+            threshold = settings.threshold(bundle.manifest);
+            if (settings.gpu()) {
+                try {
+                    model = new LiteRtModel(context, bundle, true, settings.threads());
+                } catch (Exception | LinkageError refused) {
+                    note = context.getString(R.string.gpu_refused, said(refused));
+                }
             }
+            String delegate = context.getString(R.string.gpu);
+            if (model == null) {
+                model = new LiteRtModel(context, bundle, false, settings.threads());
+                delegate = context.getString(R.string.cpu_threads, settings.threads());
+            }
+            model.run(new byte[bundle.manifest.size * bundle.manifest.size * 3]);
+            String running = note == null ? delegate : delegate + "\n" + note;
+            tell(to -> to.opened(running));
+        } finally {
+            settings.setLoading(false);
         }
-        String delegate = context.getString(R.string.gpu);
-        if (model == null) {
-            model = new LiteRtModel(context, bundle, false, settings.threads());
-            delegate = context.getString(R.string.cpu_threads, settings.threads());
-        }
-        String running = delegate;
-        String why = refusal;
-        tell(to -> to.opened(running, why));
         return null;
     }
 

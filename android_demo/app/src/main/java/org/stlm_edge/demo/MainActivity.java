@@ -207,10 +207,10 @@ public final class MainActivity extends Activity implements Judge.Listener {
     }
 
     @Override
-    public void opened(String delegate, String refusal) {
-        this.delegate = refusal == null ? delegate : delegate + "\n" + refusal; // stays in sight
+    public void opened(String delegate) {
+        this.delegate = delegate;
         if (shown == null) {
-            details.setText(getString(R.string.ready, this.delegate));
+            details.setText(getString(R.string.ready, delegate));
         }
     }
 

@@ -41,6 +41,24 @@ final class Settings {
         kept.edit().putBoolean("picked", picked).remove("threshold").apply();
     }
 
+    /**
+     * Called before and after a model is loaded and first run, which a damaged model or a GPU's driver can end the app
+     * by. Written at once.
+     */
+    void setLoading(boolean loading) {
+        kept.edit().putBoolean("loading", loading).commit();
+    }
+
+    /** The app ended while it loaded a model: back to the embedded one, on the CPU, or it would end again. */
+    boolean recover() {
+        boolean died = kept.getBoolean("loading", false);
+        if (died) {
+            setPicked(false);
+            setGpu(false);
+        }
+        return died;
+    }
+
     /** Null: the bundle's own. */
     Double threshold() {
         return kept.contains("threshold") ? Double.valueOf(kept.getFloat("threshold", 0)) : null;
