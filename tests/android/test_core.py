@@ -192,6 +192,7 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")
     assert list(found) == list(schema()["properties"])
     assert list(found)[-1] == "done"
+    assert found["stlm_edge"] == stlm_edge.__version__
     jsonschema.validate(found, schema())
     row = found["rows"][0]
     assert row["parity"] == pytest.approx(vars(total), abs=1e-9)

@@ -8,7 +8,9 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Base64;
+import java.util.Collections;
 import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
@@ -45,7 +47,7 @@ class SameAsPythonTest {
         byte[] bright = Files.readAllBytes(Fixture.FOLDER.resolve("frame.y"));
         byte[] colour = Files.readAllBytes(Fixture.FOLDER.resolve("frame.uv"));
         byte[] expected = Files.readAllBytes(Fixture.FOLDER.resolve("frame.rgb"));
-        byte[] v = java.util.Arrays.copyOfRange(colour, 1, colour.length);
+        byte[] v = Arrays.copyOfRange(colour, 1, colour.length);
         Picture frame = new YuvPicture(37, 21, bright, 48, colour, v, 64, 2);
         int[] row = new int[frame.width()];
         for (int y = 0; y < frame.height(); y++) {
@@ -87,7 +89,7 @@ class SameAsPythonTest {
     void percentiles() throws Exception {
         for (String line : Fixture.text("percentiles.txt").trim().split("\n")) {
             double[] numbers = Stream.of(line.split(" ")).mapToDouble(Double::parseDouble).toArray();
-            Latency latency = new Latency(java.util.Arrays.copyOfRange(numbers, 4, numbers.length));
+            Latency latency = new Latency(Arrays.copyOfRange(numbers, 4, numbers.length));
             assertEquals(numbers[0], latency.p50);
             assertEquals(numbers[1], latency.p90);
             assertEquals(numbers[2], latency.p99);
@@ -131,7 +133,7 @@ class SameAsPythonTest {
         }
         Model playback = rgb -> {
             for (int i = 0; i < tensors.size(); i++) {
-                if (java.util.Arrays.equals(rgb, tensors.get(i))) {
+                if (Arrays.equals(rgb, tensors.get(i))) {
                     return Fixture.floats(Fixture.FOLDER.resolve("answers").resolve(i + ".f32"));
                 }
             }
@@ -139,7 +141,7 @@ class SameAsPythonTest {
         };
         SelfCheck check = SelfCheck.run(bundle, playback, Fixture::decode, 25, (what, done, of) -> {});
         BenchFile.Device device = new BenchFile.Device();
-        device.packages = java.util.Collections.singletonMap("gson", "2.10");
+        device.packages = Collections.singletonMap("gson", "2.10");
         BenchFile.Row row = new BenchFile.Row();
         row.name = "playback";
         row.bundle = "bundle";

@@ -1,5 +1,6 @@
 package org.stlm_edge.core;
 
+import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -68,7 +69,7 @@ final class Fields {
                 return choice;
             }
         }
-        throw wrong(key, value, java.util.Arrays.toString(choices));
+        throw wrong(key, value, Arrays.toString(choices));
     }
 
     boolean bool(String key) throws BundleException {
@@ -111,7 +112,7 @@ final class Fields {
         List<?> found = list(key, expected.length, expected.length);
         for (int i = 0; i < expected.length; i++) {
             if (!Long.valueOf(expected[i]).equals(found.get(i))) {
-                throw wrong(key, found, java.util.Arrays.toString(expected));
+                throw wrong(key, found, Arrays.toString(expected));
             }
         }
     }

@@ -2,6 +2,7 @@ package org.stlm_edge.core;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 
 /** Parity on the golden pictures, then latency: does this device say what the trained model said, and how fast? */
@@ -128,7 +129,7 @@ public final class SelfCheck {
     }
 
     private static boolean settled(List<Double> medians) {
-        return java.util.Collections.max(medians) <= 1.05 * java.util.Collections.min(medians);
+        return Collections.max(medians) <= 1.05 * Collections.min(medians);
     }
 
     private static double median(double[] values) {

@@ -1,5 +1,7 @@
 package org.stlm_edge.core;
 
+import java.util.Arrays;
+
 /** What a model says of one picture. */
 public final class Verdict {
     private static final int HIGHEST = 100;
@@ -35,7 +37,7 @@ public final class Verdict {
         int count = Math.min(HIGHEST, map.length);
         float[] highest = new float[count]; // ascending; the lowest gives way
         System.arraycopy(map, 0, highest, 0, count);
-        java.util.Arrays.sort(highest);
+        Arrays.sort(highest);
         for (int i = count; i < map.length; i++) {
             if (map[i] > highest[0]) {
                 int place = 1;
