@@ -6,6 +6,7 @@ resources are linked by aapt2. So a typo, a missing resource, or a class or meth
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -14,6 +15,9 @@ from xml.etree import ElementTree
 
 import jdk
 import pytest
+import typer
+
+from stlm_edge import cli
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
 ANDROID_JAR = jdk.ANDROID_DEMO.parent / "build/android.jar"
@@ -165,6 +169,18 @@ def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
     assert extras == {"bundle", "queries", "delegate"}
     gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
     assert "applicationId 'org.stlm_edge.demo'" in gradle
+
+
+def test_the_readmes_export_puts_the_bundle_where_the_app_looks() -> None:
+    readme = (jdk.ANDROID_DEMO / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^stlm-export .*$", readme, re.MULTILINE)
+    app = typer.Typer()
+    app.command()(cli._export)
+    options = typer.main.get_command(app).make_context("stlm-export", shlex.split(line)[1:]).params
+    assets = jdk.ANDROID_DEMO.name + "/app/src/main/assets/"
+    (inside,) = re.findall(r'ASSETS = "(.*)"', (APP / "java/org/stlm_edge/demo/Bundles.java").read_text())
+    assert options["target"] == "android"
+    assert f"{options['out']}/" == assets + inside
 
 
 def test_the_app_and_the_desk_have_one_release_of_litert() -> None:

@@ -45,6 +45,11 @@ final class Bundles {
         return Bundle.open(new File(files, name));
     }
 
+    /** A name from outside as it may be shown. */
+    static String plain(String name) {
+        return name.substring(0, Math.min(name.length(), 100)).replaceAll("[^A-Za-z0-9._-]", "?");
+    }
+
     /** Copies the picked folder; the one before stays until the new one is whole. */
     static Bundle install(Context context, Uri folder) throws IOException {
         Documents documents = new Documents(context.getContentResolver(), folder);

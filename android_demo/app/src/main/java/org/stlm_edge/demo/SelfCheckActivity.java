@@ -92,8 +92,8 @@ public final class SelfCheckActivity extends Activity {
         boolean gpu = asked == null ? settings.gpu() : asked.equals("gpu");
         int queries = Math.max(1, Math.min(intent.getIntExtra("queries", QUERIES), MAX_QUERIES));
         BenchFile.Row row = new BenchFile.Row();
-        row.name = (name == null ? "bundle" : name.replaceAll("[^A-Za-z0-9._-]", "?")) + (gpu ? " gpu" : " cpu");
-        row.bundle = name == null ? settings.picked() ? "picked" : "embedded" : row.name.split(" ")[0];
+        row.bundle = name == null ? settings.picked() ? "picked" : "embedded" : Bundles.plain(name);
+        row.name = row.bundle + (gpu ? " gpu" : " cpu");
         row.runtime = gpu ? "litert gpu" : "litert cpu (XNNPACK)";
         row.threads = gpu ? 1 : settings.threads();
         File folder = context.getExternalFilesDir(null);
