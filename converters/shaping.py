@@ -2,8 +2,8 @@
 
 What does not depend on the picture is computed here: batch norms and the pixels' deviation are merged into the
 convolutions, attention biases gathered, attention's scales merged into the queries' weights, the positional encoding
-and what the decoder's first tokens become computed. Tokens are matrices, so that a linear layer is one product; q, k
-and v take one transpose instead of three; both streams pass the decoder as one batch of two.
+and what the decoder's first tokens become computed. Tokens are matrices, so that a linear layer is one product and a
+norm over channels needs no transpose; both streams pass the decoder as one batch of two.
 
 The decoder's attention is regrouped. Between 5 tokens and n cells, 8 heads of width 16, (X W) kᵀ is X (W kᵀ): with the
 few tokens' side multiplied first, 256×40 stands where 256×128 stood, on either side of the softmax. Biases that add the
@@ -162,12 +162,11 @@ class _WindowAttention(nn.Module):
     def forward(self, x: Tensor, tokens: int) -> Tensor:
         """Windows one after the other, Nw²×C → Nw²×C."""
         heads, c = self.heads, x.shape[-1]
-        qkv = self.qkv(self.norm(x)).reshape(-1, tokens, 3 * heads, c // heads).transpose(1, 2)
-        q, k, v = qkv.split(heads, dim=1)
-        # Flattened, as onnxruntime would else move the keys' transpose before the split and make it three.
-        scores = (q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, heads))
-        attention = (scores + self.bias).softmax(dim=-1)
-        return self.proj((attention @ v).transpose(1, 2).reshape(-1, c))
+        qkv = self.qkv(self.norm(x)).reshape(-1, tokens, 3 * heads, c // heads)
+        q, k, v = qkv.split(heads, dim=2)
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + self.bias
+        v = scores.softmax(dim=-1) @ v.transpose(1, 2)
+        return self.proj(v.transpose(1, 2).reshape(-1, c))
 
 
 class _Decoder(nn.Module):
