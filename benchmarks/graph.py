@@ -63,7 +63,7 @@ PARTS = {  # of the network, by nodes' names
     "decoder": r"^mask_decoder/",
     "feature aggregation": r"^fa/",
 }
-BEFORE_AND_AFTER = "normalisation, products, map, score"
+REST = "normalisation, map, score, norms that onnxruntime fuses"
 LAYOUT = "changes of layout that onnxruntime puts in"
 
 
@@ -245,7 +245,7 @@ def where_time_goes(artifact: Path, image: np.ndarray, runs: int = 10) -> tuple[
         operators[operator] += min(times)
         original = re.sub(r"^fused |_nchwc$|/\w+Fusion/?$", "", name)
         inserted = operator.startswith("Reorder") or (operator == "Transpose" and original not in parts)
-        by_part[LAYOUT if inserted else parts.get(original, BEFORE_AND_AFTER)] += min(times)
+        by_part[LAYOUT if inserted else parts.get(original, REST)] += min(times)
     return dict(by_part.most_common()), dict(operators.most_common())
 
 
@@ -256,7 +256,7 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
     for node in graph.node:
         named = next((part for part, pattern in PARTS.items() if re.search(pattern, node.name)), None)
         numbered = re.fullmatch(r"\w+_\d+", node.name) and node.op_type in ("Gemm", "Reshape")
-        parts[node.name] = named or (made.get(node.input[0]) if numbered else None) or BEFORE_AND_AFTER
+        parts[node.name] = named or (made.get(node.input[0]) if numbered else None) or REST
         made.update(dict.fromkeys(node.output, parts[node.name]))
     return parts
 
