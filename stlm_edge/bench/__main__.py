@@ -21,6 +21,7 @@ from stlm_edge import strict_json
 from stlm_edge.bench import machine
 from stlm_edge.bench.against import changes, read_bench
 from stlm_edge.bench.device import Device, parse_device
+from stlm_edge.bench.jetson import power_mode
 from stlm_edge.bench.machine import Machine
 from stlm_edge.bench.measure import Plan, Subject, measure, unmeasured
 from stlm_edge.bench.result import Accuracy, Bench, DeviceAnswer, Row, headline, is_stand_in, label, table
@@ -79,13 +80,15 @@ def _measured(
     """The rows of all devices, this machine's first; this machine; the others."""
 
     def here(progress: Callable[[str], None]) -> tuple[list[Row], Machine]:
-        before = machine.moment()
-        rows = measure(subjects, _plan(options), progress)
+        with power_mode(options.set_power_mode):
+            before = machine.moment()
+            rows = measure(subjects, _plan(options), progress)
+            described = machine.describe(_packages(rows), before)
         if samples is not None:
             rows = [
                 _with_accuracy(row, subject, samples, progress) for row, subject in zip(rows, subjects, strict=True)
             ]
-        return rows, machine.describe(_packages(rows), before)
+        return rows, described
 
     if [device.kind for device in devices] == ["local"]:
         return *here(_progress), ()
@@ -145,6 +148,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
     add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
     add("--keep-on-device", action="store_true", help="leave bundles and engines there for the next time")
+    add(
+        "--set-power-mode",
+        type=_at_least(0),
+        metavar="N",
+        help="set a Jetson's nvpmodel mode, and the former one after",
+    )
     add("--time-limit", type=_at_least(1), default=7200, metavar="S", help="seconds per device (default: 7200)")
     add("--json", action="store_true", help="print bench.json and nothing else")
     return parser.parse_args(arguments)

@@ -34,9 +34,9 @@ def measurements(devices: Sequence[Device], bundles: tuple[Bundle, ...], options
 def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
     """The options that mean the same on the device."""
     given = ["--threads", str(options.threads)]
-    for name in ("queries", "seconds"):
-        if (value := getattr(options, name)) is not None:
-            given += [f"--{name}", str(value)]
+    for name in ("--queries", "--seconds", "--set-power-mode"):
+        if (value := getattr(options, name[2:].replace("-", "_"))) is not None:
+            given += [name, str(value)]
     given += [part for streams in options.streams for part in ("--streams", str(streams))]
     given += [flag for flag in ("--quick", "--even-if-wrong") if getattr(options, flag[2:].replace("-", "_"))]
     return tuple(given)

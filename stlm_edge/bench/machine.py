@@ -7,12 +7,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
+from stlm_edge.bench.jetson import Jetson, read_jetson
+
 INSTRUCTIONS = (  # those that decide how fast float32, bfloat16 and int8 matrix products are
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
 
 _CPUS = Path("/sys/devices/system/cpu")
+_HWMON = Path("/sys/class/hwmon")
+_FIRMWARE = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # a Raspberry Pi's
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,24 @@ class Moment:
     load: float | None
     celsius: dict[str, float]
     throttled: int | None
+    slowed_since_boot: bool  # a Raspberry Pi tells that it happened, not how often
 
 
 def moment() -> Moment:
     """Tell this machine's load, its sensors' temperatures, and how often its processors have slowed themselves down."""
-    counts = [_read(str(path)) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    paths = [*_CPUS.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"), *_HWMON.glob("hwmon*/oc*_event_cnt")]
+    counts = [_read(str(path)) for path in paths]
     counted = [int(count) for count in counts if count and count.isdecimal()]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # Windows has none
-    return Moment(load, _celsius(), sum(counted) if counted else None)
+    bits = int(_read(str(_FIRMWARE)) or "0", 16) >> 16 & 0xF  # under-voltage, capped, throttled, too hot: since boot
+    told = counted or _FIRMWARE.exists()
+    return Moment(load, _celsius(), sum(counted) + bits.bit_count() if told else None, bool(bits))
 
 
 def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Machine:
     """Describe this machine and the installed ones of `packages`; `before` is what `moment()` said beforehand."""
     after = moment()
+    jetson = read_jetson()
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Machine(
@@ -75,19 +84,30 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         load_before=before.load if before else None,
         load_after=after.load,
-        power_mode=None,
-        clocks=_clocks(),
+        power_mode=jetson and _power_mode(jetson),
+        clocks=_clocks() | ({name: clock.now for name, clock in jetson.clocks.items()} if jetson else {}),
         celsius_before=before.celsius if before else {},
         celsius_after=after.celsius,
         throttling_events=_since(before, after),
-        system=_system(),
+        system=_system() + (f", Jetson Linux {jetson.l4t} ({jetson.jetpack or 'unknown JetPack'})" if jetson else ""),
         kernel=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         packages=_versions(packages),
     )
 
 
+def _power_mode(jetson: Jetson) -> str | None:
+    """nvpmodel's name, and whether jetson_clocks holds the GPU's clock: both decide what a latency means."""
+    gpu = jetson.clocks.get("GPU")
+    return jetson.power_mode and jetson.power_mode + (
+        f", GPU clock {'locked' if gpu.locked else 'free'}" if gpu else ""
+    )
+
+
 def _since(before: Moment | None, after: Moment) -> int | None:
+    """None, too, where it had happened before: whether it did again is not told."""
+    if before and before.slowed_since_boot:
+        return None
     if before is None or before.throttled is None or after.throttled is None:
         return None
     return after.throttled - before.throttled

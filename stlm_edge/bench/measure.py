@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stlm_edge.bench.energy import metering
 from stlm_edge.bench.latency import Process
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bench.result import GoldenAnswer, Latency, Placement, Row, RowParity, Throughput
@@ -91,6 +92,13 @@ def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
 
 def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], None]) -> list[Row]:
     """Parity of all, then rounds of latency in turn, then throughput. A row that fails keeps what it had."""
+    with metering() as millijoules:
+        return _measure(subjects, plan, progress, millijoules)
+
+
+def _measure(
+    subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], None], millijoules: Callable[[], float | None]
+) -> list[Row]:
     rows = [subject.row for subject in subjects]
     processes: dict[int, Process] = {}
     try:
@@ -113,7 +121,7 @@ def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], N
                     rows[index] = replace(rows[index], passed=False, failure=f"{what}, {error}")
                     processes.pop(index).stop()
 
-        timed = {index: _Timed() for index in processes}
+        timed = {index: _Timed(millijoules) for index in processes}
         progress(f"warm-up of {len(processes)}, until it is steady")
         each("while it was warmed up", lambda index, process: timed[index].warm_up(process, plan))
         for turn in range(ROUNDS):
@@ -146,8 +154,9 @@ def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], N
 class _Timed:
     """What one row's rounds have given."""
 
-    def __init__(self) -> None:
+    def __init__(self, millijoules: Callable[[], float | None]) -> None:
         self.warmed, self.steady, self.queries = 0, False, 1
+        self.millijoules, self.energy = millijoules, 0.0
         self.graph: list[list[float]] = []
         self.whole: list[list[float]] = []
 
@@ -164,7 +173,10 @@ class _Timed:
         self.queries = math.ceil(max(plan.queries, by_time) / ROUNDS)
 
     def round(self, process: Process, plan: Plan) -> None:
+        before = self.millijoules()
         self.graph.append(process.round(self.queries))
+        after = self.millijoules()
+        self.energy += math.nan if before is None or after is None else after - before
         self.whole.append(process.round(math.ceil(self.queries / 8), "whole"))
 
     def into(self, row: Row) -> Row:
@@ -177,8 +189,15 @@ class _Timed:
             seconds=round(sum(queries) / 1e3, 3),
             latency_ms=_latency(queries),
             end_to_end_ms=_latency([query for answered in self.whole for query in answered]),
+            energy_mj=self._energy_per_query(queries),
             round_p50_ms=tuple(round(statistics.median(answered), 4) for answered in self.graph),
         )
+
+    def _energy_per_query(self, queries: Sequence[float]) -> float | None:
+        """None without a meter, and for less than a second, which its readings are too slow for."""
+        if math.isnan(self.energy) or sum(queries) < 1e3:
+            return None
+        return round(self.energy / len(queries), 3)
 
 
 def _latency(queries: Sequence[float]) -> Latency:
