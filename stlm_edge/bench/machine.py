@@ -84,7 +84,7 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         load_before=before.load if before else None,
         load_after=after.load,
-        power_mode=jetson and _power_mode(jetson),
+        power_mode=_power_mode(jetson) if jetson else None,
         clocks=_clocks() | ({name: clock.now for name, clock in jetson.clocks.items()} if jetson else {}),
         celsius_before=before.celsius if before else {},
         celsius_after=after.celsius,
