@@ -5,7 +5,9 @@ made, this reads the *saved* package back, weights included, and computes its pr
 language: apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html) operation by operation.
 Weights that the package holds compressed are used as Core ML decompresses them. Every value that the program declares
 as fp16 is rounded to fp16, and so are the steps inside layer norms and L2 norms, whose squares may overflow there; sums
-run in float32. It says what the program means, not how fast Core ML is: a reference, never called Core ML.
+run in float32. What the hardware does with subnormals, fp16 values below 6.1e-5, is not documented; many an epsilon and
+square is one. So there are two roundings, which keep them or take them for 0, and a package has to do by both. It says
+what the program means, not how fast Core ML is: a reference, never called Core ML.
 """
 
 from collections.abc import Callable
@@ -28,6 +30,13 @@ def conv(o: Any) -> Tensor:
     top, bottom, left, right = o.pad if o.pad_type == "custom" else (0, 0, 0, 0)
     padded = F.pad(o.x, (left, right, top, bottom))
     return F.conv2d(padded, o.weight, o.bias, o.strides, 0, o.dilations, o.groups)
+
+
+def batch_norm(o: Any) -> Tensor:
+    shape = (1, -1, *[1] * (o.x.dim() - 2))
+    deviation = (o.variance + o.epsilon).sqrt().reshape(shape)
+    y = (o.x - o.mean.reshape(shape)) / deviation
+    return y * (1 if o.gamma is None else o.gamma.reshape(shape)) + (0 if o.beta is None else o.beta.reshape(shape))
 
 
 def gelu(o: Any) -> Tensor:
@@ -93,6 +102,7 @@ def upsample_bilinear(o: Any) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "add": lambda o: o.x + o.y,
+    "batch_norm": batch_norm,
     "cast": lambda o: o.x,  # between floats: the result is rounded to what it is declared as
     "concat": concat,
     "conv": conv,
@@ -142,20 +152,21 @@ class MilEvaluator:
     """A saved `.mlpackage` whose input is `image`, an RGB picture of S×S, and whose outputs are `anomaly_map`, float32
     1×1×S×S, and `score`, float32 of shape 1.
 
-    With `round_fp16` false everything is computed in float32, which tells rounding from wrong conversion. Raises
-    UsageError when coremltools is missing, the package is another one, or it holds an operation that is not in
+    `rounded` is what happens to a value that is declared as fp16; `as_it_is` tells rounding from wrong conversion.
+    Raises UsageError when coremltools is missing, the package is another one, or it holds an operation that is not in
     OPERATIONS.
     """
 
-    name = "mil-evaluator"
-
-    def __init__(self, artifact: str | Path, threads: int | None = None, round_fp16: bool = True) -> None:
+    def __init__(
+        self, artifact: str | Path, threads: int | None = None, rounded: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.artifact = artifact
-        self.round_fp16 = round_fp16
+        self.rounded = rounded or to_fp16
+        self.name = "mil-evaluator, subnormals as 0" if rounded is to_fp16_without_subnormals else "mil-evaluator"
         coreml_package.check_files(artifact)
-        self.size, self.steps = read_program(Path(artifact))
+        self.size, self.steps = read_program(Path(artifact), self.rounded)
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
@@ -166,23 +177,38 @@ class MilEvaluator:
             raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
         picture = torch.tensor(image).permute(2, 0, 1)[None].float()
         with torch.inference_mode():
-            values = compute(self.steps, {"image": picture}, self.round_fp16)
+            values = compute(self.steps, {"image": picture}, self.rounded)
         anomaly_map, score = values["anomaly_map"][0, 0].numpy(), values["score"].item()
         if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
             raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
         return anomaly_map, score
 
 
-def compute(steps: list[Step], values: dict[str, Tensor], round_fp16: bool = True) -> dict[str, Tensor]:
+def to_fp16(x: Tensor) -> Tensor:
+    """Floats rounded to the nearest fp16."""
+    return x.half().float() if x.is_floating_point() else x
+
+
+def to_fp16_without_subnormals(x: Tensor) -> Tensor:
+    """The same, but 0 for what is smaller than fp16's smallest normal number, 2⁻¹⁴."""
+    return to_fp16(x).masked_fill(x.abs() < 2**-14, 0) if x.is_floating_point() else x
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def compute(
+    steps: list[Step], values: dict[str, Tensor], rounded: Callable[[Tensor], Tensor] = to_fp16
+) -> dict[str, Tensor]:
     """The program's outputs, and whatever else no step is the last to need, from its inputs."""
     values = dict(values)
     for step in steps:
-        halved = round_fp16 and step.results[0][1] == "fp16"
         arguments = {name: _resolved(value, values) for name, value in step.arguments.items()}
-        operands = _Operands(**arguments, rounded=_to_fp16 if halved else _as_it_is)
+        operands = _Operands(**arguments, rounded=rounded if step.results[0][1] == "fp16" else as_it_is)
         results = OPERATIONS[step.kind](operands)
         for (name, kind), result in zip(step.results, (results,) if isinstance(results, Tensor) else results):  # noqa: B905
-            values[name] = _to_fp16(result) if round_fp16 and kind == "fp16" else result
+            values[name] = rounded(result) if kind == "fp16" else result
         for name in step.done_with:
             del values[name]
     return values
@@ -195,22 +221,14 @@ class _Operands(SimpleNamespace):
         return None
 
 
-def _to_fp16(x: Tensor) -> Tensor:
-    return x.half().float() if x.is_floating_point() else x
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
 def _resolved(value: Any, values: dict[str, Tensor]) -> Any:
     if isinstance(value, Name):
         return values[value]
     return [_resolved(part, values) for part in value] if isinstance(value, list) else value
 
 
-def read_program(package: Path) -> tuple[int, list[Step]]:
-    """The side S of the input and the program's operations, constants already in their arguments."""
+def read_program(package: Path, rounded: Callable[[Tensor], Tensor] = to_fp16) -> tuple[int, list[Step]]:
+    """The side S of the input and the program's operations, constants already in their arguments, fp16 ones rounded."""
     from stlm_edge.runtimes.coreml import import_coremltools, size_of_contract
 
     coremltools = import_coremltools()
@@ -235,15 +253,14 @@ def read_program(package: Path) -> tuple[int, list[Step]]:
             f"{package}: holds the MIL operation {', '.join(unknown)}, which the MIL evaluator does not know; "
             "export with the locked version of coremltools, or check the package on macOS"
         )
-    return size, _steps(operations, {"anomaly_map", "score"})
+    return size, _steps(operations, {"anomaly_map", "score"}, rounded)
 
 
-def _steps(operations: list[Any], outputs: set[str]) -> list[Step]:
+def _steps(operations: list[Any], outputs: set[str], rounded: Callable[[Tensor], Tensor]) -> list[Step]:
     constants: dict[Any, Any] = {}
     for operation in operations:
         if operation.op_type.startswith("constexpr_"):
-            value = operation.materialized_val_inference()
-            constants[operation.outputs[0]] = _constant(value, operation.outputs[0])
+            constants[operation.outputs[0]] = _constant(operation.materialized_val_inference(), rounded)
 
     def argument(var: Any) -> Any:
         if isinstance(var, (list, tuple)):
@@ -251,7 +268,7 @@ def _steps(operations: list[Any], outputs: set[str]) -> list[Step]:
         if var in constants:
             return constants[var]
         if var.op is not None and var.op.op_type == "const":
-            return constants.setdefault(var, _constant(var.val, var))
+            return constants.setdefault(var, _constant(var.val, rounded))
         return Name(var.name)
 
     steps = []
@@ -270,12 +287,14 @@ def _steps(operations: list[Any], outputs: set[str]) -> list[Step]:
     return steps
 
 
-def _constant(value: Any, var: Any) -> Any:
-    """A float tensor in float32; anything else as Python's own number, text or list."""
+def _constant(value: Any, rounded: Callable[[Tensor], Tensor]) -> Any:
+    """A float tensor in float32, an fp16 one rounded; anything else as Python's own number, text or list."""
     array = np.asarray(value)
-    if array.dtype.kind == "f":
-        return torch.tensor(array.astype(np.float32)) if array.ndim else float(array)
-    return array.tolist()
+    if array.dtype.kind != "f":
+        return array.tolist()
+    tensor = torch.tensor(array.astype(np.float32))
+    tensor = rounded(tensor) if array.dtype == np.float16 else tensor
+    return tensor if array.ndim else tensor.item()
 
 
 def _kind(var: Any) -> str:

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stlm_edge.runtimes.mil_evaluator import OPERATIONS, Name, Step, compute
+from stlm_edge.runtimes.mil_evaluator import (
+    OPERATIONS,
+    Name,
+    Step,
+    as_it_is,
+    compute,
+    to_fp16,
+    to_fp16_without_subnormals,
+)
 
 
 def run(kind: str, declared: str = "fp32", **arguments: Any) -> Any:
@@ -67,6 +75,26 @@ def test_squares_that_fp16_cannot_hold_are_seen() -> None:
     assert run("layer_norm", "fp16", x=x, axes=[-1], epsilon=1e-5).abs().max() == 0, "divided by infinity"
 
 
+def test_batch_norm() -> None:
+    x, gamma, beta, mean, variance = numbers(2, 5, 3, 4), *(numbers(5) + shift for shift in (0, 1, 2, 9))
+    given = {"x": x, "mean": mean, "variance": variance, "epsilon": 1e-5}
+    found = run("batch_norm", gamma=gamma, beta=beta, **given)
+    assert torch.allclose(found, F.batch_norm(x, mean, variance, gamma, beta, eps=1e-5), atol=1e-6)
+    assert torch.allclose(run("batch_norm", **given), F.batch_norm(x, mean, variance, eps=1e-5), atol=1e-6)
+
+
+def test_without_subnormals_an_epsilon_may_be_zero() -> None:
+    x = torch.tensor([1.0, 2**-14, 2**-15, -(2**-24), 0.0])
+    assert torch.equal(to_fp16(x), x)
+    assert torch.equal(to_fp16_without_subnormals(x), torch.tensor([1.0, 2**-14, 0, 0, 0]))
+    steps = [
+        Step("maximum", {"x": Name("norm"), "y": 6e-8}, [("at_least", "fp16")], []),
+        Step("real_div", {"x": Name("norm"), "y": Name("at_least")}, [("quotient", "fp16")], []),
+    ]
+    assert compute(steps, {"norm": torch.zeros(1)})["quotient"] == 0
+    assert compute(steps, {"norm": torch.zeros(1)}, to_fp16_without_subnormals)["quotient"].isnan()
+
+
 @pytest.mark.parametrize(
     ("mode", "atol"), [("EXACT", 0), ("TANH_APPROXIMATION", 1e-3), ("SIGMOID_APPROXIMATION", 0.03)]
 )
@@ -110,7 +138,7 @@ def test_what_is_declared_fp16_is_rounded_unless_told_otherwise() -> None:
     third = torch.tensor([1 / 3])
     steps = [Step("add", {"x": Name("a"), "y": Name("a")}, [("b", "fp16")], ["a"])]
     assert compute(steps, {"a": third})["b"] == (third * 2).half().float()
-    assert compute(steps, {"a": third}, round_fp16=False)["b"] == third * 2
+    assert compute(steps, {"a": third}, as_it_is)["b"] == third * 2
     assert "a" not in compute(steps, {"a": third})
 
 
