@@ -75,6 +75,73 @@ def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
+def even_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a map whose values are near each other: one that fp16 keeps."""
+    from small_run import write_small_run
+
+    run = tmp_path_factory.mktemp("runs") / "even"
+    run.mkdir()
+    return write_small_run(run, even=True)
+
+
+@pytest.fixture(scope="session")
+def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled pictures that it tells apart: those of its lowest scores as good/, of its highest as high/."""
+    from stlm_edge.picture import load
+    from stlm_edge.runtimes.torch import Torch
+
+    trained, folder = Torch(even_checkpoint), tmp_path_factory.mktemp("told-apart")
+    paths = sorted((even_checkpoint.parent / "golden").rglob("*.png"))
+    paths.sort(key=lambda path: trained.run(load(path, trained.size))[1])
+    for label, chosen in (("good", paths[:6]), ("high", paths[-6:])):
+        (folder / label).mkdir()
+        for number, path in enumerate(chosen):
+            shutil.copy(path, folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its fp32.mlpackage, fp16.mlpackage and int8.mlpackage: read and copy, but don't change them."""
+    from stlm_edge import checkpoint
+    from stlm_edge.converters import coreml
+    from stlm_edge.converters.onnx import quiet
+
+    folder = tmp_path_factory.mktemp("coreml")
+    opened = checkpoint.load(even_checkpoint)
+    assert opened.calibration is not None
+    with quiet():
+        for precision in ("fp32", "fp16"):
+            package = coreml.converted(opened.model, precision)
+            coreml.save(package, folder / f"{precision}.mlpackage", opened.calibration, opened.model.config.size)
+        package = coreml.compressed(package, "int8")
+        coreml.save(package, folder / "int8.mlpackage", opened.calibration, opened.model.config.size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_for_ios(
+    coreml_packages: Path, even_checkpoint: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """The same for ios, from these packages."""
+    from stlm_edge.converters import coreml
+    from stlm_edge.export import export
+
+    def copied(model: object, path: Path, calibration: object, precision: str, in_float32: object = ()) -> None:
+        shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
+
+    folder = tmp_path_factory.mktemp("exported-for-ios")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coreml, "to_coreml", copied)
+        return {
+            precision: export(
+                "ios", checkpoint=even_checkpoint, precision=precision, data=told_apart, out=folder / precision
+            )
+            for precision in ("fp16", "int8")
+        }
+
+
+@pytest.fixture(scope="session")
 def site_pictures(
     exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
