@@ -98,17 +98,27 @@ def export(
         held_out = temporary if calibration_folder else checkpoint.parent
         measure, pairs = _how_accurate(trained, samples, held_out, calibration)
         before: list[str] = []
+        failure: JobError | None = None
         for made in WAYS[row.runtime].convert(order):
             _check_metadata(made.artifact, calibration, trained.size)
-            proof = _prove(made, every, calibration)
-            if made.precision != precision:
-                before += [f"before {precision}, {loss}" for loss in proof.losses]
+            try:
+                proof = _prove(made, every, calibration)
+                if made.precision != precision:
+                    before += [f"before {precision}, {loss}" for loss in proof.losses]
+                    continue
+                if not proof.losses and measure:
+                    accuracy = {"trained": measure(trained), "packed": measure(proof.packed)}
+                    proof = replace(proof, accuracy=accuracy, losses=lost_accuracy(accuracy, precision, pairs))
+            except JobError as error:
+                if made.precision != precision:
+                    raise
+                failure = error
                 continue
-            if not proof.losses and measure:
-                accuracy = {"trained": measure(trained), "packed": measure(proof.packed)}
-                proof = replace(proof, accuracy=accuracy, losses=lost_accuracy(accuracy, precision, pairs))
+            failure = None
             if not proof.losses:
                 break
+        if failure:
+            raise failure
         losses = before + proof.losses
         of_golden = [proof.answers[every.index(picture)] for picture in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
