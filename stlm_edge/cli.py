@@ -184,7 +184,7 @@ def _evaluate(
 
 
 def _export(
-    target: Annotated[str, typer.Option(help="Device class: cpu, android; jetson, desktop-gpu, ios, web to come.")],
+    target: Annotated[str, typer.Option(help="Device class: cpu, android, ios; jetson, desktop-gpu, web to come.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Trained model (default: the newest run's).", show_default=False)
     ] = None,

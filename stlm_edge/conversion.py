@@ -4,6 +4,7 @@ Each function yields steps. The first ones are in fp32 and prove the conversion 
 was asked for, with ever more of the network in float, until the export's gate holds.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,36 @@ def _to_tflite(order: Order) -> Iterator[Step]:
             yield Step("int8", order.artifact, (_litert,))
 
 
+def _to_coreml(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters.coreml import IN_FLOAT32, to_coreml
+
+    with step("converting to Core ML, which takes a minute"):
+        to_coreml(order.model, order.beside("fp32"), order.calibration, "fp32")
+    yield Step("fp32", order.beside("fp32"), (_coreml,))
+    for in_float32 in IN_FLOAT32:
+        shutil.rmtree(order.artifact, ignore_errors=True)
+        with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
+            to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32)
+        notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
+        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes)
+
+
 def _onnxruntime(artifact: Path) -> Runtime:
     return open_runtime("onnxruntime", artifact)
 
 
 def _litert(artifact: Path) -> Runtime:
     return open_runtime("litert", artifact)
+
+
+def _coreml(artifact: Path) -> Runtime:
+    return open_runtime("coreml", artifact)
+
+
+def _without_subnormals(artifact: Path) -> Runtime:
+    from stlm_edge.runtimes.mil_evaluator import MilEvaluator, to_fp16_without_subnormals
+
+    return MilEvaluator(artifact, rounded=to_fp16_without_subnormals)
 
 
 @dataclass(frozen=True)
@@ -101,4 +126,5 @@ class Way:
 WAYS = {  # by the runtime that the artifact is for
     "onnxruntime": Way(_to_onnx, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")),
     "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
+    "coreml": Way(_to_coreml, ("torch", "coremltools")),
 }

@@ -18,13 +18,14 @@ def test_a_target_has_a_default_precision() -> None:
     target, precision = find("android")
     assert (target.artifact, target.runtime, precision) == ("model.tflite", "litert", "int8")
     assert (target.input_dtype, target.score_output) == ("float32", False)
+    target, precision = find("ios")
+    assert (target.artifact, target.runtime, precision) == ("model.mlpackage", "coreml", "fp16")
+    assert (target.input_dtype, target.score_output) == ("uint8", True)
 
 
-@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "ios", "web"])
+@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "web"])
 def test_a_target_that_is_not_built_yet_says_what_is_missing(name: str) -> None:
-    with pytest.raises(
-        UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu and a"
-    ) as refusal:
+    with pytest.raises(UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu, a") as refusal:
         find(name)
     assert "\n" not in str(refusal.value)
 

@@ -255,7 +255,11 @@ def _need_train_packages(option: str, *packages: str) -> None:
 
 
 def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
-    named_otherwise = {"litert": ("ai-edge-litert", "tflite-runtime")}
+    named_otherwise = {
+        "coreml": ("coremltools",),
+        "litert": ("ai-edge-litert", "tflite-runtime"),
+        "mil-evaluator": ("coremltools", "torch"),
+    }
     runtimes = dict.fromkeys(row.runtime for row in rows)
     return ("numpy", "Pillow", *(package for name in runtimes for package in named_otherwise.get(name, (name,))))
 
