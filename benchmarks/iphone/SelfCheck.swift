@@ -1,0 +1,267 @@
+// Does a Core ML bundle say on this device what the trained model said, on which unit does it run, and how fast?
+//
+// Never compiled and never run so far: it was written on a machine without Swift, against Apple's documentation.
+// iOS 17.4 or macOS 14.4 (MLComputePlan). No package besides Apple's frameworks.
+
+import CoreML
+import CoreVideo
+import Foundation
+
+struct Problem: Error, CustomStringConvertible {
+    let description: String
+}
+
+// What is read of manifest.json; the names are the manifest's own.
+struct Manifest: Decodable {
+    struct Input: Decodable { let size: Int }
+    struct Calibration: Decodable { let threshold: Double }
+    struct Tensor: Decodable { let file: String, encoding: String }
+    struct Map: Decodable { let file: String, shape: [Int], stride: Int, offset: Int }
+    struct Golden: Decodable { let name: String, picture: String, tensor: Tensor, map: Map, score: Double }
+    struct File: Decodable { let path: String, bytes: Int }
+    struct Teacher: Decodable { let teacher: String? }
+    let target: String, runtime: String, precision: String, artifact: String
+    let input: Input, calibration: Calibration, verdict_delta: Double
+    let provenance: Teacher, files: [File], golden: [Golden]
+}
+
+/// Checks the bundle in `folder` and returns bench.json. Throws `Problem` or Core ML's own errors.
+func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 1024, seconds: Double = 60)
+    async throws -> Data
+{
+    let text = try Data(contentsOf: folder.appendingPathComponent("manifest.json"))
+    let manifest = try JSONDecoder().decode(Manifest.self, from: text)
+    guard manifest.runtime == "coreml" else {
+        throw Problem(description: "\(folder.path): made for \(manifest.runtime), not for Core ML")
+    }
+    let clock = ContinuousClock()
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = units
+
+    let start = clock.now
+    let compiled = try await MLModel.compileModel(at: folder.appendingPathComponent(manifest.artifact))
+    defer { try? FileManager.default.removeItem(at: compiled) }
+    let model = try await MLModel.load(contentsOf: compiled, configuration: configuration)
+    let loadTime = milliseconds(clock.now - start)
+    guard let said = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String],
+        let stamped = said["stlm_edge.threshold"].flatMap(Double.init), stamped == manifest.calibration.threshold
+    else { throw Problem(description: "\(manifest.artifact): its threshold is not the manifest's; export anew") }
+
+    var firstTime: Double?
+    var golden: [[String: Any]] = []
+    var wrong: [String] = []
+    let limit = manifest.precision == "fp16" ? 5e-3 : Double.infinity
+    for picture in manifest.golden {
+        let expected = try floats(folder.appendingPathComponent(picture.map.file))
+        let tensor = try storedTensor(picture.tensor, in: folder, size: manifest.input.size)
+        let begin = clock.now
+        let (map, score) = try predict(model, tensor, manifest.input.size)
+        firstTime = firstTime ?? milliseconds(clock.now - begin)
+        let row = try compare(picture, manifest, map, score, expected)
+        var answer = row.figures
+        let resized = try resizedPicture(folder.appendingPathComponent(picture.picture), to: manifest.input.size)
+        answer["resize_max_diff"] = zip(resized, tensor).map { abs(Int($0) - Int($1)) }.max() ?? 0
+        golden.append(answer)
+        if !row.finite || row.largest > limit { wrong.append("\(picture.name): the map differs by \(row.largest)") }
+        if row.failed { wrong.append("\(picture.name): another verdict") }
+    }
+
+    var times: [Double] = []
+    let warmup = 50
+    if wrong.isEmpty, let picture = manifest.golden.first {
+        let buffer = try pixelBuffer(
+            try storedTensor(picture.tensor, in: folder, size: manifest.input.size), manifest.input.size)
+        let input = try MLDictionaryFeatureProvider(dictionary: ["image": MLFeatureValue(pixelBuffer: buffer)])
+        for _ in 0..<warmup { _ = try await model.prediction(from: input) }
+        let begin = clock.now
+        while times.count < queries || milliseconds(clock.now - begin) < 1000 * seconds {
+            let before = clock.now
+            _ = try await model.prediction(from: input)
+            times.append(milliseconds(clock.now - before))
+        }
+    }
+
+    let placed = try await placement(of: compiled, configuration)
+    let row = benchRow(
+        manifest, folder, golden, wrong, loadTime, firstTime, warmup: times.isEmpty ? 0 : warmup, times, placed)
+    return try benchFile(row)
+}
+
+// MARK: Core ML
+
+func predict(_ model: MLModel, _ tensor: [UInt8], _ size: Int) throws -> ([Float], Double) {
+    let buffer = try pixelBuffer(tensor, size)
+    let input = try MLDictionaryFeatureProvider(dictionary: ["image": MLFeatureValue(pixelBuffer: buffer)])
+    let answer = try model.prediction(from: input)
+    guard let map = answer.featureValue(for: "anomaly_map")?.multiArrayValue,
+        let score = answer.featureValue(for: "score")?.multiArrayValue
+    else { throw Problem(description: "the model has no outputs anomaly_map and score; export anew") }
+    return (MLShapedArray<Float>(converting: map).scalars, score[0].doubleValue)
+}
+
+/// RGB row by row as the BGRA pixel buffer that Core ML takes for an RGB image.
+func pixelBuffer(_ rgb: [UInt8], _ size: Int) throws -> CVPixelBuffer {
+    var made: CVPixelBuffer?
+    CVPixelBufferCreate(nil, size, size, kCVPixelFormatType_32BGRA, nil, &made)
+    guard let buffer = made, CVPixelBufferLockBaseAddress(buffer, []) == kCVReturnSuccess,
+        let base = CVPixelBufferGetBaseAddress(buffer)?.assumingMemoryBound(to: UInt8.self)
+    else { throw Problem(description: "no pixel buffer of \(size)×\(size)") }
+    defer { CVPixelBufferUnlockBaseAddress(buffer, []) }
+    let stride = CVPixelBufferGetBytesPerRow(buffer)
+    for y in 0..<size {
+        for x in 0..<size {
+            let (to, from) = (y * stride + 4 * x, 3 * (y * size + x))
+            base[to] = rgb[from + 2]
+            base[to + 1] = rgb[from + 1]
+            base[to + 2] = rgb[from]
+            base[to + 3] = 255
+        }
+    }
+    return buffer
+}
+
+/// How many of the program's operations each unit is to run. Printed one by one too: "operation<TAB>unit".
+func placement(of compiled: URL, _ configuration: MLModelConfiguration) async throws -> [[String: Any]] {
+    let plan = try await MLComputePlan.load(contentsOf: compiled, configuration: configuration)
+    guard case let .program(program) = plan.modelStructure, let main = program.functions["main"] else {
+        throw Problem(description: "not an mlprogram with a function called main; export anew")
+    }
+    var counts: [String: Int] = [:]
+    for operation in main.block.operations {
+        guard let usage = plan.deviceUsage(for: operation) else { continue }  // constants run nowhere
+        let unit: String
+        switch usage.preferred {
+        case .cpu: unit = "CPU"
+        case .gpu: unit = "GPU"
+        case .neuralEngine: unit = "Neural Engine"
+        @unknown default: unit = "unknown"
+        }
+        counts[unit, default: 0] += 1
+        print("\(operation.operatorName)\t\(unit)")
+    }
+    let asked = configuration.computeUnits == .all || configuration.computeUnits == .cpuAndNeuralEngine
+    return counts.sorted { $0.key < $1.key }.map {
+        ["by": $0.key, "nodes": $0.value, "fell_back": asked && $0.key == "CPU"]
+    }
+}
+
+// MARK: Golden pictures
+
+func floats(_ file: URL) throws -> [Float] {
+    let data = try Data(contentsOf: file)
+    return stride(from: 0, to: data.count - 3, by: 4).map { at in
+        let bits = (0..<4).reduce(UInt32(0)) { $0 | UInt32(data[data.startIndex + at + $1]) << UInt32(8 * $1) }
+        return Float(bitPattern: bits)
+    }
+}
+
+/// The picture as the export resized it, size×size×3: raw bytes, or a PNG where the bundle would be too large.
+func storedTensor(_ tensor: Manifest.Tensor, in folder: URL, size: Int) throws -> [UInt8] {
+    let file = folder.appendingPathComponent(tensor.file)
+    let rgb = tensor.encoding == "raw" ? [UInt8](try Data(contentsOf: file)) : try decoded(file).rgb
+    guard rgb.count == 3 * size * size else { throw Problem(description: "\(tensor.file): not \(size)×\(size)×3") }
+    return rgb
+}
+
+struct Compared {
+    let figures: [String: Any], largest: Double, finite: Bool, failed: Bool
+}
+
+func compare(_ picture: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ score: Double, _ expected: [Float])
+    throws -> Compared
+{
+    let size = manifest.input.size, threshold = manifest.calibration.threshold
+    let places = stride(from: picture.map.offset, to: size, by: picture.map.stride)
+    let sampled = places.flatMap { y in places.map { x in Double(map[y * size + x]) } }
+    guard sampled.count == expected.count else { throw Problem(description: "\(picture.map.file): another shape") }
+    let differences = zip(sampled, expected).map { abs($0 - Double($1)) }
+    let finite = map.allSatisfy(\.isFinite) && score.isFinite
+    let dot = zip(sampled, expected).reduce(0) { $0 + $1.0 * Double($1.1) }
+    let squares = sampled.reduce(0) { $0 + $1 * $1 } * expected.reduce(0) { $0 + Double($1) * Double($1) }
+    let flipped = !finite || (score > threshold) != (picture.score > threshold)
+    let failed = !finite || (flipped && abs(picture.score - threshold) > manifest.verdict_delta)
+    let largest = finite ? differences.max() ?? 0 : Double.infinity
+    let mean = differences.reduce(0, +) / Double(max(1, differences.count))
+    let figures: [String: Any] = [
+        "name": picture.name, "anomalous": finite && score > threshold,
+        "max_abs_diff": orNull(finite ? largest : nil), "mean_abs_diff": orNull(finite ? mean : nil),
+        "cosine": finite && squares > 0 ? dot / squares.squareRoot() : 0,
+        "score": finite ? score : 0, "expected_score": picture.score,
+        "verdict": failed ? "failure" : flipped ? "flip" : "same",
+    ]
+    return Compared(figures: figures, largest: largest, finite: finite, failed: failed)
+}
+
+// MARK: bench.json, format version 1 (stlm_edge/schemas/bench-1.schema.json)
+
+func benchRow(
+    _ manifest: Manifest, _ folder: URL, _ golden: [[String: Any]], _ wrong: [String], _ loadTime: Double,
+    _ firstTime: Double?, warmup: Int, _ times: [Double], _ placed: [[String: Any]]
+) -> [String: Any] {
+    func all(_ key: String) -> [Double] { golden.compactMap { $0[key] as? Double } }
+    func mean(_ values: [Double]) -> Double { values.reduce(0, +) / Double(max(1, values.count)) }
+    func verdicts(_ kinds: String...) -> Int { golden.filter { kinds.contains($0["verdict"] as? String ?? "") }.count }
+    let finite = all("max_abs_diff").count == golden.count
+    let scores = zip(all("score"), all("expected_score")).map { abs($0 - $1) }
+    let parity: [String: Any] = [
+        "max_abs_diff": orNull(finite ? all("max_abs_diff").max() : nil),
+        "mean_abs_diff": orNull(finite ? mean(all("mean_abs_diff")) : nil),
+        "cosine": mean(all("cosine")), "verdict_flips": verdicts("flip", "failure"),
+        "verdict_failures": verdicts("failure"), "score_max_diff": scores.max() ?? 0,
+        "resize_max_diff": golden.compactMap { $0["resize_max_diff"] as? Int }.max() ?? 0, "pictures": golden.count,
+    ]
+    let sorted = times.sorted()
+    func percentile(_ share: Double) -> Double { sorted[max(1, Int((share * Double(sorted.count)).rounded(.up))) - 1] }
+    var latency: [String: Any]?
+    if !sorted.isEmpty {
+        latency = ["p50": percentile(0.5), "p90": percentile(0.9), "p99": percentile(0.99), "p90_early_stopping": NSNull()]
+    }
+    let bytes = manifest.files.filter { $0.path.hasPrefix(manifest.artifact + "/") }.reduce(0) { $0 + $1.bytes }
+    return [
+        "name": folder.lastPathComponent, "bundle": folder.lastPathComponent, "device": NSNull(),
+        "target": manifest.target, "runtime": "coreml", "precision": manifest.precision,
+        "teacher": orNull(manifest.provenance.teacher), "input_size": manifest.input.size,
+        "size_mb": Double(bytes) / 1e6, "threads": ProcessInfo.processInfo.activeProcessorCount,
+        "passed": wrong.isEmpty, "failure": orNull(wrong.isEmpty ? nil : wrong.joined(separator: "; ")),
+        "parity": parity, "threshold": manifest.calibration.threshold, "verdict_delta": manifest.verdict_delta,
+        "golden": golden, "load_ms": loadTime, "first_inference_ms": orNull(firstTime),
+        "peak_memory_mb": NSNull(), "timed_even_if_wrong": false, "placement": placed, "warmup": warmup,
+        "steady": NSNull(), "queries": times.count, "seconds": orNull(times.isEmpty ? nil : times.reduce(0, +) / 1000),
+        "latency_ms": orNull(latency), "end_to_end_ms": NSNull(), "throughput": [Any](), "energy_mj": NSNull(),
+        "round_p50_ms": [Double](), "accuracy": NSNull(),
+    ]
+}
+
+func benchFile(_ row: [String: Any]) throws -> Data {
+    var system = utsname()
+    uname(&system)
+    func text<T>(_ field: T) -> String {
+        withUnsafeBytes(of: field) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+    }
+    let process = ProcessInfo.processInfo
+    let machine: [String: Any] = [
+        "device": text(system.machine), "processor": NSNull(), "architecture": "arm64", "instructions": [String](),
+        "cores": process.activeProcessorCount, "cores_of_machine": process.processorCount,
+        "memory_gb": Double(process.physicalMemory) / 1e9, "virtual": NSNull(), "governor": NSNull(),
+        "load_before": NSNull(), "load_after": NSNull(), "power_mode": process.isLowPowerModeEnabled ? "low" : "normal",
+        "clocks": [String: Any](), "celsius_before": [String: Any](), "celsius_after": [String: Any](),
+        "throttling_events": NSNull(), "system": process.operatingSystemVersionString, "kernel": text(system.release),
+        "python": "none: Swift", "packages": ["Core ML": process.operatingSystemVersionString],
+    ]
+    let passed = row["passed"] as? Bool ?? false
+    let p50 = (row["latency_ms"] as? [String: Any])?["p50"] as? Double
+    let words = passed ? "same verdicts as the trained model" : "FAILED: \(row["failure"] ?? "")"
+    let speed = p50.map { String(format: "; p50 %.1f ms", $0) } ?? ""
+    let bench: [String: Any] = [
+        "format_version": 1, "headline": "\(row["name"] ?? ""): \(words)\(speed)",
+        "date": ISO8601DateFormatter().string(from: Date()), "command": "SelfCheck.swift", "stlm_edge": "0.1.0",
+        "machine": machine, "devices": [Any](), "data": NSNull(), "rows": [row], "done": true,
+    ]
+    return try JSONSerialization.data(withJSONObject: bench, options: [.prettyPrinted, .sortedKeys])
+}
+
+func orNull(_ value: Any?) -> Any { value ?? NSNull() }
+
+func milliseconds(_ duration: Duration) -> Double {
+    Double(duration.components.seconds) * 1e3 + Double(duration.components.attoseconds) / 1e15
+}
