@@ -1,13 +1,18 @@
 """What a bundle needs of its artifact whatever the format: which files it is, and its own metadata.
 
-An artifact is one file, or a folder where the format is one, as Core ML's is.
+An artifact is one file, or a folder where the format is one, as Core ML's is, or takes two files, as OpenVINO's does.
 """
 
 from pathlib import Path
 
-from stlm_edge import coreml_package, onnx_metadata, tflite_metadata
+from stlm_edge import coreml_package, onnx_metadata, openvino_metadata, tflite_metadata
 
-_FORMATS = {".mlpackage": coreml_package, ".onnx": onnx_metadata, ".tflite": tflite_metadata}
+_FORMATS = {
+    ".mlpackage": coreml_package,
+    ".onnx": onnx_metadata,
+    ".openvino": openvino_metadata,
+    ".tflite": tflite_metadata,
+}
 
 
 def files_of(artifact: Path) -> list[Path]:

@@ -191,6 +191,7 @@ def _export(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or int8 (default: the target's).", show_default=False)
     ] = None,
+    via: Annotated[str | None, typer.Option(help="Another converter: openvino (for cpu).", show_default=False)] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Normal pictures for quantization (default: the run's own).", show_default=False)
     ] = None,
@@ -216,6 +217,7 @@ def _export(
         target,
         checkpoint=checkpoint,
         precision=precision,
+        via=via,
         calibration_folder=calibration,
         data=data,
         category=category,

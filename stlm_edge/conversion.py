@@ -97,6 +97,28 @@ def _to_coreml(order: Order) -> Iterator[Step]:
         yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes)
 
 
+def _to_openvino(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.converters.openvino import INT8, to_int8, to_openvino
+
+    source, about = order.artifact.with_name("source.onnx"), (order.calibration, order.model.config.size)
+    with step("converting to ONNX, which takes half a minute"):
+        to_onnx(order.model, source, order.calibration)
+    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
+    with step("converting to OpenVINO's IR"):
+        to_openvino(source, in_float, *about)
+    yield Step("fp32", in_float, (_openvino,))
+    if order.precision == "fp16":
+        with step("writing the weights in fp16"):
+            to_openvino(source, order.artifact, *about, half=True)
+        yield Step("fp16", order.artifact, (_openvino,))
+    if order.precision == "int8":
+        for layers in INT8:
+            with step("quantizing to int8"):
+                to_int8(source, order.artifact, *about, order.pictures, layers)
+            yield Step("int8", order.artifact, (_openvino,))
+
+
 def _onnxruntime(artifact: Path) -> Runtime:
     return open_runtime("onnxruntime", artifact)
 
@@ -115,6 +137,10 @@ def _without_subnormals(artifact: Path) -> Runtime:
     return MilEvaluator(artifact, rounded=to_fp16_without_subnormals)
 
 
+def _openvino(artifact: Path) -> Runtime:
+    return open_runtime("openvino", artifact)
+
+
 @dataclass(frozen=True)
 class Way:
     """How artifacts for a runtime are made: by a function, with these packages, whose versions the manifest names."""
@@ -125,6 +151,7 @@ class Way:
 
 WAYS = {  # by the runtime that the artifact is for
     "onnxruntime": Way(_to_onnx, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")),
+    "openvino": Way(_to_openvino, ("torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")),
     "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
     "coreml": Way(_to_coreml, ("torch", "coremltools")),
 }

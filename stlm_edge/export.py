@@ -52,6 +52,7 @@ def export(
     *,
     checkpoint: Path | None = None,
     precision: str | None = None,
+    via: str | None = None,
     calibration_folder: Path | None = None,
     data: Path | None = None,
     category: str | None = None,
@@ -65,9 +66,10 @@ def export(
     Args:
         checkpoint: the newest run's where none is given.
         precision: the target's default where none is given.
+        via: a converter other than the target's first.
         calibration_folder: at least 10 normal pictures; without it the run's own held-out ones.
         data: labelled pictures; accuracy on them joins the gate.
-        out: the bundle's folder, `bundles/<target>-<precision>` where none is given.
+        out: the bundle's folder, `bundles/<target>-<precision>` (or `<target>-<via>-…`) where none is given.
         allow_parity_loss: write what fails the gate, and mark it so in the manifest.
         force: replace a bundle that stands at `out`.
 
@@ -75,8 +77,8 @@ def export(
         UsageError: unknown target or precision, unusable checkpoint or pictures, an output folder that exists.
         JobError: the gate failed, or the bundle can't be written; nothing is left behind.
     """
-    row, precision = targets.find(target, precision)
-    out = out or BUNDLES / f"{target}-{precision}"
+    row, precision = targets.find(target, precision, via)
+    out = out or BUNDLES / "-".join(filter(None, [target, via, precision]))
     check_writable(out, force)
     checkpoint = checkpoint or newest_checkpoint()
     trained = Torch(checkpoint)

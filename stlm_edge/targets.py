@@ -11,6 +11,7 @@ class Target:
     """A device class. `precisions` begins with the default; `missing` says why it can't be exported yet, if so.
 
     `input_dtype` is the graph's; `score_output` whether it computes the score too (else it is taken from the map).
+    `via`: the converter that has to be asked for by name, where the row isn't the device class's first.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Target:
     missing: str | None = None
     input_dtype: Literal["uint8", "float32"] = "uint8"
     score_output: bool = True
+    via: str | None = None
 
 
 _LATER = (
@@ -29,6 +31,7 @@ _LATER = (
 
 TARGETS = (
     Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32"), "onnxruntime"),
+    Target("cpu", "model.openvino", "openvino", ("int8", "fp16", "fp32"), "openvino", via="openvino"),
     Target(
         "jetson",
         "model.onnx",
@@ -72,15 +75,18 @@ TARGETS = (
 )
 
 
-def find(name: str, precision: str | None = None) -> tuple[Target, str]:
-    """The target of this name and the precision, the target's default where none is given.
+def find(name: str, precision: str | None = None, via: str | None = None) -> tuple[Target, str]:
+    """The target of this name and converter, and the precision, the target's default where none is given.
 
-    Raises UsageError for an unknown target, one that isn't built yet, and a precision that it lacks.
+    Raises UsageError for an unknown target or converter, one that isn't built yet, and a precision that it lacks.
     """
-    rows = {target.name: target for target in TARGETS}
-    if name not in rows:
-        raise UsageError(f"target {name}: unknown; there are {', '.join(rows)}")
-    target = rows[name]
+    rows = {target.via: target for target in TARGETS if target.name == name}
+    if not rows:
+        raise UsageError(f"target {name}: unknown; there are {', '.join(dict.fromkeys(row.name for row in TARGETS))}")
+    if via not in rows:
+        others = ", ".join(key for key in rows if key) or "none: leave --via out"
+        raise UsageError(f"target {name}: --via {via} is not among those it has: {others}")
+    target = rows[via]
     if target.missing:
         raise UsageError(f"target {name}: {target.missing}")
     if precision is not None and precision not in target.precisions:

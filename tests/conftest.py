@@ -53,6 +53,29 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def exported_via_openvino(
+    exported: dict[str, Exported], small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """The same via openvino, from the ONNX file that stands there already."""
+    from stlm_edge.converters import onnx
+    from stlm_edge.export import export
+
+    folder = tmp_path_factory.mktemp("exported-via-openvino")
+
+    def copied(model: object, path: Path, calibration: object) -> None:
+        shutil.copyfile(exported["fp32"].folder / "model.onnx", path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "to_onnx", copied)
+        return {
+            precision: export(
+                "cpu", via="openvino", checkpoint=small_checkpoint, precision=precision, out=folder / precision
+            )
+            for precision in ("int8", "fp16", "fp32")
+        }
+
+
+@pytest.fixture(scope="session")
 def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """The same for android; the conversion to float32, which takes long, is done once for all precisions."""
     from stlm_edge.converters import litert

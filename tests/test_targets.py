@@ -6,8 +6,20 @@ from stlm_edge.errors import UsageError
 from stlm_edge.targets import TARGETS, find
 
 
-def test_every_device_class_has_one_row() -> None:
-    assert [target.name for target in TARGETS] == ["cpu", "jetson", "desktop-gpu", "android", "ios", "web"]
+def test_every_device_class_has_one_row_by_each_converter() -> None:
+    rows = [(target.name, target.via) for target in TARGETS]
+    assert len(set(rows)) == len(rows)
+    assert [name for name, via in rows if via is None] == ["cpu", "jetson", "desktop-gpu", "android", "ios", "web"]
+
+
+def test_another_converter_is_asked_for_by_name() -> None:
+    target, precision = find("cpu", via="openvino")
+    assert (target.artifact, target.runtime, precision) == ("model.openvino", "openvino", "int8")
+    assert find("cpu", "fp16", "openvino")[1] == "fp16"
+    with pytest.raises(UsageError, match="target cpu: --via litert is not among those it has: openvino"):
+        find("cpu", via="litert")
+    with pytest.raises(UsageError, match="target android: --via openvino is not among those it has: none"):
+        find("android", via="openvino")
 
 
 def test_a_target_has_a_default_precision() -> None:

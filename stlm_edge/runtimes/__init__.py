@@ -56,7 +56,13 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
         from stlm_edge.runtimes.litert import LiteRT
 
         return LiteRT(artifact, threads)
-    raise UsageError(f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, litert and coreml")
+    if name == "openvino":
+        from stlm_edge.runtimes.openvino import OpenVINO
+
+        return OpenVINO(artifact, threads)
+    raise UsageError(
+        f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, openvino, litert and coreml"
+    )
 
 
 def placement_of(runtime: Runtime) -> dict[str, int] | None:

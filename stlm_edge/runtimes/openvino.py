@@ -1,0 +1,86 @@
+"""Runs an OpenVINO IR on the CPU."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.openvino_metadata import GRAPH, check_files
+
+
+class OpenVINO:
+    """A folder of `model.xml` and `model.bin` whose input is `image`, uint8 1×S×S×3, and whose outputs are
+    `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. What isn't int8 is computed in float32.
+
+    Raises UsageError when openvino is missing, cannot load the files, or the graph is another one.
+    """
+
+    name = "openvino"
+
+    def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
+        openvino = import_openvino()
+        check_files(artifact)
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it: another map on every machine
+            "INFERENCE_NUM_THREADS": threads or 0,  # 0: one per physical core
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_MMAP": False,
+        }
+        try:
+            self.model = openvino.Core().compile_model(str(Path(artifact) / GRAPH), "CPU", options)
+            self.artifact = artifact
+            self.size = self._check_graph()
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{artifact}: openvino {openvino.__version__} cannot load it ({problem}); "
+                "export anew or update openvino"
+            ) from None
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
+
+        Raises ValueError for another shape or type, JobError when an output isn't finite or openvino fails.
+        """
+        if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
+            raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
+        try:
+            answer = self.model([np.ascontiguousarray(image)[None]])
+        except RuntimeError as error:
+            raise JobError(f"{self.artifact}: openvino failed ({' '.join(str(error).split())[:200]})") from None
+        anomaly_map, score = answer["anomaly_map"][0, 0], float(answer["score"][0])
+        if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
+            raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
+        return anomaly_map, score
+
+    def _check_graph(self) -> int:
+        ports = [*self.model.inputs, *self.model.outputs]
+        found = [
+            (sorted(port.get_names()), port.element_type.get_type_name(), str(port.partial_shape)) for port in ports
+        ]
+        size = ports[0].shape[1] if ports[0].partial_shape.is_static and len(ports[0].shape) == 4 else 0
+        expected = [
+            (["image"], "u8", f"[1,{size},{size},3]"),
+            (["anomaly_map"], "f32", f"[1,1,{size},{size}]"),
+            (["score"], "f32", "[1]"),
+        ]
+        if size < 1 or found != expected:
+            words = ", ".join(f"{'/'.join(names)} {kind} {shape}" for names, kind, shape in found)[:200]
+            raise UsageError(
+                f"{self.artifact}: another graph: found {words}; expected image u8 [1,S,S,3] in, anomaly_map f32 "
+                "[1,1,S,S] and score f32 [1] out"
+            )
+        return size
+
+
+def import_openvino() -> Any:
+    """The package; without its telemetry, by which it would report to its maker. Raises UsageError when missing."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise UsageError(f"openvino cannot be imported ({error}): pip install openvino") from None
+    return openvino

@@ -1,0 +1,281 @@
+"""stlm-export --target cpu --via openvino: the same promises and the same gate as for ONNX."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import stlm_edge
+from stlm_edge import targets
+from stlm_edge.converters import onnx as onnx_converter
+from stlm_edge.converters import openvino as converter
+from stlm_edge.errors import JobError
+from stlm_edge.export import Exported, export
+from stlm_edge.openvino_metadata import read_metadata, replace_metadata
+from stlm_edge.runtimes.torch import Torch
+
+PRECISIONS = ("int8", "fp16", "fp32")
+
+
+def sizes_of(exported: dict[str, Exported]) -> dict[str, int]:
+    return {name: (done.folder / "model.openvino" / "model.bin").stat().st_size for name, done in exported.items()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_bundle_says_what_the_trained_model_says(
+    exported_via_openvino: dict[str, Exported], small_checkpoint: Path, precision: str
+) -> None:
+    done = exported_via_openvino[precision]
+    bundle, trained = stlm_edge.open(done.folder), Torch(small_checkpoint)
+    limit = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.2}[precision]
+    assert not done.losses
+    assert done.parity.max_abs_diff < limit
+    for picture in bundle.golden():
+        anomaly_map, score = trained.run(picture.tensor.copy())
+        verdict = bundle.predict(picture.picture_path)
+        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert np.abs(verdict.map - anomaly_map).max() < limit
+
+
+def test_the_manifest_says_what_it_is(exported_via_openvino: dict[str, Exported]) -> None:
+    assert targets.find("cpu", via="openvino")[0].precisions == PRECISIONS
+    for precision, done in exported_via_openvino.items():
+        manifest = stlm_edge.open(done.folder).manifest
+        assert (manifest.target, manifest.runtime, manifest.precision) == ("cpu", "openvino", precision)
+        assert manifest.artifact == "model.openvino"
+        assert [file.path for file in manifest.artifact_files] == [
+            "model.openvino/model.bin",
+            "model.openvino/model.xml",
+        ]
+        assert set(manifest.tool_versions) == {
+            *("stlm-edge", "torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")
+        }
+        assert float(read_metadata(done.folder / "model.openvino")["stlm_edge.threshold"]) == (
+            manifest.calibration.threshold
+        )
+    sizes = sizes_of(exported_via_openvino)
+    assert sizes["int8"] < 0.4 * sizes["fp32"]
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_converting_again_gives_the_same_bytes(
+    precision: str, exported: dict[str, Exported], exported_via_openvino: dict[str, Exported], tmp_path: Path
+) -> None:
+    """Whatever was converted in this process before."""
+    done, source = exported_via_openvino[precision], exported["fp32"].folder / "model.onnx"
+    about = done.manifest.calibration, 64
+    if precision == "int8":
+        rng = np.random.default_rng(0)
+        pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
+        for name in ("once", "twice"):
+            converter.to_int8(source, tmp_path / name, *about, pictures)
+            converter.to_openvino(source, tmp_path / "between", *about)
+        first = tmp_path / "once"
+    else:
+        first = done.folder / "model.openvino"
+        converter.to_openvino(source, tmp_path / "twice", *about, half=precision == "fp16")
+    for name in ("model.bin", "model.xml"):
+        assert (first / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "twice").iterdir()) == ["model.bin", "model.xml"]
+    assert str(tmp_path) not in (tmp_path / "twice" / "model.xml").read_text()
+
+
+def test_linear_layers_are_int8_and_convolutions_are_not(exported_via_openvino: dict[str, Exported]) -> None:
+    """Their weights may be, but what passes through them is computed in float."""
+    model = converter.openvino.Core().read_model(exported_via_openvino["int8"].folder / "model.openvino" / "model.xml")
+    quantized = {"MatMul": set(), "Convolution": set(), "GroupConvolution": set()}
+    for node in model.get_ops():
+        if node.get_type_name() in quantized:
+            origin = node.input_value(0).get_node()
+            while origin.get_type_name() in ("Reshape", "Transpose"):
+                origin = origin.input_value(0).get_node()
+            if origin.get_type_name() == "FakeQuantize":
+                quantized[node.get_type_name()].add(node.get_friendly_name())
+    assert len(quantized["MatMul"]) > 20
+    assert any("attention/qkv" in name for name in quantized["MatMul"])
+    assert quantized["Convolution"] == quantized["GroupConvolution"] == set()
+
+
+def test_its_weights_leave_a_bit_for_processors_without_vnni(exported_via_openvino: dict[str, Exported]) -> None:
+    """Pairs of u8×s8 products, which those add in 16 bits, saturate beyond 64 in the weights."""
+    model = converter.openvino.Core().read_model(exported_via_openvino["int8"].folder / "model.openvino" / "model.xml")
+    largest = 0
+    for node in model.get_ops():
+        if node.get_type_name() == "MatMul":
+            origin = node.input_value(1).get_node()
+            while origin.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape", "Transpose"):
+                origin = origin.input_value(0).get_node()
+            if origin.get_type_name() == "Constant" and origin.get_element_type().get_type_name() == "i8":
+                largest = max(largest, int(np.abs(origin.data.astype(np.int16)).max()))
+    assert 0 < largest <= 64
+
+
+# The gate
+
+Damage = Callable[[onnx.ModelProto], None]
+
+
+def swapped_channels(proto: onnx.ModelProto) -> None:
+    for weight in proto.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if weight.name == "pixel_mean" or weight.name.endswith("patch_embed.seq.0.c.weight"):
+            weight.CopyFrom(numpy_helper.from_array(values[:, ::-1].copy(), weight.name))
+
+
+def missing_normalisation(proto: onnx.ModelProto) -> None:
+    (mean,) = (weight for weight in proto.graph.initializer if weight.name == "pixel_mean")
+    mean.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(mean)), mean.name))
+
+
+def transposed_map(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.output[:] = ["upright" if name == "anomaly_map" else name for name in node.output]
+        node.input[:] = ["upright" if name == "anomaly_map" else name for name in node.input]
+    proto.graph.node.append(helper.make_node("Transpose", ["upright"], ["anomaly_map"], perm=[0, 1, 3, 2]))
+
+
+def nothing(proto: onnx.ModelProto) -> None:
+    pass
+
+
+def threshold_off_by_five_percent(artifact: Path) -> None:
+    threshold = float(read_metadata(artifact)["stlm_edge.threshold"])
+    replace_metadata(artifact, {"stlm_edge.threshold": repr(1.05 * threshold)})
+
+
+@pytest.fixture
+def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> Callable[[Damage], None]:
+    def install(damage: Damage) -> None:
+        def to_onnx(model: object, path: Path, calibration: object) -> None:
+            proto = onnx.load(exported["fp32"].folder / "model.onnx")
+            damage(proto)
+            path.write_bytes(proto.SerializeToString())
+
+        monkeypatch.setattr(onnx_converter, "to_onnx", to_onnx)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("damage", "precision", "reason"),
+    [
+        (swapped_channels, "fp32", "of 24 verdicts fail|fp32 map differs by"),
+        (missing_normalisation, "fp16", "before fp16, fp32 map differs by"),
+        (transposed_map, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
+        (transposed_map, "fp16", "before fp16, fp32 map differs by .*, at most 0.0001 is allowed"),
+    ],
+)
+def test_a_damaged_converter_does_not_pass(
+    damage: Damage,
+    precision: str,
+    reason: str,
+    convert_by: Callable[[Damage], None],
+    small_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    convert_by(damage)
+    with pytest.raises(JobError, match=reason):
+        export("cpu", via="openvino", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_threshold_does_not_pass(
+    convert_by: Callable[[Damage], None], small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = converter._save
+
+    def off(model: object, folder: Path, *arguments: object) -> None:
+        save(model, folder, *arguments)
+        threshold_off_by_five_percent(folder)
+
+    convert_by(nothing)
+    monkeypatch.setattr(converter, "_save", off)
+    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
+        export("cpu", via="openvino", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_int8_fails_the_gate_more_stays_in_float(
+    convert_by: Callable[[Damage], None],
+    exported_via_openvino: dict[str, Exported],
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convert_by(nothing)
+    tried = []
+
+    def to_int8(source: Path, folder: Path, calibration: object, size: int, pictures: object, layers: object) -> None:
+        tried.append(layers)
+        if len(tried) == 1:
+            proto = onnx.load(source)
+            swapped_channels(proto)
+            source = source.with_name("damaged.onnx")
+            source.write_bytes(proto.SerializeToString())
+            converter.to_openvino(source, folder, calibration, size)
+        else:
+            shutil.rmtree(folder)
+            shutil.copytree(exported_via_openvino["int8"].folder / "model.openvino", folder)
+
+    monkeypatch.setattr(converter, "to_int8", to_int8)
+    done = export("cpu", via="openvino", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
+    assert tried == list(converter.INT8[:2])
+    assert done.losses == []
+
+
+# On the device
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_it_predicts_and_is_benched(
+    exported_via_openvino: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    folder = exported_via_openvino["int8"].folder
+    done = run("predict", "--bundle", folder, tiny_pictures / "spot" / "305.png", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["threshold"] == exported_via_openvino["int8"].manifest.calibration.threshold
+    done = run("bench", "--bundle", folder, "--queries", 10, "--seconds", 0, "--out", tmp_path / "bench")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
+    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("openvino", True, 0)
+    assert "openvino" in json.loads((tmp_path / "bench" / "bench.json").read_text())["machine"]["packages"]
+
+
+def test_opening_it_imports_neither_training_nor_telemetry(exported_via_openvino: dict[str, Exported]) -> None:
+    code = """
+import sys, stlm_edge, numpy
+bundle = stlm_edge.open(sys.argv[1])
+bundle.predict(numpy.zeros((64, 64, 3), numpy.uint8))
+print(*sorted({name.partition(".")[0] for name, module in sys.modules.items() if module}))
+"""
+    command = [sys.executable, "-c", code, exported_via_openvino["int8"].folder]
+    imported = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "openvino" in imported
+    assert not imported & {"openvino_telemetry", "nncf", "torch", "onnx", "onnxruntime", "typer", "rich"}
+
+
+def test_without_the_package_one_line_names_it(exported_via_openvino: dict[str, Exported]) -> None:
+    code = """
+import sys, stlm_edge
+from stlm_edge.errors import exit_with_one_line
+sys.modules["openvino"] = None
+with exit_with_one_line():
+    stlm_edge.open(sys.argv[1]).runtime
+"""
+    command = [sys.executable, "-c", code, exported_via_openvino["int8"].folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: openvino cannot be imported \(.*\): pip install openvino\n", done.stderr)
