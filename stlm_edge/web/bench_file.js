@@ -1,0 +1,91 @@
+// bench.json: what a self-check found, in the form that stlm-bench writes on every device. Not measured is null.
+
+/** The whole file as an object, `done` last. `model` is opened, `found` is what `selfCheck` gave. */
+export async function benchFile(model, found) {
+  const row = rowOf(model, found);
+  return {
+    format_version: 1,
+    headline: headline(row),
+    date: `${new Date().toISOString().slice(0, 19)}Z`,
+    command: "self-check of the web page",
+    stlm_edge: model.site.stlm_edge,
+    machine: await machine(model.site),
+    devices: [],
+    data: null,
+    rows: [row],
+    done: true,
+  };
+}
+
+/** Whether this browser gives the trained model's verdicts, and how fast, in one line. */
+function headline(row) {
+  if (!row.passed) return `${row.name} FAILED: ${row.failure}`;
+  const { pictures, verdict_flips: flips } = row.parity;
+  let line = `${row.name}: same verdicts as the trained model on ${pictures - flips} of ${pictures} pictures`;
+  if (flips) line += ` (${flips} within the tolerance of the threshold)`;
+  if (row.latency_ms) line += `; p50 ${row.latency_ms.p50.toFixed(row.latency_ms.p50 < 20 ? 1 : 0)} ms`;
+  return line;
+}
+
+function rowOf({ name, manifest, backend, threads, loadMs }, { answers, parity, wrong, firstInferenceMs, timing }) {
+  const { teacher = null } = manifest.provenance;
+  return {
+    name,
+    bundle: name,
+    device: null,
+    target: manifest.target,
+    runtime: `onnxruntime-web/${backend}`,
+    precision: manifest.precision,
+    teacher: teacher === null || typeof teacher === "string" ? teacher : JSON.stringify(teacher),
+    input_size: manifest.input.size,
+    size_mb: manifest.files.find((file) => file.path === manifest.artifact).bytes / 1e6,
+    threads,
+    passed: !wrong.length,
+    failure: wrong.join("; ") || null,
+    parity,
+    threshold: manifest.calibration.threshold,
+    verdict_delta: manifest.verdict_delta,
+    golden: answers,
+    load_ms: Math.round(loadMs),
+    first_inference_ms: firstInferenceMs,
+    peak_memory_mb: null,
+    timed_even_if_wrong: wrong.length > 0 && timing !== null,
+    placement: null,
+    warmup: timing?.warmup ?? 0,
+    steady: timing?.steady ?? null,
+    queries: timing?.queries ?? 0,
+    seconds: timing?.seconds ?? null,
+    latency_ms: timing?.latency ?? null,
+    end_to_end_ms: timing?.endToEnd ?? null,
+    throughput: [],
+    energy_mj: null,
+    round_p50_ms: timing?.rounds ?? [],
+    accuracy: null,
+  };
+}
+
+async function machine(site) {
+  const hints = ["architecture", "bitness", "fullVersionList", "model", "platformVersion"];
+  const told = (await navigator.userAgentData?.getHighEntropyValues(hints).catch(() => null)) ?? {};
+  const browser = told.fullVersionList?.find(({ brand }) => !/not.?a.?brand/i.test(brand));
+  const cores = navigator.hardwareConcurrency || 1;
+  const unknown = ["virtual", "governor", "load_before", "load_after", "power_mode"];
+  return {
+    device: told.model || null,
+    processor: null,
+    architecture: [told.architecture, told.bitness].filter(Boolean).join("-") || "unknown",
+    instructions: [],
+    cores,
+    cores_of_machine: null,
+    memory_gb: null,
+    ...Object.fromEntries(unknown.map((key) => [key, null])),
+    clocks: {},
+    celsius_before: {},
+    celsius_after: {},
+    throttling_events: null,
+    system: [told.platform, told.platformVersion].filter(Boolean).join(" ") || navigator.platform || "unknown",
+    kernel: "unknown",
+    python: `none: JavaScript in ${browser ? `${browser.brand} ${browser.version}` : navigator.userAgent}`,
+    packages: { "onnxruntime-web": site.runtime.version },
+  };
+}

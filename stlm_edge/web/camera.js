@@ -1,0 +1,32 @@
+// The camera: one frame after the other, as fast as they are judged.
+
+const WHY_NOT = {
+  NotAllowedError: "the browser or you refused the camera; allow it for this page in the address bar, then try again",
+  NotFoundError: "there is no camera; plug one in, or drop pictures",
+  NotReadableError: "the camera is used by another program; close that, then try again",
+  OverconstrainedError: "there is no camera that suits; plug another in, or drop pictures",
+};
+
+/** A running camera. `frame()` resolves to an ImageBitmap, or to null after `stop()` or when the camera is gone. */
+export async function openCamera() {
+  if (!navigator.mediaDevices?.getUserMedia) {
+    throw new Error("Camera: this page has none here; it needs https, or localhost");
+  }
+  let stream;
+  try {
+    const wanted = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 960 } };
+    stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+  } catch (error) {
+    throw new Error(`Camera: ${WHY_NOT[error.name] ?? error.message}`);
+  }
+  const video = document.createElement("video");
+  video.muted = true;
+  video.playsInline = true;
+  video.srcObject = stream;
+  await video.play();
+  const running = () => stream.getVideoTracks()[0].readyState === "live";
+  return {
+    frame: async () => (running() ? createImageBitmap(video) : null),
+    stop: () => stream.getTracks().forEach((track) => track.stop()),
+  };
+}

@@ -1,0 +1,19 @@
+// Golden pictures: real inputs with the trained model's answers, by which a device proves itself.
+
+import { loadFile, loadPixels } from "./picture.js";
+
+/**
+ * One of them: its manifest `entry`, the picture's `file`, the stored `tensor` size×size×3, the trained model's sampled
+ * `map`, and by how many grey levels this browser's decoding and resizing differ from the tensor.
+ */
+export async function readGolden(entry, manifest, read) {
+  const size = manifest.input.size;
+  const file = new Blob([await read(entry.picture)]);
+  const stored = await read(entry.tensor.file);
+  const tensor = entry.tensor.encoding === "raw" ? stored : await loadPixels(stored, size);
+  const view = new DataView((await read(entry.map.file)).buffer);
+  const map = Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(index * 4, true));
+  const { square } = await loadFile(file, size, false);
+  const resizeDifference = square.reduce((most, value, index) => Math.max(most, Math.abs(value - tensor[index])), 0);
+  return { entry, file, tensor, map, resizeDifference };
+}

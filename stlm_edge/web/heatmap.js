@@ -1,0 +1,56 @@
+// Anomaly maps as pictures: a dark-to-bright colour scale with the threshold in its middle.
+
+const ANCHORS = [
+  [4, 5, 18], [48, 16, 88], [104, 26, 112], [160, 42, 98], [212, 72, 66], [244, 120, 30], [252, 178, 36], [252, 255, 164],
+];
+
+/** RGB of the 256 levels, three bytes each. */
+export const COLOURS = new Uint8Array(256 * 3);
+for (let level = 0; level < 256; level++) {
+  const place = (level / 255) * (ANCHORS.length - 1);
+  const below = Math.min(Math.trunc(place), ANCHORS.length - 2);
+  for (let channel = 0; channel < 3; channel++) {
+    const low = ANCHORS[below][channel], high = ANCHORS[below + 1][channel];
+    COLOURS[level * 3 + channel] = Math.round(low + (place - below) * (high - low));
+  }
+}
+
+/**
+ * RGBA width×height to lay over the picture. Normal surface stays clear; the colour fades in from a quarter of the scale
+ * and is all there from the threshold on.
+ */
+export function layer(map, side, calibration, width, height) {
+  const levels = new Float32Array(map.length);
+  const span = Math.max(calibration.map_high - calibration.map_low, 1e-9);
+  for (let i = 0; i < map.length; i++) {
+    levels[i] = Math.round(255 * Math.min(Math.max((map[i] - calibration.map_low) / span, 0), 1));
+  }
+  const rgba = new Uint8ClampedArray(width * height * 4);
+  const columns = places(side, width), rows = places(side, height);
+  for (let y = 0, at = 0; y < height; y++) {
+    const top = rows.low[y] * side, bottom = rows.high[y] * side, down = rows.share[y];
+    for (let x = 0; x < width; x++, at += 4) {
+      const left = columns.low[x], right = columns.high[x], across = columns.share[x];
+      const above = levels[top + left] + across * (levels[top + right] - levels[top + left]);
+      const under = levels[bottom + left] + across * (levels[bottom + right] - levels[bottom + left]);
+      const level = Math.round(above + down * (under - above));
+      rgba[at] = COLOURS[level * 3];
+      rgba[at + 1] = COLOURS[level * 3 + 1];
+      rgba[at + 2] = COLOURS[level * 3 + 2];
+      rgba[at + 3] = Math.round(255 * Math.min(Math.max((level / 255 - 0.25) / 0.25, 0), 1));
+    }
+  }
+  return rgba;
+}
+
+/** Bilinear: for each of `to` pixels the two of `from` it lies between, and how near to the second. */
+function places(from, to) {
+  const low = new Int32Array(to), high = new Int32Array(to), share = new Float32Array(to);
+  for (let i = 0; i < to; i++) {
+    const place = Math.min(Math.max(((i + 0.5) * from) / to - 0.5, 0), from - 1);
+    low[i] = Math.trunc(place);
+    high[i] = Math.min(low[i] + 1, from - 1);
+    share[i] = place - low[i];
+  }
+  return { low, high, share };
+}

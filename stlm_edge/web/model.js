@@ -1,0 +1,103 @@
+// The site's model, opened on the best that this browser has: fp16 on WebGPU, else int8 on WebAssembly.
+
+import { openBundle } from "./bundle.js";
+import { fetchAtMost } from "./fetching.js";
+import { readGolden } from "./golden.js";
+import { fetchBinary, mostThreads, openRuntime, whyNoWebGpu } from "./runtime.js";
+import { Problem, check, parse } from "./strict_json.js";
+import { compareOne, problems, total } from "./verdict.js";
+
+const PRECISIONS = { webgpu: ["fp16", "fp32"], wasm: ["int8", "fp32", "fp16"] }; // the best one first
+const SITE = {
+  type: "object",
+  required: ["stlm_edge", "runtime", "bundles"],
+  properties: {
+    stlm_edge: { type: "string" },
+    runtime: {
+      type: "object",
+      required: ["version", "bytes"],
+      properties: { version: { type: "string" }, bytes: { type: "object" } },
+    },
+    bundles: {
+      type: "array",
+      minItems: 1,
+      items: {
+        type: "object",
+        required: ["name", "folder", "precision"],
+        properties: {
+          name: { type: "string" },
+          folder: { type: "string", pattern: "^[A-Za-z0-9_][A-Za-z0-9._\\-]{0,99}$" },
+          precision: { type: "string" },
+        },
+      },
+    },
+  },
+};
+
+/**
+ * Opens it. `backend` ("webgpu" or "wasm") insists on one; `threads` is for WebAssembly. `progress` is told bytes, of how
+ * many. Resolves to the bundle's `manifest` and `read`, the `runtime`, and what was chosen: `backend`, `threads`, and
+ * `note`, why it isn't WebGPU.
+ */
+export async function openModel({ backend, threads }, progress) {
+  const json = async (name) => parse(new TextDecoder().decode(await fetchAtMost(new URL(name, import.meta.url), 1e6)), name);
+  const site = await json("site.json");
+  check(site, SITE, "site.json");
+  const schema = await json("manifest.schema.json");
+  const notes = [];
+  const attempts = [];
+  if (backend !== "wasm") {
+    const why = (await whyNoWebGpu()) ?? (pick(site, "webgpu") ? null : "this site has no fp16 model");
+    if (!why) attempts.push("webgpu");
+    else if (backend) throw new Problem(`WebGPU can't be used: ${why}`);
+    else notes.push(why);
+  }
+  if (backend !== "webgpu") attempts.push("wasm");
+  for (const attempt of attempts) {
+    const used = attempt === "wasm" ? Math.min(threads || Infinity, mostThreads()) : 1;
+    try {
+      const opened = await openOn(attempt, site, schema, used, progress);
+      return { site, backend: attempt, threads: used, note: notes.join("; ") || null, ...opened };
+    } catch (error) {
+      if (attempt === attempts.at(-1)) throw error;
+      notes.push(`WebGPU was tried: ${error.message}`);
+    }
+  }
+  throw new Problem("site.json: no bundle in it that this page can run; export the site anew");
+}
+
+function pick(site, backend) {
+  for (const precision of PRECISIONS[backend]) {
+    const found = site.bundles.find((bundle) => bundle.precision === precision);
+    if (found) return found;
+  }
+  return null;
+}
+
+async function openOn(backend, site, schema, threads, progress) {
+  const listed = pick(site, backend);
+  if (!listed) throw new Problem("site.json: no bundle in it that this page can run; export the site anew");
+  const began = performance.now();
+  const { manifest, read } = await openBundle(new URL(`${listed.folder}/`, import.meta.url), schema);
+  const sizes = [manifest.files.find((file) => file.path === manifest.artifact).bytes, site.runtime.bytes[backend] ?? 0];
+  const done = [0, 0];
+  const part = (index) => (bytes) => {
+    done[index] = bytes;
+    progress(done[0] + done[1], sizes[0] + sizes[1]);
+  };
+  const [model, binary] = await Promise.all([read(manifest.artifact, part(0)), fetchBinary(backend, part(1))]);
+  const runtime = await openRuntime(backend, binary, model, manifest, threads);
+  if (backend === "webgpu") await prove(manifest, read, runtime);
+  return { name: listed.name, manifest, read, runtime, loadMs: performance.now() - began };
+}
+
+/** A graphics driver that computes wrongly is found out before it gives a verdict: by one golden picture. */
+async function prove(manifest, read, runtime) {
+  const golden = await readGolden(manifest.golden[0], manifest, read);
+  const row = compareOne(golden, await runtime.run(golden.tensor), manifest.input.size, manifest);
+  const wrong = problems(total([row]), manifest.precision);
+  if (wrong.length) {
+    await runtime.release();
+    throw new Problem(wrong.join("; "));
+  }
+}

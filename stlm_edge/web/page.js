@@ -1,0 +1,126 @@
+// The page: pictures in, verdicts out. What takes long happens in the worker.
+
+import { openCamera } from "./camera.js";
+import { Engine } from "./engine.js";
+import { serveOffline } from "./offline.js";
+import { showCheck } from "./show_check.js";
+import { remember, show } from "./show_verdict.js";
+
+const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search);
+const engine = new Engine(({ what, done, of }) => {
+  const bar = $(what === "model" ? "loaded" : "checked");
+  bar.max = of;
+  bar.value = done;
+  if (what !== "model") $("checking-what").textContent = what[0].toUpperCase() + what.slice(1);
+});
+let model = null;
+let live = null;
+
+function complain(message) {
+  const line = document.createElement("li");
+  line.textContent = message;
+  $("problems").append(line);
+}
+
+async function judgeFiles(files) {
+  $("problems").replaceChildren();
+  if (!model) return complain("The model is not loaded yet; wait for it, then drop the pictures again");
+  for (const file of files) {
+    try {
+      const found = { name: file.name, ...(await engine.ask("judge", { file })) };
+      show(found, model.calibration);
+      remember(found, model.calibration);
+    } catch (error) {
+      complain(`${file.name}: ${error.message}`);
+    }
+  }
+  return undefined;
+}
+
+async function runCamera() {
+  $("problems").replaceChildren();
+  try {
+    live = await openCamera();
+    $("camera").textContent = "Stop the camera";
+    $("keep").hidden = false;
+    for (let frame = await live.frame(); frame; frame = await live.frame()) {
+      live.latest = { name: "Camera", ...(await engine.ask("judge", { frame }, [frame])) };
+      show(live.latest, model.calibration);
+    }
+  } catch (error) {
+    complain(error.message);
+  }
+  live?.stop();
+  live = null;
+  $("camera").textContent = "Use the camera";
+  $("keep").hidden = true;
+}
+
+async function check(given) {
+  $("check").disabled = true;
+  $("checking").hidden = false;
+  try {
+    const bench = await engine.ask("check", given);
+    showCheck(bench);
+    return bench;
+  } finally {
+    $("checking").hidden = true;
+    $("check").disabled = false;
+  }
+}
+
+function describe({ backend, threads, note, precision, size, site, teacher }) {
+  const way = backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
+  const alone = backend === "wasm" && threads === 1 && !crossOriginIsolated ? " (the page is not cross-origin isolated)" : "";
+  $("where").textContent = `Runs on ${way}${alone}: ${precision} model, ${size}×${size}.${note ? ` ${note}.` : ""}`;
+  const learnt = /efficientnet/i.test(JSON.stringify(teacher)) ? " Distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM." : "";
+  $("facts").textContent = `stlm-edge ${site.stlm_edge}, onnxruntime-web ${site.runtime.version}.${learnt}`;
+}
+
+/** The bench opens the page with ?bench=QUERIES,SECONDS and waits for its answer at the page's own server. */
+async function answerBench() {
+  let answer;
+  try {
+    const [queries, seconds] = asked.get("bench").split(",").map(Number);
+    answer = { bench: await check({ queries, seconds, evenIfWrong: asked.has("even-if-wrong") }) };
+  } catch (error) {
+    answer = { problem: error.message };
+  }
+  await fetch("answer", { method: "PUT", body: JSON.stringify(answer) });
+}
+
+async function start() {
+  const kept = asked.has("bench") ? false : await serveOffline();
+  try {
+    model = await engine.ask("open", { backend: asked.get("backend"), threads: Number(asked.get("threads")) });
+  } catch (error) {
+    $("where").textContent = "The model could not be loaded.";
+    $("loading").hidden = true;
+    complain(error.message);
+    if (asked.has("bench")) await fetch("answer", { method: "PUT", body: JSON.stringify({ problem: error.message }) });
+    return;
+  }
+  $("loading").hidden = true;
+  $("camera").disabled = $("check").disabled = false;
+  describe(model);
+  if (asked.has("bench")) return void answerBench();
+  if (kept && (await engine.ask("save").then(() => true, () => false))) $("facts").append(" Works without a network from now on.");
+}
+
+$("files").addEventListener("change", async ({ target }) => {
+  await judgeFiles([...target.files]);
+  target.value = "";
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    document.body.classList.toggle("over", kind === "dragover");
+    if (kind === "drop") judgeFiles([...event.dataTransfer.files]);
+  });
+}
+$("camera").addEventListener("click", () => (live ? live.stop() : runCamera()));
+$("keep").addEventListener("click", () => live?.latest && remember(live.latest, model.calibration));
+$("check").addEventListener("click", () => check({}).catch((error) => complain(error.message)));
+$("opacity").addEventListener("input", ({ target }) => ($("heat").style.opacity = target.value / 100));
+start();

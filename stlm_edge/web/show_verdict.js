@@ -1,0 +1,69 @@
+// A verdict on the screen: picture, heatmap, score against the threshold; and the strip of those before it.
+
+import { layer } from "./heatmap.js";
+
+const MOST_REMEMBERED = 24;
+const $ = (id) => document.getElementById(id);
+
+/** `found`: name, anomalous, score, map (S×S), shown (ImageBitmap), milliseconds. */
+export function show(found, calibration) {
+  const { shown, map } = found;
+  const picture = $("picture"), heat = $("heat");
+  picture.width = heat.width = shown.width;
+  picture.height = heat.height = shown.height;
+  picture.getContext("2d").drawImage(shown, 0, 0);
+  const rgba = layer(map, Math.sqrt(map.length), calibration, shown.width, shown.height);
+  heat.getContext("2d").putImageData(new ImageData(rgba, shown.width, shown.height), 0, 0);
+  heat.style.opacity = $("opacity").value / 100;
+
+  const verdict = $("verdict");
+  verdict.textContent = found.anomalous ? "✗ Anomalous" : "✓ Normal";
+  verdict.className = kind(found);
+  $("name").textContent = found.name;
+  picture.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
+  $("score").textContent = found.score.toFixed(4);
+  $("threshold").textContent = calibration.threshold.toFixed(4);
+  $("time").textContent = `${found.milliseconds.toFixed(0)} ms`;
+  const { map_low: low, map_high: high } = calibration;
+  const place = Math.min(Math.max((found.score - low) / Math.max(high - low, 1e-9), 0), 1);
+  $("mark").style.left = `${100 * place}%`;
+  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(4)}, threshold ${calibration.threshold.toFixed(4)}`);
+  $("result").hidden = false;
+  for (const button of $("strip").querySelectorAll("button")) button.setAttribute("aria-pressed", button.found === found);
+}
+
+/** Put a verdict into the strip, the newest first, from where it can be looked at again. */
+export function remember(found, calibration) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.found = found;
+  button.className = kind(found);
+  button.append(thumbnail(found.shown), label(found.anomalous ? "✗" : "✓", found.score.toFixed(3)));
+  button.setAttribute("aria-label", `${found.name}: ${kind(found)}, score ${found.score.toFixed(3)}`);
+  button.addEventListener("click", () => show(found, calibration));
+  const item = document.createElement("li");
+  item.append(button);
+  $("strip").prepend(item);
+  $("history").hidden = false;
+  for (const each of $("strip").querySelectorAll("button")) each.setAttribute("aria-pressed", each === button);
+  if ($("strip").children.length > MOST_REMEMBERED) $("strip").lastElementChild.remove();
+}
+
+function kind(found) {
+  return found.anomalous ? "anomalous" : "normal";
+}
+
+function label(...words) {
+  const span = document.createElement("span");
+  span.textContent = words.join(" ");
+  return span;
+}
+
+function thumbnail(bitmap) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 168;
+  const side = Math.min(bitmap.width, bitmap.height);
+  const left = (bitmap.width - side) / 2, top = (bitmap.height - side) / 2;
+  canvas.getContext("2d").drawImage(bitmap, left, top, side, side, 0, 0, 168, 168);
+  return canvas;
+}
