@@ -47,7 +47,8 @@ export async function openModel({ backend, threads }, progress) {
   const notes = [];
   const attempts = [];
   if (backend !== "wasm") {
-    const why = (await whyNoWebGpu()) ?? (pick(site, "webgpu") ? null : "this site has no fp16 model");
+    const best = pick(site, "webgpu");
+    const why = best ? await whyNoWebGpu(best.precision) : "this site has no fp16 model for WebGPU";
     if (!why) attempts.push("webgpu");
     else if (backend) throw new Problem(`WebGPU can't be used: ${why}`);
     else notes.push(why);

@@ -10,12 +10,13 @@ const FILES = {
 };
 const MAX_BINARY_BYTES = 64e6;
 
-/** Why WebGPU can't run the fp16 model here, or nothing. */
-export async function whyNoWebGpu() {
+/** Why WebGPU can't run a model of this precision here, or nothing. */
+export async function whyNoWebGpu(precision) {
   if (!navigator.gpu) return "this browser has no WebGPU";
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
   if (!adapter) return "WebGPU finds no graphics adapter";
-  return adapter.features.has("shader-f16") ? null : "the graphics adapter has no 16-bit shaders";
+  const suits = precision !== "fp16" || adapter.features.has("shader-f16");
+  return suits ? null : "the graphics adapter has no 16-bit shaders";
 }
 
 export function mostThreads() {

@@ -21,13 +21,14 @@ export function show(found, calibration) {
   verdict.className = kind(found);
   $("name").textContent = found.name;
   picture.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
-  $("score").textContent = found.score.toFixed(4);
-  $("threshold").textContent = calibration.threshold.toFixed(4);
+  $("score").textContent = found.score.toFixed(5);
+  $("threshold").textContent = calibration.threshold.toFixed(5);
   $("time").textContent = `${found.milliseconds.toFixed(0)} ms`;
   const { map_low: low, map_high: high } = calibration;
-  const place = Math.min(Math.max((found.score - low) / Math.max(high - low, 1e-9), 0), 1);
-  $("mark").style.left = `${100 * place}%`;
-  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(4)}, threshold ${calibration.threshold.toFixed(4)}`);
+  const place = (value) => `${100 * Math.min(Math.max((value - low) / Math.max(high - low, 1e-9), 0), 1)}%`;
+  $("mark").style.left = place(found.score);
+  $("limit").style.left = place(calibration.threshold);
+  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(5)}, threshold ${calibration.threshold.toFixed(5)}`);
   $("result").hidden = false;
   for (const button of $("strip").querySelectorAll("button")) button.setAttribute("aria-pressed", button.found === found);
 }
