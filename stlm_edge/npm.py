@@ -39,7 +39,9 @@ def fetch(package: Package) -> Path:
     if not path.is_file():
         npm = shutil.which("npm")
         if npm is None:
-            raise JobError(f"npm is not installed, which fetches {package.name}; install Node.js with npm, or {by_hand}")
+            raise JobError(
+                f"npm is not installed, which fetches {package.name}; install Node.js with npm, or {by_hand}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder), "--silent"]
         try:

@@ -1,9 +1,9 @@
 """The web page around bundles: a static folder for any server, which loads nothing from elsewhere.
 
-    index.html, *.js, style.css   the page, as it stands in stlm_edge/web
-    runtime/                      onnxruntime-web's own files
-    int8/, fp16/                  the bundles
-    site.json, version.js         what there is, and a version that changes with it
+index.html, *.js, style.css   the page, as it stands in stlm_edge/web
+runtime/                      onnxruntime-web's own files
+int8/, fp16/                  the bundles
+site.json, version.js         what there is, and a version that changes with it
 """
 
 import hashlib
@@ -69,7 +69,11 @@ def add_page(out: Path, bundles: Sequence[Path]) -> None:
                 "bytes": {backend: (runtime / name).stat().st_size for backend, name in _BINARIES.items()},
             },
             "bundles": [
-                {"name": f"{manifest['target']}-{manifest['precision']}", "folder": name, "precision": manifest["precision"]}
+                {
+                    "name": f"{manifest['target']}-{manifest['precision']}",
+                    "folder": name,
+                    "precision": manifest["precision"],
+                }
                 for name, manifest in manifests.items()
             ],
         }

@@ -96,7 +96,7 @@ def _measured(
     from stlm_edge.bench.side_by_side import measure_side_by_side
 
     bundles = [subject for subject in subjects if subject.checkpoint is None]
-    jobs = measurements(devices, tuple(subject.bundle for subject in bundles), options)
+    jobs = measurements(devices, tuple(subject.bundle for subject in bundles), _plan(options), options)
     local = any(device.kind == "local" for device in devices)
     found = measure_side_by_side({**({"local": here} if local else {}), **jobs})
     rows, described = [], machine.describe()
@@ -143,7 +143,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--device",
         action="append",
         metavar="D",
-        help="local (the default), ssh:[USER@]HOST[:PORT]; several run at once",
+        help="local (the default), ssh:[USER@]HOST[:PORT], web (Chromium here); several run at once",
     )
     add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
     add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")

@@ -3,6 +3,7 @@
 local                       this machine
 ssh:[USER@]HOST[:PORT]      a machine with Python, numpy, Pillow and the bundle's runtime; HOST may be ssh's alias
 adb[:SERIAL]                a phone with the demo app
+web                         the web page in this machine's Chromium
 """
 
 import re
@@ -22,7 +23,7 @@ class Device:
     """A device as `--device` names it. `host` is without brackets; None where it has no meaning or isn't given."""
 
     name: str
-    kind: Literal["local", "ssh", "adb"]
+    kind: Literal["local", "ssh", "adb", "web"]
     user: str | None = None
     host: str | None = None
     port: int | None = None
@@ -30,7 +31,7 @@ class Device:
 
 
 def parse_device(text: str) -> Device:
-    """Read one `--device`. Raises UsageError for anything but the three forms above, in plain characters."""
+    """Read one `--device`. Raises UsageError for anything but the forms above, in plain characters."""
     kind, _, rest = text.partition(":")
     if text == "local":
         return Device(text, "local")
@@ -38,12 +39,14 @@ def parse_device(text: str) -> Device:
         port = int(found["port"]) if found["port"] else None
         if port is None or 1 <= port <= 65535:
             return Device(text, "ssh", user=found["user"], host=found["host"].strip("[]"), port=port)
+    if text == "web":
+        return Device(text, "web")
     if text == "adb":
         return Device(text, "adb")
     if kind == "adb" and _SERIAL.fullmatch(rest):
         return Device(text, "adb", serial=rest)
     shown = "".join(character if character.isprintable() else "?" for character in text[:80])
     raise UsageError(
-        f"--device: found {shown!r}, expected local, ssh:[USER@]HOST[:PORT] or adb[:SERIAL] in letters, digits, "
+        f"--device: found {shown!r}, expected local, ssh:[USER@]HOST[:PORT], adb[:SERIAL] or web in letters, digits, "
         "'.', '_' and '-'"
     )

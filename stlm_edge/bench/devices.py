@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from stlm_edge.bench.device import Device
+from stlm_edge.bench.measure import Plan
 from stlm_edge.bench.remote import Job, measure_over_ssh
 from stlm_edge.bench.result import Bench, DeviceAnswer, Row
 from stlm_edge.bench.ssh import Ssh
+from stlm_edge.bench.web import measure_in_chromium
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError, UsageError
 
 Measure = Callable[[Callable[[str], None]], Any]
 
 
-def measurements(devices: Sequence[Device], bundles: tuple[Bundle, ...], options: argparse.Namespace) -> dict[str, Any]:
+def measurements(
+    devices: Sequence[Device], bundles: tuple[Bundle, ...], plan: Plan, options: argparse.Namespace
+) -> dict[str, Any]:
     """For each device that isn't this machine, by name: what measures it, given where to tell its progress.
 
     Raises UsageError for options that do not suit."""
@@ -28,7 +32,12 @@ def measurements(devices: Sequence[Device], bundles: tuple[Bundle, ...], options
     def by_ssh(device: Device) -> Measure:
         return lambda progress: measure_over_ssh(Ssh(device, options.remote_python, config), job, progress)
 
-    return {device.name: by_ssh(device) for device in devices if device.kind == "ssh"}
+    def by_browser(_: Device) -> Measure:
+        limit = float(options.time_limit)
+        return lambda progress: measure_in_chromium(bundles, plan, options.threads, limit, progress)
+
+    ways = {"ssh": by_ssh, "web": by_browser}
+    return {device.name: ways[device.kind](device) for device in devices if device.kind in ways}
 
 
 def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
