@@ -18,7 +18,7 @@ help:
 # this system hasn't is said and left out: the tests that need it are skipped.
 system-deps: build/android.jar
 	@missing=""; for package in $$(cat system-packages.txt); do \
-	  dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	  dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
 	if [ -d /run/systemd/system ] && [ "$$missing" != "$${missing% openssh-server}" ]; then missing="$${missing% openssh-server}"; \
 	  echo "openssh-server, which the ssh tests want, would open port 22 here: it is left to you"; fi; \
 	if [ -z "$$missing" ]; then exit 0; fi; \

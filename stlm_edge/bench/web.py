@@ -59,7 +59,7 @@ def measure_in_chromium(
             shutil.copytree(bundle.folder, site / "bundle")
             add_page(site, [site / "bundle"])
             backend = "webgpu" if bundle.manifest.precision == "fp16" else "wasm"
-            asked = f"bench={plan.queries},{plan.seconds:g}&threads={threads}&backend={backend}"
+            asked = f"bench&check={plan.queries},{plan.seconds:g}&threads={threads}&backend={backend}"
             asked += "&even-if-wrong" if plan.even_if_wrong else ""
             with _serving(site) as (address, answers), _browsing(browser, f"{address}?{asked}", Path(name)) as process:
                 found.append(read_bench(json.dumps(_answer(answers, process, ends, progress))))

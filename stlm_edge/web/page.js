@@ -6,6 +6,8 @@ import { serveOffline } from "./offline.js";
 import { showCheck } from "./show_check.js";
 import { remember, show } from "./show_verdict.js";
 
+// What the address may ask for: ?backend=wasm or webgpu, &threads=1, &check=QUERIES,SECONDS; the bench's: &bench,
+// &even-if-wrong.
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const engine = new Engine(({ what, done, of }) => {
@@ -57,11 +59,12 @@ async function runCamera() {
   $("keep").hidden = true;
 }
 
-async function check(given) {
+async function check() {
   $("check").disabled = true;
   $("checking").hidden = false;
   try {
-    const bench = await engine.ask("check", given);
+    const [queries, seconds] = (asked.get("check") ?? "128,10").split(",").map(Number);
+    const bench = await engine.ask("check", { queries, seconds, evenIfWrong: asked.has("even-if-wrong") });
     showCheck(bench);
     return bench;
   } finally {
@@ -78,12 +81,11 @@ function describe({ backend, threads, note, precision, size, site, teacher }) {
   $("facts").textContent = `stlm-edge ${site.stlm_edge}, onnxruntime-web ${site.runtime.version}.${learnt}`;
 }
 
-/** The bench opens the page with ?bench=QUERIES,SECONDS and waits for its answer at the page's own server. */
+/** The bench opens the page with ?bench and waits for its answer at the page's own server. */
 async function answerBench() {
   let answer;
   try {
-    const [queries, seconds] = asked.get("bench").split(",").map(Number);
-    answer = { bench: await check({ queries, seconds, evenIfWrong: asked.has("even-if-wrong") }) };
+    answer = { bench: await check() };
   } catch (error) {
     answer = { problem: error.message };
   }
@@ -121,6 +123,6 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 $("camera").addEventListener("click", () => (live ? live.stop() : runCamera()));
 $("keep").addEventListener("click", () => live?.latest && remember(live.latest, model.calibration));
-$("check").addEventListener("click", () => check({}).catch((error) => complain(error.message)));
+$("check").addEventListener("click", () => check().catch((error) => complain(error.message)));
 $("opacity").addEventListener("input", ({ target }) => ($("heat").style.opacity = target.value / 100));
 start();

@@ -42,7 +42,7 @@ export async function openRuntime(backend, binary, model, manifest, threads) {
   ort.env.wasm.wasmPaths = { mjs: new URL(`runtime/${glue}`, import.meta.url).href };
   let session;
   try {
-    session = await ort.InferenceSession.create(model, { executionProviders: [backend] });
+    session = await ort.InferenceSession.create(model, { executionProviders: [backend], logSeverityLevel: 3 });
   } catch (error) {
     throw new Problem(`${manifest.artifact}: ${oneLine(error)}; export the bundle anew`);
   }

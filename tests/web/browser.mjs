@@ -81,7 +81,7 @@ async function screenshots(page, name) {
 const scenarios = {
   async use() {
     const began = Date.now();
-    const { context, page, seen } = await open("site/");
+    const { context, page, seen } = await open("site/?check=16,0");
     await ready(page);
     const found = { ready_ms: Date.now() - began, where: await page.textContent("#where"), axe: [], judged: {} };
     found.isolated = await page.evaluate(() => crossOriginIsolated);
@@ -131,30 +131,23 @@ const scenarios = {
     return { ...found, ...seen };
   },
 
-  async refusals() {
-    const { context, page, seen } = await open("site/");
+  async pictures() {
+    const { context, page } = await open("tiny/");
     await ready(page);
-    const found = {};
-    for (const [name, file] of Object.entries(config.refused)) found[name] = (await judge(page, file)).problems;
+    const refused = {};
+    for (const [name, file] of Object.entries(config.refused)) refused[name] = (await judge(page, file)).problems;
     await screenshots(page, "refused");
-    found.axe = await accessibility(page);
-    await context.close();
-    return { ...found, console: seen.console };
-  },
-
-  async squares() {
-    const { context, page } = await open("site/");
-    await ready(page);
+    const axe = await accessibility(page);
     const read = async ([path, size]) => {
       const { loadFile } = await import("./picture.js");
       const file = await (await fetch(`/pictures/${path}`)).blob();
       const { square } = await loadFile(file, size);
       return btoa(Array.from(square, (byte) => String.fromCharCode(byte)).join(""));
     };
-    const found = {};
-    for (const path of config.squares) found[path] = await page.evaluate(read, [path, config.size]);
+    const squares = {};
+    for (const path of config.squares) squares[path] = await page.evaluate(read, [path, config.size]);
     await context.close();
-    return found;
+    return { refused, axe, squares };
   },
 
   async broken() {
@@ -169,14 +162,14 @@ const scenarios = {
   },
 
   async camera() {
-    const refused = await open("site/");
+    const refused = await open("tiny/");
     await ready(refused.page);
     await refused.page.click("#camera");
     await refused.page.waitForSelector("#problems li");
     const found = { refused: await problems(refused.page) };
     await refused.context.close();
 
-    const { context, page, seen } = await open("site/", { permissions: ["camera"] });
+    const { context, page, seen } = await open("tiny/", { permissions: ["camera"] });
     await ready(page);
     await page.click("#camera");
     await page.waitForFunction(() => document.getElementById("name").textContent === "Camera");
@@ -189,9 +182,34 @@ const scenarios = {
     return { ...found, problems: seen.console };
   },
 
+  // Also by a graphics adapter that the processor plays, where the browser is told to.
+  async webgpu() {
+    const { context, page, seen } = await open("site/?backend=webgpu");
+    await page.waitForSelector("#check:enabled, #problems li");
+    const found = { where: await page.textContent("#where"), problems: await problems(page), judged: {} };
+    for (const file of config.pictures) found.judged[file] = await judge(page, file);
+    await context.close();
+    return { ...found, ...seen };
+  },
+
+  // As fast as verdicts come when one picture follows the other.
+  async speed() {
+    const began = Date.now();
+    const { context, page } = await open("site/");
+    await ready(page);
+    await judge(page, config.pictures[0]);
+    const found = { first_verdict_ms: Date.now() - began, where: await page.textContent("#where") };
+    const started = Date.now();
+    await page.setInputFiles("#files", Array.from({ length: 20 }, (_, index) => config.pictures[index % config.pictures.length]));
+    await page.waitForFunction(() => document.querySelectorAll("#strip li").length === 21);
+    found.verdicts_per_second = 20 / ((Date.now() - started) / 1e3);
+    await context.close();
+    return found;
+  },
+
   // The last one: it takes the server away.
   async offline() {
-    const { context, page } = await open("site/");
+    const { context, page } = await open("tiny/");
     await page.waitForFunction(() => document.getElementById("facts").textContent.includes("without a network"));
     await new Promise((resolve) => {
       server.close(resolve);

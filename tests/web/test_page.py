@@ -1,0 +1,254 @@
+"""The page in headless Chromium, served by a static server like any other."""
+
+import base64
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_picture
+
+import stlm_edge
+from stlm_edge import strict_json
+from stlm_edge.bench.result import Bench
+from stlm_edge.bundle import sha256_of
+from stlm_edge.export import Exported
+from stlm_edge.manifest import MANIFEST
+from stlm_edge.picture import load
+from stlm_edge.web_site import add_page
+
+Seen = dict[str, Any]
+SIZE = 64
+BROKEN = {
+    "no-model": "model.onnx: missing on the server (404)",
+    "changed-model": "model.onnx: not the file that the manifest lists (sha256 differs)",
+    "cut-model": "bytes instead of",
+    "no-onnx": "model.onnx: Can't create a session",
+    "bad-manifest": "manifest.json: verdict_delta: expected",
+    "no-manifest": "manifest.json: missing on the server (404)",
+}
+REFUSED = {
+    "text.png": "text.png: not a picture that this page can read; expected JPEG, PNG, WebP or BMP",
+    "empty.png": "the file is empty",
+    "huge.jpg": "huge.jpg: 12000×9000, more than 100,000,000 pixels; scale the picture down or crop it first",
+    "cut.jpg": "truncated or damaged",
+    "cmyk.jpg": "CMYK",
+    "clear.png": "see-through in places",
+    "a.tif": "(a TIFF)",
+    "damaged.png": "this browser can't decode it",
+}
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """Files by name, each of which the page refuses."""
+    (folder / "text.png").write_text("this is no picture\n")
+    (folder / "empty.png").touch()
+    Image.new("L", (12_000, 9_000), 90).save(folder / "huge.jpg", quality=5)
+    picture = tiny_picture(1)
+    picture.save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    clear = picture.convert("RGBA")
+    clear.putalpha(128)
+    clear.save(folder / "clear.png")
+    picture.save(folder / "a.tif")
+    picture.save(folder / "damaged.png")
+    damaged = bytearray((folder / "damaged.png").read_bytes())
+    damaged[60:400] = bytes(340)
+    (folder / "damaged.png").write_bytes(damaged)
+    return {name: str(folder / name) for name in REFUSED}
+
+
+def of_many_kinds(folder: Path) -> list[str]:
+    """Names of pictures whose decoding differs: kinds, orientations, depths, sizes beyond one tile."""
+    picture = tiny_picture(303, defect=True, width=97, height=61)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(folder / f"turned-{orientation}.jpg", exif=exif, quality=92)
+        picture.save(folder / f"turned-{orientation}.png", exif=exif)
+        picture.save(folder / f"turned-{orientation}.webp", exif=exif, lossless=True)
+    picture.save(folder / "a.bmp")
+    picture.save(folder / "grey.jpg")
+    picture.convert("L").save(folder / "grey.png")
+    picture.quantize(16).save(folder / "palette.png")
+    picture.save(folder / "gamma.png", pnginfo=None, dpi=(72, 72))
+    Image.fromarray(np.linspace(0, 65535, 90 * 70).astype(np.uint16).reshape(70, 90)).save(folder / "deep.png")
+    tiny_picture(5, width=4600, height=300).save(folder / "wide.jpg", quality=85)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    tiny_picture(6, width=1100, height=800).save(folder / "photo.jpg", exif=exif, subsampling="4:2:0")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def break_site(site: Path, how: str) -> None:
+    bundle = site / "fp32"
+    model, manifest = bundle / "model.onnx", json.loads((bundle / MANIFEST).read_text())
+    data = bytearray(model.read_bytes())
+    if how == "no-model":
+        model.unlink()
+    elif how == "changed-model":
+        data[len(data) // 2] ^= 1
+        model.write_bytes(data)
+    elif how == "cut-model":
+        model.write_bytes(data[:-100])
+    elif how == "no-onnx":
+        model.write_bytes(b"not a model")
+        (listed,) = (file for file in manifest["files"] if file["path"] == "model.onnx")
+        listed |= {"bytes": 11, "sha256": sha256_of(model)}
+        (bundle / MANIFEST).write_text(json.dumps(manifest))
+    elif how == "bad-manifest":
+        (bundle / MANIFEST).write_text(json.dumps(manifest | {"verdict_delta": 0.7}))
+    else:
+        (bundle / MANIFEST).unlink()
+
+
+@pytest.fixture(scope="module")
+def root(
+    runtime: None, exported: dict[str, Exported], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What is served: site/, tiny/ with a model of a few nodes, the broken ones, pictures/."""
+    root = tmp_path_factory.mktemp("served")
+    for name, bundle in (("site/int8", exported["int8"].folder), ("tiny/fp32", tiny_bundle)):
+        shutil.copytree(bundle, root / name)
+        add_page((root / name).parent, [root / name])
+    for name in BROKEN:
+        shutil.copytree(root / "tiny", root / name, ignore=shutil.ignore_patterns("runtime"))
+        (root / name / "runtime").symlink_to(root / "tiny" / "runtime")
+        break_site(root / name, name)
+    for name in ("pictures", "refused", "judged"):
+        (root / name).mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def judged(root: Path, exported: dict[str, Exported]) -> dict[str, stlm_edge.Verdict]:
+    """Python's verdicts on some pictures by path: two of each kind, none near to the threshold."""
+    bundle = stlm_edge.open(exported["int8"].folder)
+    found: dict[bool, dict[str, Any]] = {False: {}, True: {}}
+    for seed in range(100, 112):
+        for suffix, defect in ((".png", True), (".jpg", False)):
+            path = root / "judged" / f"{seed}{suffix}"
+            tiny_picture(seed, defect).save(path)
+            verdict = bundle.predict(path)
+            if abs(verdict.score - verdict.threshold) > 0.02 and len(found[verdict.anomalous]) < 2:
+                found[verdict.anomalous][str(path)] = verdict
+    assert all(len(each) == 2 for each in found.values())
+    return found[False] | found[True]
+
+
+@pytest.fixture(scope="module")
+def seen(browse: Callable[..., Seen], root: Path, judged: dict[str, Any]) -> Seen:
+    return browse(
+        root,
+        ["use", "pictures", "broken", "camera", "offline"],
+        pictures=list(judged),
+        refused=refused(root / "refused"),
+        squares=of_many_kinds(root / "pictures"),
+        broken=[f"{name}/" for name in BROKEN],
+        size=SIZE,
+    )
+
+
+def test_a_picture_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
+    for path, verdict in judged.items():
+        shown = seen["use"]["judged"][path]
+        assert shown["problems"] == []
+        assert shown["name"] == Path(path).name
+        assert shown["verdict"] == ("✗ Anomalous" if verdict.anomalous else "✓ Normal"), path
+        assert shown["score"] == pytest.approx(verdict.score, abs=5e-3)
+    first = seen["use"]["judged"][next(iter(judged))]
+    assert {**seen["use"]["dropped"], "name": first["name"]} == {
+        key: first[key] for key in ("verdict", "score", "name")
+    }
+
+
+def test_the_history_brings_an_earlier_verdict_back(seen: Seen, judged: dict[str, Any]) -> None:
+    assert seen["use"]["history"] == len(judged) + 1
+    assert seen["use"]["looked_back"]["name"] == Path(next(iter(judged))).name
+
+
+def test_the_page_says_what_it_runs_on_and_has_threads_on_any_server(seen: Seen) -> None:
+    assert seen["use"]["isolated"] is True, "the service worker's headers isolate it"
+    assert "Runs on WebAssembly" in seen["use"]["where"]
+    assert "int8 model, 64×64" in seen["use"]["where"]
+    assert "this site has no fp16 model for WebGPU" in seen["use"]["where"]
+
+
+def test_nothing_is_loaded_from_elsewhere_and_the_policy_hinders_nothing(seen: Seen) -> None:
+    assert seen["use"]["foreign"] == []
+    assert seen["use"]["console"] == []
+
+
+def test_the_self_check_finds_the_parity_that_python_finds(seen: Seen, exported: dict[str, Exported]) -> None:
+    bench = strict_json.read(Bench, json.loads(seen["use"]["bench"]), "bench.json")
+    assert list(json.loads(seen["use"]["bench"]))[-1] == "done"
+    (row,) = bench.rows
+    assert row.passed, row.failure
+    assert bench.headline == seen["use"]["headline"]
+    golden = list(stlm_edge.open(exported["int8"].folder).golden())
+    assert [answer.name for answer in row.golden] == [each.name for each in golden]
+    assert row.parity is not None
+    expected = exported["int8"].golden_parity
+    assert row.parity.max_abs_diff == pytest.approx(expected.max_abs_diff, abs=5e-3)
+    assert row.parity.cosine == pytest.approx(expected.cosine, abs=1e-4)
+    assert (row.parity.verdict_failures, row.parity.pictures) == (0, len(golden))
+    assert row.parity.resize_max_diff <= 1
+    assert row.latency_ms is not None
+    assert row.latency_ms.p50 <= row.latency_ms.p90 <= row.latency_ms.p99
+    assert row.end_to_end_ms is not None
+    assert len(row.round_p50_ms) == 10
+    assert row.round_p50_ms[0] > 0
+    assert statistics.median(row.round_p50_ms) == pytest.approx(row.latency_ms.p50, rel=0.5)
+    assert len(seen["use"]["rows"]) == len(golden) + 1
+    assert bench.machine.packages == {"onnxruntime-web": "1.30.0"}
+
+
+def test_the_page_answers_while_the_model_runs(seen: Seen) -> None:
+    assert seen["use"]["unresponsive_ms"] < 1000
+
+
+def test_it_is_accessible_in_light_and_dark(seen: Seen) -> None:
+    assert seen["use"]["axe"] == []
+    assert seen["pictures"]["axe"] == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_readable_picture_is_refused_in_words(seen: Seen, name: str) -> None:
+    (message,) = seen["pictures"]["refused"][name]
+    assert message.startswith(f"{name}: ")
+    assert REFUSED[name] in message
+
+
+def test_decoding_and_resizing_is_pythons_within_one_grey_level(seen: Seen, root: Path) -> None:
+    squares = seen["pictures"]["squares"]
+    assert len(squares) > 30
+    for name, square in squares.items():
+        mine = np.frombuffer(base64.b64decode(square), np.uint8).reshape(SIZE, SIZE, 3).astype(int)
+        assert np.abs(mine - load(root / "pictures" / name, SIZE)).max() <= 1, name
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_site_says_what_is_wrong(seen: Seen, name: str) -> None:
+    (message,) = seen["broken"][f"{name}/"]
+    assert BROKEN[name] in message
+
+
+def test_the_camera_is_judged_live_and_its_refusal_is_said(seen: Seen) -> None:
+    (message,) = seen["camera"]["refused"]
+    assert message.startswith("Camera: the browser or you refused the camera; allow it for this page")
+    assert seen["camera"]["live"]["verdict"] in ("✗ Anomalous", "✓ Normal")
+    assert seen["camera"]["kept"] == 1
+    assert seen["camera"]["problems"] == []
+
+
+def test_it_works_when_the_server_is_gone(seen: Seen, judged: dict[str, Any], tiny_bundle: Path) -> None:
+    expected = stlm_edge.open(tiny_bundle).predict(next(iter(judged)))
+    assert seen["offline"]["judged"]["score"] == pytest.approx(expected.score, abs=1e-4)
+    assert seen["offline"]["judged"]["verdict"] == ("✗ Anomalous" if expected.anomalous else "✓ Normal")
