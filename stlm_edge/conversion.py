@@ -17,6 +17,8 @@ from stlm_edge.model import STLM
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
 
+KEPT = (1, 2, 4, 8, 16, 32)  # groups of layers in float, tried in turn
+
 
 @dataclass(frozen=True)
 class Order:
@@ -39,12 +41,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Step:
-    """An artifact in some precision, all that can run it on this machine, and what a report should say of it."""
+    """An artifact in some precision, all that can run it on this machine, and what a report should say of it.
+
+    `kept`: the layers that stayed in float because int8 hurts them most, by the start of their names.
+    """
 
     precision: str
     artifact: Path
     checked_by: tuple[Callable[[Path], Runtime], ...]
     notes: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def _to_onnx(order: Order) -> Iterator[Step]:
@@ -55,12 +61,25 @@ def _to_onnx(order: Order) -> Iterator[Step]:
         to_onnx(order.model, in_float, order.calibration)
     yield Step("fp32", in_float, (_onnxruntime,))
     if order.precision == "int8":
-        from stlm_edge.converters.quantization import IN_FLOAT, to_int8
+        from stlm_edge.converters.quantization import to_int8
 
-        for kept in IN_FLOAT:
+        for kept in _ever_more(order):
             with step("quantizing to int8"):
                 to_int8(order.model, in_float, order.artifact, order.calibration, kept)
-            yield Step("int8", order.artifact, (_onnxruntime,))
+            yield Step("int8", order.artifact, (_onnxruntime,), kept=kept)
+
+
+def _ever_more(order: Order) -> Iterator[tuple[str, ...]]:
+    """What to keep in float: nothing, then ever more of the layers that int8 hurts most, by the start of their names.
+
+    They are ranked when the first of them has to be known.
+    """
+    from stlm_edge.converters.sensitivity import ranked
+
+    yield ()
+    worst = [name for name, _ in ranked(order.model, order.pictures)]
+    for count in KEPT:
+        yield tuple(worst[:count])
 
 
 def _to_tflite(order: Order) -> Iterator[Step]:

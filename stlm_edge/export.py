@@ -6,10 +6,12 @@ written.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stlm_edge
 from stlm_edge import run_folder, targets
-from stlm_edge.artifact import read_metadata
+from stlm_edge.artifact import files_of, read_metadata
 from stlm_edge.bundle import sha256_of, stamp
 from stlm_edge.calibration_set import calibration_set, choose
 from stlm_edge.conversion import WAYS, Order, Step
@@ -25,7 +27,7 @@ from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.exported import Exported, compared, in_words
+from stlm_edge.exported import Exported, Tried, compared, in_words
 from stlm_edge.gate import (
     Figures,
     accuracy_on_pseudo_anomalies,
@@ -44,6 +46,7 @@ from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
+TIMED = 8  # pictures
 MADE_FROM = 32  # pictures of a --calibration folder that golden candidates and the accuracy's pictures are made from
 
 
@@ -100,6 +103,7 @@ def export(
         held_out = temporary if calibration_folder else checkpoint.parent
         measure, pairs = _how_accurate(trained, samples, held_out, calibration)
         before: list[str] = []
+        frontier: list[Tried] = []
         failure: JobError | None = None
         for made in WAYS[row.runtime].convert(order):
             _check_metadata(made.artifact, calibration, trained.size)
@@ -117,6 +121,7 @@ def export(
                 failure = error
                 continue
             failure = None
+            frontier.append(_tried(made, proof, every))
             if not proof.losses:
                 break
         if failure:
@@ -162,6 +167,7 @@ def export(
         losses,
         proof.checked_by,
         list(made.notes),
+        frontier,
     )
 
 
@@ -191,6 +197,22 @@ def _prove(made: Step, pictures: Sequence[GoldenCandidate], calibration: Calibra
         proofs[0],
         checked_by=[name for proof in proofs for name in proof.checked_by],
         losses=list(dict.fromkeys(loss for proof in proofs for loss in proof.losses)),
+    )
+
+
+def _tried(made: Step, proof: Proof, pictures: Sequence[GoldenCandidate]) -> Tried:
+    seconds = []
+    for picture in pictures[:TIMED]:
+        started = time.perf_counter()
+        proof.packed.run(picture.tensor)
+        seconds.append(time.perf_counter() - started)
+    return Tried(
+        made.kept,
+        sum(path.stat().st_size for path in files_of(made.artifact)),
+        1e3 * median(seconds),
+        proof.parity.cosine,
+        proof.parity.verdict_failures,
+        proof.losses,
     )
 
 

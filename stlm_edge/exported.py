@@ -11,6 +11,21 @@ from stlm_edge.parity import Parity, PictureParity
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What one try gave: layers kept in float, size and speed of the artifact, and its nearness to the trained model.
+
+    `latency_ms` is the median of a few runs on all cores, to compare the tries with each other.
+    """
+
+    kept: tuple[str, ...]
+    bytes: int
+    latency_ms: float
+    cosine: float
+    verdict_failures: int
+    losses: list[str]
+
+
+@dataclass(frozen=True)
 class Exported:
     """What was written, and how far it is from the trained model.
 
@@ -18,6 +33,7 @@ class Exported:
     `flips` are the pictures whose verdict differs, inside δ unless `losses`, what the gate found, says otherwise.
     `accuracy` holds the trained and the packed model's figures on the labelled pictures, or on pseudo-anomalies.
     `checked_by` names what ran the artifact on the machine that made it, `notes` what a report should say of it.
+    `frontier`: every try in this precision, with ever more layers in float; the last is what was written.
     """
 
     folder: Path
@@ -29,6 +45,7 @@ class Exported:
     losses: list[str]
     checked_by: list[str]
     notes: list[str]
+    frontier: list[Tried]
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -46,6 +63,7 @@ class Exported:
             "losses": self.losses,
             "checked_by": self.checked_by,
             "notes": self.notes,
+            "frontier": [dataclasses.asdict(tried) for tried in self.frontier],
         }
 
     def describe(self) -> str:
@@ -64,6 +82,13 @@ class Exported:
         ]
         if self.accuracy is not None:
             lines.append("accuracy, trained → packed: " + compared(self.accuracy))
+        if len(self.frontier) > 1:
+            lines.append("kept in float   MB     ms     cosine    verdict failures")
+            lines += [
+                f"{len(tried.kept):>13} {tried.bytes / 1e6:6.1f} {tried.latency_ms:6.1f} {tried.cosine:10.6f} "
+                f"{tried.verdict_failures:>9}   {'; '.join(tried.losses) or 'holds'}"
+                for tried in self.frontier
+            ]
         lines += self.notes
         lines += [f"PARITY LOSS, allowed: {loss}" for loss in self.losses]
         return "\n".join(lines)

@@ -115,15 +115,13 @@ def change_weight(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarra
 
 
 def swapped_channels(proto: onnx.ModelProto) -> None:
-    for name in ("pixel_mean", "pixel_std"):
-        change_weight(proto, name, lambda array: array[:, ::-1].copy())
+    change_weight(proto, "pixel_mean", lambda array: array[:, ::-1].copy())
     for stream in ("plain", "denoising"):
         change_weight(proto, f"{stream}.patch_embed.seq.0.c.weight", lambda array: array[:, ::-1].copy())
 
 
 def missing_normalisation(proto: onnx.ModelProto) -> None:
     change_weight(proto, "pixel_mean", np.zeros_like)
-    change_weight(proto, "pixel_std", np.ones_like)
 
 
 def transposed_map(proto: onnx.ModelProto) -> None:
@@ -134,7 +132,7 @@ def transposed_map(proto: onnx.ModelProto) -> None:
 
 
 def infinite_map(proto: onnx.ModelProto) -> None:
-    change_weight(proto, "pixel_std", np.zeros_like)
+    change_weight(proto, "pixel_mean", lambda array: np.full_like(array, np.inf))
 
 
 def threshold_off_by_five_percent(proto: onnx.ModelProto) -> None:
@@ -179,13 +177,13 @@ def test_a_damaged_converter_does_not_pass(
     assert list(scratch.iterdir()) == []
 
 
-def test_where_int8_fails_the_gate_more_layers_stay_in_float(
+def test_where_int8_fails_the_gate_the_layers_it_hurts_most_stay_in_float(
     convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_by(nothing)
     tried = []
 
-    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: str) -> None:
+    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: tuple[str, ...]) -> None:
         tried.append(in_float)
         quantization_to_int8(model, source, path, calibration, in_float)
         if len(tried) == 1:
@@ -196,12 +194,22 @@ def test_where_int8_fails_the_gate_more_layers_stay_in_float(
     quantization_to_int8 = quantization.to_int8
     monkeypatch.setattr(quantization, "to_int8", to_int8)
     done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
-    assert tried == list(quantization.IN_FLOAT[:2])
+    assert tried[0] == ()
+    (kept,) = tried[1]
+    assert len(tried) == 2
     assert done.losses == []
     proto = onnx.load(tmp_path / "bundle" / "model.onnx")
     quantized = [node.input[1] for node in proto.graph.node if node.op_type == "MatMulInteger"]
-    assert quantized
-    assert not [name for name in quantized if re.search(quantization.IN_FLOAT[1], name)]
+    assert len(quantized) > 20
+    assert not [name for name in quantized if name.startswith(kept)]
+    first, second = done.frontier
+    assert first.losses
+    assert (second.kept, second.losses, second.verdict_failures) == ((kept,), [], 0)
+    assert second.cosine > first.cosine
+    assert second.bytes > first.bytes
+    assert second.latency_ms > 0
+    assert re.search(r"kept in float .*\n +0 .* fail.*\n +1 .* holds", done.describe())
+    assert json.loads(json.dumps(done.figures()))["frontier"][1]["kept"] == [kept]
 
 
 def test_the_gate_shows_the_figures(convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path) -> None:

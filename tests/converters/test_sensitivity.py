@@ -1,0 +1,27 @@
+"""The ranking of layers by what int8 does to the map."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stlm_edge import checkpoint
+from stlm_edge.converters.sensitivity import ranked
+
+
+def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(small_checkpoint: Path) -> None:
+    model = checkpoint.load(small_checkpoint).model
+    harmed = model.plain.layers[2].blocks[0].mlp.fc2
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
+    with torch.no_grad():  # one weight of a row is far larger than the others, which all become 0 in int8
+        harmed.weight.mul_(20)
+        harmed.weight[:, 0] *= 1000
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = ranked(model, pictures)
+    assert found[0][0] == "plain.layers.2.blocks.0.mlp.fc2"
+    assert found == ranked(model, pictures)
+    assert [damage for _, damage in found] == sorted((damage for _, damage in found), reverse=True)
+    assert found[-1][1] > 0
+    assert {name.split(".")[0] for name, _ in found} == {"plain", "denoising", "mask_decoder"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
