@@ -61,7 +61,8 @@ def shrink(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node.name)
-    undone, places_of = [], {}
+    undone: list[onnx.NodeProto] = []
+    places_of: dict[tuple[tuple[int, ...], bytes], str] = {}
     for weight in list(graph.initializer):
         values = numpy_helper.to_array(weight)
         in_float32 = any(re.search(IN_FLOAT32, user) for user in users.get(weight.name, []))
@@ -69,7 +70,10 @@ def shrink(graph: onnx.GraphProto) -> None:
             continue
         name, nodes, parts = weight.name, [], {}
         if values.ndim == 3:
-            table, places = np.unique(values.reshape(len(values), -1), axis=1, return_inverse=True)
+            columns = values.reshape(len(values), -1)
+            table, first, places = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+            order = first.argsort()  # of appearance, so that windows of one size share their places
+            table, places = table[:, order], order.argsort()[places.ravel()]
             if table.shape[1] <= TABLE:
                 places = places.reshape(values.shape[1:]).astype(np.uint8)
                 where = places_of.setdefault((places.shape, places.tobytes()), f"{name}_places")
