@@ -16,7 +16,7 @@ help:
 
 # Installs the packages of system-packages.txt that are missing, where the user may; says what to run otherwise. One that
 # this system hasn't is said and left out: the tests that need it are skipped.
-system-deps: build/android.jar
+system-deps: build/android.jar build/adbd
 	@missing=""; for package in $$(cat system-packages.txt); do \
 	  dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
 	if [ -d /run/systemd/system ] && [ "$$missing" != "$${missing% openssh-server}" ]; then missing="$${missing% openssh-server}"; \
@@ -32,6 +32,10 @@ system-deps: build/android.jar
 # What the Android demo's sources are compiled against in the tests.
 build/android.jar:
 	@$(PYTHON) tests/android/android_jar.py $@
+
+# What stands for a phone in the tests of adb.
+build/adbd:
+	@$(PYTHON) tests/bench/fetch_adbd.py $@
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory system-deps

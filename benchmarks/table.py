@@ -72,7 +72,8 @@ def cells(bench: Bench, row: Row) -> tuple[str, ...]:
 
 
 def _milliseconds(latency: Latency | None, name: str) -> str:
-    return milliseconds(getattr(latency, name)) if latency else "not measured"
+    value = getattr(latency, name) if latency else None
+    return "not measured" if value is None else milliseconds(value)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def _latency_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     timed = [
         charts.Timed(row["name"], latency["p50"], latency["p90"], latency["p99"], row.get("round_p50_ms") or [])
         for row in rows
-        if (latency := row.get("latency_ms"))
+        if (latency := row.get("latency_ms")) and latency["p99"] is not None
     ]
     if not timed:
         return []

@@ -96,7 +96,7 @@ def _measured(
     from stlm_edge.bench.side_by_side import measure_side_by_side
 
     bundles = [subject for subject in subjects if subject.checkpoint is None]
-    jobs = measurements(devices, tuple(subject.bundle for subject in bundles), _plan(options), options)
+    jobs = measurements(devices, bundles, _plan(options), options)
     local = any(device.kind == "local" for device in devices)
     found = measure_side_by_side({**({"local": here} if local else {}), **jobs})
     rows, described = [], machine.describe()
@@ -143,8 +143,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--device",
         action="append",
         metavar="D",
-        help="local (the default), ssh:[USER@]HOST[:PORT], web (Chromium here); several run at once",
+        help="local (the default), ssh:[USER@]HOST[:PORT], adb[:SERIAL], web (Chromium here); several run at once",
     )
+    add("--delegate", choices=("cpu", "gpu"), default="cpu", help="what runs the model on a phone (default: cpu)")
+    add("--via", nargs=2, metavar=("benchmark_model", "PATH"), help="time phones by LiteRT's binary, not by the app")
     add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
     add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
     add("--keep-on-device", action="store_true", help="leave bundles and engines there for the next time")

@@ -4,40 +4,81 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from stlm_edge.bench.adb import Adb
+from stlm_edge.bench.benchmark_model import describe_phone, time_by_benchmark_model
 from stlm_edge.bench.device import Device
-from stlm_edge.bench.measure import Plan
-from stlm_edge.bench.remote import Job, measure_over_ssh
-from stlm_edge.bench.result import Bench, DeviceAnswer, Row
-from stlm_edge.bench.ssh import Ssh
+from stlm_edge.bench.machine import Machine
+from stlm_edge.bench.measure import Plan, Subject
+from stlm_edge.bench.remote import Job, Progress, measure_over_ssh
+from stlm_edge.bench.result import DeviceAnswer, Row
+from stlm_edge.bench.self_check import PhoneJob, measure_by_app
+from stlm_edge.bench.ssh import Lost, Ssh
 from stlm_edge.bench.web import measure_in_chromium
-from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError, UsageError
 
-Measure = Callable[[Callable[[str], None]], Any]
+Found = tuple[list[Row], Machine]
+Measure = Callable[[Progress], Found]
 
 
 def measurements(
-    devices: Sequence[Device], bundles: tuple[Bundle, ...], plan: Plan, options: argparse.Namespace
-) -> dict[str, Any]:
+    devices: Sequence[Device], subjects: Sequence[Subject], plan: Plan, options: argparse.Namespace
+) -> dict[str, Measure]:
     """For each device that isn't this machine, by name: what measures it, given where to tell its progress.
 
-    Raises UsageError for options that do not suit."""
+    Raises UsageError for options that do not suit.
+    """
     config = Path(options.ssh_config) if options.ssh_config else None
     if config and not config.is_file():
         raise UsageError(f"{config}: no such file; --ssh-config expects one like ~/.ssh/config")
-    job = Job(bundles, _travelling(options), float(options.time_limit), options.keep_on_device)
+    bundles, limit = tuple(subject.bundle for subject in subjects), float(options.time_limit)
+    binary = _binary(options.via)
+    job = Job(bundles, _travelling(options), limit, options.keep_on_device)
+    phone = PhoneJob(bundles, plan.queries, options.delegate, limit, options.keep_on_device)
+    if any(device.kind == "adb" for device in devices):
+        for bundle in bundles:
+            if bundle.manifest.runtime != "litert":
+                raise UsageError(f"{bundle.folder}: for {bundle.manifest.target}; phones run bundles of target android")
 
     def by_ssh(device: Device) -> Measure:
-        return lambda progress: measure_over_ssh(Ssh(device, options.remote_python, config), job, progress)
+        def measure(progress: Progress) -> Found:
+            bench = measure_over_ssh(Ssh(device, options.remote_python, config), job, progress)
+            return list(bench.rows), bench.machine
+
+        return measure
+
+    def by_adb(device: Device) -> Measure:
+        def measure(progress: Progress) -> Found:
+            adb = Adb(device)
+            try:
+                if binary:
+                    rows = [subject.row for subject in subjects]
+                    return time_by_benchmark_model(adb, binary, phone, rows, progress), describe_phone(adb)
+                bench = measure_by_app(adb, phone, progress)
+            except Lost as lost:
+                raise JobError(f"lost: {lost}") from None
+            return list(bench.rows), bench.machine
+
+        return measure
 
     def by_browser(_: Device) -> Measure:
-        limit = float(options.time_limit)
-        return lambda progress: measure_in_chromium(bundles, plan, options.threads, limit, progress)
+        def measure(progress: Progress) -> Found:
+            bench = measure_in_chromium(bundles, plan, options.threads, limit, progress)
+            return list(bench.rows), bench.machine
 
-    ways = {"ssh": by_ssh, "web": by_browser}
+        return measure
+
+    ways = {"ssh": by_ssh, "adb": by_adb, "web": by_browser}
     return {device.name: ways[device.kind](device) for device in devices if device.kind in ways}
+
+
+def _binary(via: list[str] | None) -> Path | None:
+    if via is None:
+        return None
+    name, path = via[0], Path(via[1])
+    if name != "benchmark_model" or not path.is_file():
+        raise UsageError(f"--via {name} {path}: expected benchmark_model and its file, built for the phone")
+    return path
 
 
 def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
@@ -52,7 +93,7 @@ def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def gather(
-    found: Mapping[str, Bench | JobError], unmeasured: Sequence[Row]
+    found: Mapping[str, Found | JobError], unmeasured: Sequence[Row]
 ) -> tuple[list[Row], tuple[DeviceAnswer, ...]]:
     """The devices' rows under the desk's names for the bundles; `unmeasured` are those rows with nothing in them.
 
@@ -65,9 +106,10 @@ def gather(
             answers.append(DeviceAnswer(name, None, str(answer)))
             rows += [replace(row, device=name, failure=str(answer)) for row in unmeasured]
         else:
-            answers.append(DeviceAnswer(name, answer.machine, None))
+            measured, machine = answer
+            answers.append(DeviceAnswer(name, machine, None))
             rows += [
                 replace(row, device=name, name=mine.name, bundle=mine.bundle)
-                for row, mine in zip(answer.rows, unmeasured, strict=True)
+                for row, mine in zip(measured, unmeasured, strict=True)
             ]
     return rows, tuple(answers)

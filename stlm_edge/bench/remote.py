@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from stlm_edge import strict_json
 from stlm_edge.bench.archive import runner
@@ -19,6 +19,13 @@ from stlm_edge.manifest import MANIFEST
 
 PATIENCE_S = 120.0  # without a connection, before a device counts as lost
 _COPY_LIMIT_S = 3600.0
+
+
+class Line(Protocol):
+    """A connection that knows when it last heard of its device, by the monotonic clock."""
+
+    heard: float
+
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -51,10 +58,10 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
         copy_missing(ssh, job, progress)
         state = _start(ssh, run, text, progress)
         while state.get("phase") == "running":
-            state = _patiently(ssh, progress, _follow, ssh, run, progress)
+            state = patiently(ssh, progress, _follow, ssh, run, progress)
         if state.get("phase") != "done":
             raise JobError(printable(str(state.get("failure"))))
-        bench = read_bench(_patiently(ssh, progress, ssh.ask, "fetch", run).get("bench"))
+        bench = read_bench(patiently(ssh, progress, ssh.ask, "fetch", run).get("bench"))
         if len(bench.rows) != len(job.bundles):
             raise JobError(f"its bench.json: {len(bench.rows)} rows, expected {len(job.bundles)}")
     except Lost as lost:
@@ -69,9 +76,9 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
 def copy_missing(ssh: Ssh, job: Job, progress: Progress) -> None:
     """Copy the bundles that the device hasn't, or not whole."""
     for bundle in job.bundles:
-        if _patiently(ssh, progress, ssh.ask, "have", _digest(bundle)).get("have") is not True:
+        if patiently(ssh, progress, ssh.ask, "have", _digest(bundle)).get("have") is not True:
             progress(f"copying {bundle.folder.name}")
-            _patiently(ssh, progress, _send, ssh, bundle)
+            patiently(ssh, progress, _send, ssh, bundle)
 
 
 def _digest(bundle: Bundle) -> str:
@@ -101,7 +108,7 @@ def _printable(value: Any) -> Any:
 
 def _start(ssh: Ssh, run: str, text: str, progress: Progress) -> dict[str, Any]:
     for fresh in (False, True):
-        answer = _patiently(ssh, progress, ssh.ask, "start", run, text)
+        answer = patiently(ssh, progress, ssh.ask, "start", run, text)
         state = answer.get("state")
         if not isinstance(state, dict):
             raise JobError("its answer to start: no state")
@@ -110,7 +117,7 @@ def _start(ssh: Ssh, run: str, text: str, progress: Progress) -> dict[str, Any]:
         if state.get("phase") in ("running", "done"):
             progress("picking up the run that was begun there")
             return state
-        _patiently(ssh, progress, ssh.ask, "clean", run, "keep")  # an old failure: begin anew
+        patiently(ssh, progress, ssh.ask, "clean", run, "keep")  # an old failure: begin anew
     raise JobError("the device keeps an old failure of this run")
 
 
@@ -145,14 +152,14 @@ def _clean(ssh: Ssh, run: str, keep: str) -> None:
         return  # the result is worth more; what is left there is in one folder, which the runbooks name
 
 
-def _patiently(ssh: Ssh, progress: Progress, do: Callable[..., T], *arguments: Any) -> T:
+def patiently(line: Line, progress: Progress, do: Callable[..., T], *arguments: Any) -> T:
     """Do it, again after a lost connection, until PATIENCE_S have passed without any."""
     failing, pause = None, 1.0
     while True:
         try:
             return do(*arguments)
         except Lost as lost:
-            if failing is None or ssh.heard > failing:
+            if failing is None or line.heard > failing:
                 failing, pause = time.monotonic(), 1.0
             if time.monotonic() - failing + pause > PATIENCE_S:
                 raise

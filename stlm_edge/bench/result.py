@@ -21,12 +21,12 @@ class Latency:
     """Milliseconds per picture: nearest-rank percentiles over all queries.
 
     `p90_early_stopping` is what MLPerf's LoadGen would report: a p90 that holds with 99% confidence, null where the
-    queries are too few for one.
+    queries are too few for one. A tool that tells a median alone leaves the others null.
     """
 
     p50: Milliseconds
-    p90: Milliseconds
-    p99: Milliseconds
+    p90: Milliseconds | None
+    p99: Milliseconds | None
     p90_early_stopping: Milliseconds | None
 
 
@@ -222,7 +222,9 @@ def table(rows: Sequence[Row]) -> str:
         else:
             cells += [unknown if row.passed else "FAILED", unknown, unknown]
         cells += (
-            [milliseconds(value) for value in (latency.p50, latency.p90, latency.p99)] if latency else [unknown] * 3
+            [unknown if value is None else milliseconds(value) for value in (latency.p50, latency.p90, latency.p99)]
+            if latency
+            else [unknown] * 3
         )
         cells += [f"{row.size_mb:.1f}", unknown if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}"]
         if accuracy:

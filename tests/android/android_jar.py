@@ -30,33 +30,41 @@ def main() -> None:
 
 
 def fetch(place: Path) -> None:
-    lines = sources()
-    if not lines:
-        raise OSError("this system has no source of Debian packages")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # apt reads and writes as a user of its own
-        for part in ("lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
-        (folder / "sources.list").write_text("".join(lines))
-        private = {
-            "Dir::Etc::sourcelist": folder / "sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
-            "Dir::State::lists": folder / "lists",
-            "Dir::Cache": folder / "cache",
-            "APT::Sandbox::User": "root",
-        }
-        options = [word for key, value in private.items() for word in ("-o", f"{key}={value}")]
-        run("apt-get", *options, "-q", "update", folder=folder)
-        run("apt-get", *options, "-q", "download", PACKAGE, folder=folder)
-        (package,) = folder.glob("*.deb")
-        run("dpkg-deb", "-x", str(package), str(folder / "unpacked"), folder=folder)
+        unpacked = unpack([RELEASE], [PACKAGE], Path(name))
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "unpacked" / INSIDE, f"{place}.tmp")
+        shutil.copyfile(unpacked / INSIDE, f"{place}.tmp")
         Path(f"{place}.tmp").rename(place)
 
 
-def sources() -> list[str]:
+def unpack(releases: list[str], packages: list[str], folder: Path) -> Path:
+    """The packages' files, as other releases of Debian have them, in a folder inside `folder`.
+
+    Raises OSError or subprocess.SubprocessError where they can't be had.
+    """
+    lines = [line for release in releases for line in sources(release)]
+    if not lines:
+        raise OSError("this system has no source of Debian packages")
+    folder.chmod(0o755)  # apt reads and writes as a user of its own
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True)
+    (folder / "sources.list").write_text("".join(lines))
+    private = {
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    options = [word for key, value in private.items() for word in ("-o", f"{key}={value}")]
+    run("apt-get", *options, "-q", "update", folder=folder)
+    run("apt-get", *options, "-q", "download", *packages, folder=folder)
+    for package in folder.glob("*.deb"):
+        run("dpkg-deb", "-x", str(package), str(folder / "unpacked"), folder=folder)
+    return folder / "unpacked"
+
+
+def sources(release: str) -> list[str]:
     """The machine's sources of its own Debian release, with that release's name replaced."""
     facts = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     codename = facts.get("VERSION_CODENAME", "").strip('"')
@@ -64,8 +72,8 @@ def sources() -> list[str]:
         return []
     wanted = ["Identifier: Packages", "Component: main"]
     told = run("apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)", *wanted).stdout
-    found = {uri for uri, _, release in (line.partition("|") for line in told.splitlines()) if release == codename}
-    return [f"deb [signed-by={KEYS}] {uri} {RELEASE} main\n" for uri in sorted(found)]
+    found = {uri for uri, _, name in (line.partition("|") for line in told.splitlines()) if name == codename}
+    return [f"deb [signed-by={KEYS}] {uri} {release} main\n" for uri in sorted(found)]
 
 
 def run(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

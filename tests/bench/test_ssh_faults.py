@@ -294,7 +294,7 @@ def test_names_and_texts_of_a_device_are_neither_followed_nor_obeyed(
     row |= {"name": "../../etc/passwd", "bundle": "/etc", "failure": "\x1b[2Jgone\nheadline", "device": "local"}
     bench, said = hostile(tiny_bundle, json.dumps(honest))
     assert all(line.isprintable() for line in said)
-    rows, _ = gather({"ssh:there": bench}, [unmeasured(open_bundle(tiny_bundle), 1, 1)])
+    rows, _ = gather({"ssh:there": (list(bench.rows), bench.machine)}, [unmeasured(open_bundle(tiny_bundle), 1, 1)])
     assert (rows[0].name, rows[0].bundle, rows[0].device) == ("tiny", str(tiny_bundle), "ssh:there")
     assert rows[0].failure == "[2Jgone headline"
 
