@@ -156,6 +156,22 @@ def latencies(rows: Sequence[Timed]) -> str:
         return _svg(figure, "latency per artifact: p50, p90, p99")
 
 
+def frontier(tries: Sequence[dict[str, Any]]) -> str:
+    """Each try's size and map error; filled where the gate held. Beside it, the groups of layers kept in float."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(height=2.4)
+        for tried in tries:
+            x, y = tried["bytes"] / 1e6, max(1 - tried["cosine"], 1e-9)
+            face = "none" if tried["losses"] else BLUE
+            axes.scatter([x], [y], 34, facecolors=face, edgecolors=BLUE, linewidth=1.3, zorder=3)
+            axes.annotate(str(len(tried["kept"])), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.set_yscale("log")
+        axes.margins(0.15, 0.25)
+        axes.set_xlabel("MB (number: groups of layers kept in float)")
+        axes.set_ylabel("1 − cosine of the map")
+        return _svg(figure, "size against map error of each try; filled where the gate held")
+
+
 def rounds(rows: Sequence[Timed]) -> str:
     """Each row's median in each of its rounds, in percent of its median over all: how steady the machine was."""
     with matplotlib.rc_context(STYLE):

@@ -8,7 +8,7 @@ written.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -146,7 +146,9 @@ def export(
                 precision=precision,
                 calibration=calibration,
                 parity=proof.parity,
-                provenance=provenance | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()},
+                provenance=provenance
+                | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
+                | {"frontier": [asdict(tried) for tried in frontier]},
                 tool_versions={"stlm-edge": stlm_edge.__version__}
                 | {package: version(package) for package in WAYS[row.runtime].packages},
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),

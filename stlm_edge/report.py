@@ -20,6 +20,7 @@ from stlm_edge.errors import UsageError
 from stlm_edge.files import write_text
 from stlm_edge.parity import MAP_LIMITS
 from stlm_edge.picture import PICTURE_SUFFIXES, read_picture
+from stlm_edge.runtimes import name_here
 from stlm_edge.targets import TARGETS, Target
 
 MAX_JSON_BYTES = 64_000_000
@@ -29,7 +30,11 @@ SHEET_SIDE = 1600  # pixels; a contact sheet is inlined no larger
 
 
 def write_report(
-    out_html: Path, bench: dict[str, Any] | None = None, run_folder: Path | None = None, evaluation: Path | None = None
+    out_html: Path,
+    bench: dict[str, Any] | None = None,
+    run_folder: Path | None = None,
+    evaluation: Path | None = None,
+    frontiers: dict[str, Any] | None = None,
 ) -> None:
     """Write the report to `out_html`, whole or not at all.
 
@@ -37,6 +42,7 @@ def write_report(
         bench: the content of a bench.json.
         run_folder: what stlm-train wrote; config.json and log.jsonl are read.
         evaluation: what stlm-eval wrote; metrics.json and the contact sheets beside it are read.
+        frontiers: a row's name → what its export tried, `exported.Tried` as JSON; what is anything else is left out.
 
     Raises:
         UsageError: jinja2 or matplotlib are missing, or a file is there and cannot be read.
@@ -96,6 +102,11 @@ def write_report(
         ],
         score_charts=[(title, markupsafe.Markup(svg)) for title, svg in _score_charts(metrics)],
         golden_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _golden_charts(rows)],
+        frontiers=[
+            (name, tries, markupsafe.Markup(charts.frontier(tries)))
+            for name, tries in (frontiers or {}).items()
+            if _are_tries(tries)
+        ],
         latency_charts=[(*words, markupsafe.Markup(svg)) for *words, svg in _latency_charts(rows)],
     )
     write_text(out_html, page)
@@ -142,6 +153,17 @@ def _phases(log: list[dict[str, Any]]) -> dict[str, tuple[list[float], dict[str,
         }
         curves[phase] = ([float(entry["step"]) for entry in entries], values)
     return curves
+
+
+def _are_tries(value: Any) -> bool:
+    """Whether a manifest's frontier is one that can be drawn: manifests come from anywhere."""
+    figures = ("bytes", "latency_ms", "cosine", "verdict_failures")
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= 100
+        and all(isinstance(tried, dict) and all(_is_number(tried.get(name)) for name in figures) for tried in value)
+        and all(isinstance(tried.get(name), list) for tried in value for name in ("kept", "losses"))
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -258,7 +280,18 @@ def _peer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _targets(rows: list[dict[str, Any]]) -> list[tuple[Target, list[str]]]:
     """Return every row of the table of targets with the names of the bundles that were timed here as such."""
     timed = [row for row in rows if row.get("latency_ms")]
-    return [(target, [row["name"] for row in timed if row.get("target") == target.name]) for target in TARGETS]
+    return [
+        (
+            target,
+            [
+                row["name"]
+                for row in timed
+                if row.get("target") == target.name
+                and row.get("runtime") in (target.runtime, name_here(target.runtime))
+            ],
+        )
+        for target in TARGETS
+    ]
 
 
 def _duration(seconds: float) -> str:

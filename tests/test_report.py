@@ -194,6 +194,22 @@ def test_what_a_latency_was_taken_under_is_shown(tmp_path: Path) -> None:
     assert "cpu-fp32 wrong graph alone" in shown
 
 
+def test_what_an_export_tried_is_shown(tmp_path: Path) -> None:
+    def tried(kept: int, losses: list[str]) -> dict:
+        layers = [f"plain.layers.3.blocks.{number}" for number in range(kept)]
+        figures = {"bytes": 22_000_000 + kept * 400_000, "latency_ms": 40.0 + kept, "cosine": 0.9991 + kept * 1e-4}
+        return {"kept": layers, "losses": losses, "verdict_failures": len(losses), **figures}
+
+    frontiers = {"cpu-int8": [tried(0, ["1 of 56 verdicts fail"]), tried(2, [])], "torch": None, "odd": [{"kept": 3}]}
+    page = render(tmp_path, bench(), None, None, frontiers)
+    assert "What the export of cpu-int8 tried" in page.text
+    assert "1 of 56 verdicts fail" in page.text
+    assert "2 groups 22.8\N{NO-BREAK SPACE}MB" in page.text or "2 groups 22.8 MB" in page.text
+    assert "Kept in float: plain.layers.3.blocks.0, plain.layers.3.blocks.1" in page.text
+    assert "export of torch" not in page.text
+    assert "export of odd" not in page.text
+
+
 def test_devices_that_nothing_ran_on_are_named(tmp_path: Path) -> None:
     text = render(tmp_path, bench()).text
     assert "cpu model.onnx onnxruntime cpu-fp32" in text

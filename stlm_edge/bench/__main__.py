@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         text = strict_json.dump(bench)
         write_text(out / "bench.json", text)
-        report = _report(out / "report.html", json.loads(text), options.checkpoint)
+        report = _report(out / "report.html", json.loads(text), options.checkpoint, subjects)
         if options.json:
             print(text, end="")
         else:
@@ -237,7 +237,7 @@ def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Cal
     return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
 
 
-def _report(path: Path, bench: dict[str, Any], checkpoint: str | None) -> Path | None:
+def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, subjects: Sequence[Subject]) -> Path | None:
     """Write the report with what stands beside the checkpoint, or say what it needs."""
     if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib", "stlm_edge.report"))):
         print('no report: it needs pip install "stlm-edge[train]"', file=sys.stderr)
@@ -246,7 +246,8 @@ def _report(path: Path, bench: dict[str, Any], checkpoint: str | None) -> Path |
 
     run_folder = Path(checkpoint).parent if checkpoint else None
     found = sorted(run_folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime) if run_folder else []
-    write_report(path, bench, run_folder, found[-1].parent if found else None)
+    frontiers = {subject.row.name: subject.bundle.manifest.provenance.get("frontier") for subject in subjects}
+    write_report(path, bench, run_folder, found[-1].parent if found else None, frontiers)
     return path
 
 
