@@ -1,0 +1,46 @@
+"""The runbooks' commands, as far as they can be tried without a device: they parse, and they are ten at most."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from stlm_edge import targets
+from stlm_edge.bench import __main__ as bench
+from stlm_edge.bench.device import parse_device
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+RUNBOOKS = ("android", "desktop-gpu", "jetson", "raspberry-pi")
+
+
+def blocks(name: str) -> list[list[list[str]]]:
+    """The commands of each block of shell lines, as words."""
+    text = (FOLDER / f"{name}.md").read_text("utf-8")
+    found = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [[words for line in block.splitlines() if (words := shlex.split(line, comments=True))] for block in found]
+
+
+@pytest.mark.parametrize("name", RUNBOOKS)
+def test_a_fresh_device_is_ten_commands_from_its_row(name: str) -> None:
+    first = blocks(name)[0]
+    assert len(first) <= 10
+    assert first[-1] == ["python", "benchmarks/table.py"]
+    assert any(words[0].endswith("stlm-bench") for words in first)
+
+
+@pytest.mark.parametrize("name", RUNBOOKS)
+def test_its_calls_are_calls_of_this_release(name: str) -> None:
+    calls = [words for block in blocks(name) for words in block]
+    assert calls
+    for words in calls:
+        if words[0].endswith("stlm-bench"):
+            options = bench._options(words[1:])
+            assert all(parse_device(device).kind in ("ssh", "adb") for device in options.device or [])
+        elif words[0] == "stlm-export":
+            assert words[words.index("--target") + 1] in {target.name for target in targets.TARGETS}
+
+
+@pytest.mark.parametrize("name", RUNBOOKS)
+def test_it_says_what_has_never_run(name: str) -> None:
+    assert "**Status: no " in (FOLDER / f"{name}.md").read_text("utf-8")
