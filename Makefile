@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help system-deps demo test test-all lint lock clean
+.PHONY: help system-deps test-deps demo test test-all lint lock clean
 
 help:
 	@echo "make demo      train, evaluate, export, prove and bench on built-in data; writes $(DEMO)/report.html"
@@ -14,10 +14,10 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
 
-# Installs the packages of system-packages.txt that are missing, where the user may; says what to run otherwise. One that
-# this system hasn't is said and left out: the tests that need it are skipped.
-system-deps: build/android.jar build/adbd
-	@missing=""; for package in $$(cat system-packages.txt); do \
+# Installs those packages of a list that are missing, where the user may; says what to run otherwise. One that this system
+# hasn't is said and left out: the tests that need it are skipped.
+define install
+	@missing=""; for package in $$(cat $(1)); do \
 	  dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
 	if [ -d /run/systemd/system ] && [ "$$missing" != "$${missing% openssh-server}" ]; then missing="$${missing% openssh-server}"; \
 	  echo "openssh-server, which the ssh tests want, would open port 22 here: it is left to you"; fi; \
@@ -28,6 +28,14 @@ system-deps: build/android.jar build/adbd
 	install="env DEBIAN_FRONTEND=noninteractive apt-get install -qy"; $$root apt-get update -q; \
 	$$root $$install $$missing || for package in $$missing; do \
 	  $$root $$install "$$package" || echo "$$package can't be installed here"; done
+endef
+
+system-deps:
+	$(call install,system-packages.txt)
+
+# What the tests take besides: a JDK, a browser, an ssh server, adb, emulated processors.
+test-deps: system-deps build/android.jar build/adbd
+	$(call install,tests/system-packages.txt)
 
 # What the Android demo's sources are compiled against in the tests.
 build/android.jar:
@@ -56,10 +64,10 @@ demo: .venv/installed
 	$(BIN)/stlm-bench --quick --bundle $(DEMO)/bundles/cpu-fp32 --bundle $(DEMO)/bundles/cpu-int8 \
 	  --checkpoint $(DEMO)/checkpoint.safetensors --data $(DEMO)-data --out $(DEMO)
 
-test: .venv/installed system-deps
+test: .venv/installed test-deps
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed system-deps
+test-all: .venv/installed test-deps
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/installed

@@ -30,12 +30,12 @@ JUNIT = [
 
 
 def need(*jars: Path) -> None:
-    """Skip the test where the JDK or one of the jars isn't installed and `make system-deps` couldn't install it."""
+    """Skip the test where the JDK or one of the jars isn't installed and `make test-deps` couldn't install it."""
     if shutil.which("javac") is None:
-        pytest.skip("no JDK: run  make system-deps")
+        pytest.skip("no JDK: run  make test-deps")
     missing = [jar.name for jar in jars if not jar.exists()]
     if missing:
-        pytest.skip(f"{', '.join(missing)} not in {DEBIAN}: run  make system-deps")
+        pytest.skip(f"{', '.join(missing)} not in {DEBIAN}: run  make test-deps")
 
 
 def sources(*folders: Path) -> list[Path]:

@@ -31,7 +31,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What a class finds on a phone: LiteRT and newer classes before the older android.jar."""
     jdk.need(jdk.GSON, jdk.JNA)
     if not ANDROID_JAR.exists():
-        pytest.skip("no android.jar: run  make system-deps  on a Debian")
+        pytest.skip("no android.jar: run  make test-deps  on a Debian")
     folder = tmp_path_factory.mktemp("boot")
     compile_against([ANDROID_JAR], jdk.sources(jdk.LITERT, jdk.NEWER_ANDROID), folder, [jdk.JNA])
     return [folder, ANDROID_JAR]
@@ -53,7 +53,7 @@ def compile_against(boot: list[Path], files: list[Path], folder: Path, classpath
 def build(app: Path, folder: Path, boot: list[Path], core: Path) -> None:
     """Link resources and compile sources of an app's folder. AssertionError with the tools' words when one fails."""
     if shutil.which("aapt2") is None:
-        pytest.skip("no aapt2: run  make system-deps")
+        pytest.skip("no aapt2: run  make test-deps")
     text = (app / "AndroidManifest.xml").read_text()
     text = re.sub(NEWER_THAN_AAPT2, "", text.replace("<manifest ", '<manifest package="org.stlm_edge.demo" ', 1))
     (folder / "AndroidManifest.xml").write_text(text)  # Gradle fills in the package
