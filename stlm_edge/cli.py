@@ -184,14 +184,19 @@ def _evaluate(
 
 
 def _export(
-    target: Annotated[str, typer.Option(help="Device class: cpu, android, ios; jetson, desktop-gpu, web to come.")],
+    target: Annotated[str, typer.Option(help="Device class: cpu, jetson, desktop-gpu, android, ios or web.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Trained model (default: the newest run's).", show_default=False)
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or int8 (default: the target's).", show_default=False)
+        str | None, typer.Option(help="fp32, fp16 or int8 (default: the target's; for web both).", show_default=False)
     ] = None,
-    via: Annotated[str | None, typer.Option(help="Another converter: openvino (for cpu).", show_default=False)] = None,
+    via: Annotated[
+        str | None,
+        typer.Option(
+            help="Another converter: openvino (for cpu), torch-tensorrt (for desktop-gpu).", show_default=False
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Normal pictures for quantization (default: the run's own).", show_default=False)
     ] = None,
@@ -204,32 +209,52 @@ def _export(
     allow_parity_loss: Annotated[
         bool, typer.Option("--allow-parity-loss", help="Write a bundle that fails the gate, and mark it.")
     ] = False,
+    build_engine: Annotated[
+        bool, typer.Option("--build-engine", help="On the device: build the TensorRT engine of the bundle at --out.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that stands at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack a trained model for a device, and prove that it still says what it said.
 
     Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
+    On a Jetson, for a bundle that was copied there: stlm-export --target jetson --build-engine --out B
     """
-    from stlm_edge.export import export
+    if build_engine:
+        _build_engine(target, out)
+        return
+    from stlm_edge.export import export_all
 
-    done = export(
+    done = export_all(
         target,
+        precision,
+        out,
         checkpoint=checkpoint,
-        precision=precision,
         via=via,
         calibration_folder=calibration,
         data=data,
         category=category,
         format=format,
-        out=out,
         allow_parity_loss=allow_parity_loss,
         force=force,
     )
     if as_json:
-        _print_json(done.figures())
+        figures = [bundle.figures() for bundle in done]
+        _print_json(figures if len(figures) > 1 else figures[0])
     else:
-        print(done.describe())
+        print("\n\n".join(bundle.describe() for bundle in done))
+
+
+def _build_engine(target: str, out: Path | None) -> None:
+    from stlm_edge import targets
+    from stlm_edge.runtimes.tensorrt import build_engine
+
+    row, _ = targets.find(target)
+    if row.runtime != "tensorrt":
+        raise UsageError(f"target {target}: has no engine to build; --build-engine is for jetson and desktop-gpu")
+    if out is None:
+        raise UsageError("--build-engine: name the bundle by --out; it is exported first, on any machine")
+    print(f"engine of {out} for this GPU: {build_engine(out)}")
 
 
 def _print_json(value: Any) -> None:

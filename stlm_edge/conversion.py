@@ -138,8 +138,75 @@ def _to_openvino(order: Order) -> Iterator[Step]:
             yield Step("int8", order.artifact, (_openvino,))
 
 
+def _to_tensorrt(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters import tensorrt
+    from stlm_edge.converters.fp16_islands import describe, islands
+    from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.runtimes.tensorrt import trtexec_line
+
+    untyped = order.beside("untyped")
+    with step("converting to ONNX, which takes half a minute"):
+        to_onnx(order.model, untyped, order.calibration)
+    notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
+    graph = tensorrt.read(untyped)
+    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
+    tensorrt.to_fp32(graph, in_float, order.calibration)
+    yield Step("fp32", in_float, (_onnxruntime,), notes)
+    if order.precision == "fp16":
+        for kept in islands(graph, order.pictures):
+            tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
+            yield Step("fp16", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+    if order.precision == "int8":
+        kept = next(islands(graph, order.pictures))
+        for pattern in tensorrt.INT8:
+            with step("quantizing to int8"):
+                tensorrt.to_int8(graph, order.artifact, order.calibration, kept, order.pictures, pattern)
+            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+
+
+def _to_engine(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters.torch_tensorrt import to_engine
+
+    with step("building the engine, which takes minutes"):
+        to_engine(order.model, order.artifact, order.precision)
+    yield Step(order.precision, order.artifact, (_tensorrt,), ("the engine runs on this machine's GPU only",))
+
+
+def _to_browser(order: Order) -> Iterator[Step]:
+    from stlm_edge.converters import webgpu
+    from stlm_edge.converters.fp16_islands import describe, islands
+    from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.converters.quantization import to_int8
+
+    untyped, in_float = order.beside("untyped"), order.beside("fp32")
+    with step("converting to ONNX, which takes half a minute"):
+        to_onnx(order.model, untyped, order.calibration)
+    graph = webgpu.to_browser(untyped, in_float, order.calibration)
+    yield Step("fp32", in_float, (_onnxruntime,))
+    notes = ("run by onnxruntime on a CPU, not in a browser yet",)
+    if order.precision == "fp16":
+        for kept in islands(graph, order.pictures):
+            webgpu.to_fp16(graph, order.artifact, order.calibration, kept)
+            yield Step("fp16", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+    if order.precision == "int8":
+        for weights in _ever_more(order):
+            with step("quantizing to int8"):
+                to_int8(order.model, in_float, order.artifact, order.calibration, weights)
+            yield Step("int8", order.artifact, (_onnxruntime,), notes, weights)
+
+
+def _in_fp16(artifact: Path) -> Runtime:
+    from stlm_edge.converters.fp16_simulation import Fp16Simulation
+
+    return Fp16Simulation(artifact)
+
+
 def _onnxruntime(artifact: Path) -> Runtime:
     return open_runtime("onnxruntime", artifact)
+
+
+def _tensorrt(artifact: Path) -> Runtime:
+    return open_runtime("tensorrt", artifact)
 
 
 def _litert(artifact: Path) -> Runtime:
@@ -168,8 +235,12 @@ class Way:
     packages: tuple[str, ...]
 
 
-WAYS = {  # by the runtime that the artifact is for
-    "onnxruntime": Way(_to_onnx, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")),
+_ONNX = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
+WAYS = {  # by the target's `via`, or else by the runtime that the artifact is for
+    "onnxruntime": Way(_to_onnx, _ONNX),
+    "tensorrt": Way(_to_tensorrt, _ONNX),
+    "torch-tensorrt": Way(_to_engine, ("torch", "torch-tensorrt")),
+    "onnxruntime-web": Way(_to_browser, _ONNX),
     "openvino": Way(_to_openvino, ("torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")),
     "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
     "coreml": Way(_to_coreml, ("torch", "coremltools")),

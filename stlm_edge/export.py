@@ -5,6 +5,8 @@ NaN or infinite, and no figure of accuracy down by more than its precision may c
 written.
 """
 
+import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -105,7 +107,7 @@ def export(
         before: list[str] = []
         frontier: list[Tried] = []
         failure: JobError | None = None
-        for made in WAYS[row.runtime].convert(order):
+        for made in WAYS[row.via or row.runtime].convert(order):
             _check_metadata(made.artifact, calibration, trained.size)
             try:
                 proof = _prove(made, every, calibration)
@@ -148,9 +150,10 @@ def export(
                 parity=proof.parity,
                 provenance=provenance
                 | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
-                | {"frontier": [asdict(tried) for tried in frontier]},
+                | {"frontier": [asdict(tried) for tried in frontier]}
+                | ({"notes": list(made.notes)} if made.notes else {}),
                 tool_versions={"stlm-edge": stlm_edge.__version__}
-                | {package: version(package) for package in WAYS[row.runtime].packages},
+                | {package: version(package) for package in WAYS[row.via or row.runtime].packages},
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
                 flops=flops(trained.model),
                 input_dtype=row.input_dtype,
@@ -218,6 +221,30 @@ def _tried(made: Step, proof: Proof, pictures: Sequence[GoldenCandidate]) -> Tri
     )
 
 
+def export_all(target: str, precision: str | None = None, out: Path | None = None, **options: Any) -> list[Exported]:
+    """Like `export`; a target that `exports_all` gets a bundle of each precision, `out`/<precision>, if none is named.
+
+    Raises like `export`; then what was written before goes too.
+    """
+    row, _ = targets.find(target, precision, options.get("via"))
+    if precision is not None or not row.exports_all:
+        return [export(target, precision=precision, out=out, **options)]
+    folder = out or BUNDLES / target
+    for each in row.precisions:
+        check_writable(folder / each, options.get("force", False))
+    done: list[Exported] = []
+    try:
+        for each in row.precisions:
+            done.append(export(target, precision=each, out=folder / each, **options))
+    except BaseException:
+        for bundle in done:
+            shutil.rmtree(bundle.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    return done
+
+
 def newest_checkpoint() -> Path:
     """The checkpoint of the run that was finished last. Raises UsageError when there is none."""
     found = sorted(RUNS.glob(f"*/{run_folder.CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
@@ -266,7 +293,9 @@ def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[G
 
 
 def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
-    metadata = read_metadata(artifact) or {}
+    metadata = read_metadata(artifact)
+    if metadata is None:  # a format without a place for it
+        return
     for key, expected in stamp(calibration, size).items():
         if (found := metadata.get(key, "nothing")) != expected:
             raise JobError(

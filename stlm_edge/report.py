@@ -278,7 +278,7 @@ def _peer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[tuple[Target, list[str]]]:
-    """Return every row of the table of targets with the names of the bundles that were timed here as such."""
+    """Return each target with the names of the bundles that were timed here as such."""
     timed = [row for row in rows if row.get("latency_ms")]
     return [
         (

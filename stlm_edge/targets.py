@@ -8,10 +8,11 @@ from stlm_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """A device class. `precisions` begins with the default; `missing` says why it can't be exported yet, if so.
+    """A device class. `precisions` begins with the default.
 
     `input_dtype` is the graph's; `score_output` whether it computes the score too (else it is taken from the map).
     `via`: the converter that has to be asked for by name, where the row isn't the device class's first.
+    With `exports_all`, an export that names no precision makes a bundle of each.
     """
 
     name: str
@@ -19,15 +20,11 @@ class Target:
     runtime: str
     precisions: tuple[str, ...]
     checked_by: str
-    missing: str | None = None
     input_dtype: Literal["uint8", "float32"] = "uint8"
     score_output: bool = True
+    exports_all: bool = False
     via: str | None = None
 
-
-_LATER = (
-    "this release exports cpu, android and ios; the ONNX file of cpu (opset 20) also runs wherever onnxruntime does"
-)
 
 TARGETS = (
     Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32"), "onnxruntime"),
@@ -38,7 +35,6 @@ TARGETS = (
         "tensorrt",
         ("fp16", "int8", "fp32"),
         "rule check, onnxruntime, fp16 simulation",
-        f"the strongly typed ONNX for TensorRT and its rule check are not built yet; {_LATER}",
     ),
     Target(
         "desktop-gpu",
@@ -46,7 +42,14 @@ TARGETS = (
         "tensorrt",
         ("fp16", "int8", "fp32"),
         "rule check, onnxruntime, fp16 simulation",
-        f"the strongly typed ONNX for TensorRT and its rule check are not built yet; {_LATER}",
+    ),
+    Target(
+        "desktop-gpu",
+        "model.engine",
+        "tensorrt",
+        ("fp16", "fp32"),
+        "TensorRT on the machine that it is for",
+        via="torch-tensorrt",
     ),
     Target(
         "android",
@@ -69,8 +72,10 @@ TARGETS = (
         "model.onnx",
         "onnxruntime-web",
         ("fp16", "int8"),
-        "onnxruntime",
-        f"the fp16 graph for WebGPU is not built yet; {_LATER}",
+        "WebGPU operator check, onnxruntime, fp16 simulation",
+        input_dtype="float32",
+        score_output=False,
+        exports_all=True,
     ),
 )
 
@@ -78,7 +83,7 @@ TARGETS = (
 def find(name: str, precision: str | None = None, via: str | None = None) -> tuple[Target, str]:
     """The target of this name and converter, and the precision, the target's default where none is given.
 
-    Raises UsageError for an unknown target or converter, one that isn't built yet, and a precision that it lacks.
+    Raises UsageError for an unknown target or converter, and a precision that it lacks.
     """
     rows = {target.via: target for target in TARGETS if target.name == name}
     if not rows:
@@ -87,8 +92,6 @@ def find(name: str, precision: str | None = None, via: str | None = None) -> tup
         others = ", ".join(key for key in rows if key) or "none: leave --via out"
         raise UsageError(f"target {name}: --via {via} is not among those it has: {others}")
     target = rows[via]
-    if target.missing:
-        raise UsageError(f"target {name}: {target.missing}")
     if precision is not None and precision not in target.precisions:
         raise UsageError(
             f"target {name}: precision {precision} is not among those it has: {', '.join(target.precisions)}"

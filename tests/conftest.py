@@ -165,6 +165,51 @@ def exported_for_ios(
 
 
 @pytest.fixture(scope="session")
+def even_onnx(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its float32 ONNX file, which all typed files are made from."""
+    from stlm_edge import checkpoint
+    from stlm_edge.converters.onnx import to_onnx
+
+    trained = checkpoint.load(even_checkpoint)
+    assert trained.calibration is not None
+    path = tmp_path_factory.mktemp("even") / "model.onnx"
+    to_onnx(trained.model, path, trained.calibration)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_for_jetson(
+    even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """The same for jetson, from this file."""
+    from stlm_edge.export import export
+
+    folder = tmp_path_factory.mktemp("exported-for-jetson")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+        return {
+            precision: export(
+                "jetson", checkpoint=even_checkpoint, precision=precision, data=told_apart, out=folder / precision
+            )
+            for precision in ("fp16", "int8", "fp32")
+        }
+
+
+@pytest.fixture(scope="session")
+def exported_for_web(
+    even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """The same for web, without naming a precision."""
+    from stlm_edge.export import export_all
+
+    folder = tmp_path_factory.mktemp("exported-for-web") / "bundles"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+        done = export_all("web", checkpoint=even_checkpoint, data=told_apart, out=folder)
+    return {bundle.manifest.precision: bundle for bundle in done}
+
+
+@pytest.fixture(scope="session")
 def site_pictures(
     exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -47,7 +47,7 @@ def test_help_shows_a_complete_example(command):
         (("stlm-eval", "--checkpoint", "none.safetensors", "--data", ".", "--out", "e"), ["none.safetensors"]),
         (("stlm-export", "--target", "toaster"), ["toaster", "cpu", "jetson"]),
         (("stlm-export", "--target", "cpu", "--precision", "fp64"), ["fp64", "int8", "fp32"]),
-        (("stlm-export", "--target", "jetson"), ["jetson"]),
+        (("stlm-export", "--target", "jetson", "--precision", "int4"), ["target jetson", "int4", "fp16, int8, fp32"]),
         (("stlm-export", "--target", "cpu"), ["stlm-train"]),
         (("stlm-predict", "--bundle", "nowhere", "x.png"), ["nowhere"]),
         (("stlm-bench", "--bundle", "nowhere", "--out", "b"), ["nowhere"]),

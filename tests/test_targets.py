@@ -16,6 +16,10 @@ def test_another_converter_is_asked_for_by_name() -> None:
     target, precision = find("cpu", via="openvino")
     assert (target.artifact, target.runtime, precision) == ("model.openvino", "openvino", "int8")
     assert find("cpu", "fp16", "openvino")[1] == "fp16"
+    target, precision = find("desktop-gpu", via="torch-tensorrt")
+    assert (target.artifact, target.runtime, precision) == ("model.engine", "tensorrt", "fp16")
+    with pytest.raises(UsageError, match="target desktop-gpu: precision int8 is not among those it has: fp16, fp32"):
+        find("desktop-gpu", "int8", "torch-tensorrt")
     with pytest.raises(UsageError, match="target cpu: --via litert is not among those it has: openvino"):
         find("cpu", via="litert")
     with pytest.raises(UsageError, match="target android: --via openvino is not among those it has: none"):
@@ -34,12 +38,10 @@ def test_a_target_has_a_default_precision() -> None:
     assert (target.artifact, target.runtime, precision) == ("model.mlpackage", "coreml", "fp16")
     assert (target.input_dtype, target.score_output) == ("uint8", True)
 
-
-@pytest.mark.parametrize("name", ["jetson", "desktop-gpu", "web"])
-def test_a_target_that_is_not_built_yet_says_what_is_missing(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"^target {name}: .* not built yet; this release exports cpu, a") as refusal:
-        find(name)
-    assert "\n" not in str(refusal.value)
+    target, precision = find("jetson")
+    assert (target.artifact, target.runtime, precision) == ("model.onnx", "tensorrt", "fp16")
+    target, precision = find("web")
+    assert (target.runtime, precision, target.exports_all) == ("onnxruntime-web", "fp16", True)
 
 
 def test_an_unknown_target_is_answered_with_those_there_are() -> None:

@@ -23,8 +23,11 @@ class Runtime(Protocol):
 
 
 def name_here(name: str) -> str:
-    """What runs the named runtime's artifacts on this machine: where there is no Core ML, the MIL evaluator."""
-    return "mil-evaluator" if name == "coreml" and sys.platform != "darwin" else name
+    """What runs the named runtime's artifacts on this machine: where there is no Core ML, the MIL evaluator; outside a
+    browser, onnxruntime."""
+    if name == "coreml" and sys.platform != "darwin":
+        return "mil-evaluator"
+    return "onnxruntime" if name == "onnxruntime-web" else name
 
 
 def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runtime:
@@ -60,8 +63,13 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
         from stlm_edge.runtimes.openvino import OpenVINO
 
         return OpenVINO(artifact, threads)
+    if name == "tensorrt":
+        from stlm_edge.runtimes.tensorrt import TensorRT
+
+        return TensorRT(artifact, threads)
     raise UsageError(
-        f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, openvino, litert and coreml"
+        f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, openvino, litert, coreml and "
+        "tensorrt"
     )
 
 

@@ -14,10 +14,12 @@ from stlm_edge.verdict import score_of_map
 
 PROVIDER = "CPUExecutionProvider"
 
+TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}  # of a picture
+
 
 class OnnxRuntime:
-    """An ONNX file whose input is `image`, uint8 1×S×S×3, and whose outputs are `anomaly_map`, float32 1×1×S×S, and,
-    where the graph computes it, `score`, float32 of shape 1.
+    """An ONNX file whose input is `image`, 1×S×S×3, uint8 or float32 of the same values, and whose outputs are
+    `anomaly_map`, float32 1×1×S×S, and, where the graph computes it, `score`, float32 of shape 1.
 
     Raises UsageError when onnxruntime is missing, cannot load the file, or the graph is another one.
     """
@@ -40,7 +42,7 @@ class OnnxRuntime:
                 "export anew or update onnxruntime"
             ) from None
         self.artifact = artifact
-        self.size, self._outputs = self._check_graph()
+        self.size, self._dtype, self._outputs = self._check_graph()
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
@@ -50,7 +52,7 @@ class OnnxRuntime:
         if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
         try:
-            answer = self.session.run(self._outputs, {"image": image[None]})
+            answer = self.session.run(self._outputs, {"image": image[None].astype(self._dtype, copy=False)})
         except Exception as error:  # as above
             raise JobError(f"{self.artifact}: onnxruntime failed ({error})") from None
         anomaly_map = answer[0][0, 0]
@@ -63,7 +65,7 @@ class OnnxRuntime:
         """Execution provider to the number of nodes that it ran, in one more session, which is profiled."""
         with tempfile.TemporaryDirectory() as folder:
             session = self._session(self.artifact, profile=f"{folder}/profile")
-            session.run(self._outputs, {"image": np.zeros((1, self.size, self.size, 3), np.uint8)})
+            session.run(self._outputs, {"image": np.zeros((1, self.size, self.size, 3), self._dtype)})
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
         ran = {
             event["args"]["node_index"]: event["args"]["provider"] for event in events if "provider" in event["args"]
@@ -82,16 +84,21 @@ class OnnxRuntime:
             options.enable_profiling, options.profile_file_prefix = True, profile
         return onnxruntime.InferenceSession(str(artifact), options, providers=[PROVIDER])
 
-    def _check_graph(self) -> tuple[int, list[str]]:
+    def _check_graph(self) -> tuple[int, type, list[str]]:
         inputs = [(node.name, node.type, node.shape) for node in self.session.get_inputs()]
         shape = inputs[0][2] if inputs else []
         size = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 0
         outputs = [(node.name, node.type, node.shape) for node in self.session.get_outputs()]
         expected = [("anomaly_map", "tensor(float)", [1, 1, size, size]), ("score", "tensor(float)", [1])]
-        if inputs != [("image", "tensor(uint8)", [1, size, size, 3])] or outputs not in (expected, expected[:1]):
+        kind = inputs[0][1] if inputs else ""
+        if (
+            inputs != [("image", kind, [1, size, size, 3])]
+            or kind not in TYPES
+            or outputs not in (expected, expected[:1])
+        ):
             found = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in inputs + outputs)[:200]
             raise UsageError(
-                f"{self.artifact}: another graph: found {found}; expected image tensor(uint8) [1, S, S, 3], "
-                "anomaly_map tensor(float) [1, 1, S, S] and perhaps score tensor(float) [1]"
+                f"{self.artifact}: another graph: found {found}; expected image tensor(uint8) or "
+                "tensor(float) [1, S, S, 3], anomaly_map tensor(float) [1, 1, S, S] and perhaps score tensor(float) [1]"
             )
-        return size, [name for name, _, _ in outputs]
+        return size, TYPES[kind], [name for name, _, _ in outputs]

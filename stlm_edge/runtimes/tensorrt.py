@@ -44,15 +44,21 @@ class TensorRT:
     name = "tensorrt"
 
     def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
-        check_self_contained(artifact)
+        built = Path(artifact).suffix == ".engine"
+        if not built:
+            check_self_contained(artifact)
         self.artifact = artifact
         self._trt = _tensorrt()
         self._cuda = Cuda()
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(engine_for(Path(artifact), self._trt, self._cuda))
+        plan = Path(artifact).read_bytes() if built else engine_for(Path(artifact), self._trt, self._cuda)
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise JobError(f"{artifact}: TensorRT cannot load the engine it built; delete {_folder(Path(artifact))}")
+            again = (
+                "it is for another GPU or TensorRT: export anew here" if built else f"delete {_folder(Path(artifact))}"
+            )
+            raise JobError(f"{artifact}: TensorRT cannot load the engine; {again}")
         self._engine = engine
         self._context = engine.create_execution_context()
         if self._context is None:
@@ -83,23 +89,32 @@ class TensorRT:
         return anomaly_map, score
 
     def _bind(self) -> tuple[int, dict[str, tuple[np.ndarray, int]]]:
-        """S, and each tensor's host array and device address, which the engine is told."""
+        """S, and each tensor's host array and device address, which the engine is told, by what the tensor is.
+
+        Torch-TensorRT gives names of its own, so tensors are known by type and shape.
+        """
         engine, found = self._engine, {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             found[name] = (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
-        size = found.get("image", ("", (0, 0)))[1][1]
-        expected = {"image": ("UINT8", (1, size, size, 3)), "anomaly_map": ("FLOAT", (1, 1, size, size))}
-        if found not in (expected, expected | {"score": ("FLOAT", (1,))}):
+        size = max((shape[1] for kind, shape in found.values() if kind == "UINT8" and len(shape) == 4), default=0)
+        known = {
+            ("UINT8", (1, size, size, 3)): "image",
+            ("FLOAT", (1, 1, size, size)): "anomaly_map",
+            ("FLOAT", (1,)): "score",
+        }
+        roles = {known.get(tensor, ""): name for name, tensor in found.items()}
+        if len(roles) != len(found) or set(roles) not in ({"image", "anomaly_map"}, set(known.values())):
             raise UsageError(
                 f"{self.artifact}: another graph: found {str(found)[:200]}; expected image UINT8 (1, S, S, 3), "
                 "anomaly_map FLOAT (1, 1, S, S) and perhaps score FLOAT (1,)"
             )
         tensors = {}
-        for name, (kind, shape) in found.items():
+        for role, name in roles.items():
+            kind, shape = found[name]
             host = np.zeros(shape, _TYPES[kind])
-            tensors[name] = host, self._cuda.allocate(host.nbytes)
-            self._context.set_tensor_address(name, tensors[name][1])
+            tensors[role] = host, self._cuda.allocate(host.nbytes)
+            self._context.set_tensor_address(name, tensors[role][1])
         return size, tensors
 
 

@@ -7,7 +7,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_picture
 
-from stlm_edge.converters.fp16_simulation import BLOCK, Fp16Simulation, compute
+from stlm_edge.converters.fp16_kernels import BLOCK, compute
+from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import Exported
 from stlm_edge.picture import load

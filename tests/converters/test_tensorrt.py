@@ -11,8 +11,9 @@ from small_run import SMALL_SIZE
 from tiny import tiny_picture
 
 from stlm_edge.bundle import stamp
+from stlm_edge.converters import tensorrt
+from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
-from stlm_edge.converters.tensorrt import IN_FLOAT, Island, describe, islands_by_kind, measured, to_tensorrt
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export import Exported
 from stlm_edge.picture import load
@@ -25,19 +26,12 @@ PICTURES = [load(tiny_picture(seed, defect=seed > 100), SMALL_SIZE) for seed in 
 @pytest.fixture(scope="module")
 def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
     folder, done = tmp_path_factory.mktemp("typed"), exported["fp32"]
-    return {
-        precision: (
-            folder / f"{precision}.onnx",
-            to_tensorrt(
-                done.folder / "model.onnx",
-                folder / f"{precision}.onnx",
-                done.manifest.calibration,
-                precision,
-                PICTURES,
-            ),
-        )
-        for precision in ("fp32", "fp16", "int8")
-    }
+    graph, calibration = tensorrt.read(done.folder / "model.onnx"), done.manifest.calibration
+    kept = next(islands(graph, PICTURES))
+    tensorrt.to_fp32(graph, folder / "fp32.onnx", calibration)
+    tensorrt.to_fp16(graph, folder / "fp16.onnx", calibration, kept)
+    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, PICTURES)
+    return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
 def types_of(proto: onnx.ModelProto) -> dict[str, int]:
@@ -80,9 +74,9 @@ def test_onnxruntime_and_the_simulation_both_run_a_file(
 
 
 def test_fp16_computes_in_float16_but_for_its_islands(typed_files: Typed) -> None:
-    path, islands = typed_files["fp16"]
+    path, kept = typed_files["fp16"]
     proto = onnx.load(path)
-    types, within = types_of(proto), {island.node for island in islands}
+    types, within = types_of(proto), {island.node for island in kept}
     for node in proto.graph.node:
         kinds = {types[name] for name in node.input if name} & {TensorProto.FLOAT, TensorProto.FLOAT16}
         if node.name in within and node.op_type != "Cast":
@@ -95,7 +89,7 @@ def test_fp16_computes_in_float16_but_for_its_islands(typed_files: Typed) -> Non
 
 
 def test_the_products_fed_to_fa_stay_in_float32_up_to_its_convolutions(typed_files: Typed) -> None:
-    path, islands = typed_files["fp16"]
+    path, kept = typed_files["fp16"]
     proto = onnx.load(path)
     made = {name: node for node in proto.graph.node for name in node.output}
     first = next(node for node in proto.graph.node if node.op_type == "Conv" and "fa.res.0.conv1" in node.input[1])
@@ -105,20 +99,23 @@ def test_the_products_fed_to_fa_stay_in_float32_up_to_its_convolutions(typed_fil
     assert cast.op_type == "Cast"
     products = made[cast.input[0]]
     assert {products.op_type, *(made[name].op_type for name in products.input)} <= {"Concat", "Mul", "Neg"}
-    assert "product of normalised maps, fed to FA" in {island.reason for island in islands}
+    assert "product of normalised maps, fed to FA" in {island.reason for island in kept}
 
 
 def test_an_island_says_why_it_is_one(typed_files: Typed) -> None:
     lines = describe(typed_files["fp16"][1])
     assert any(
         re.fullmatch(
-            r"\d+ LayerNormalization: sum of squares in LayerNorm \(largest value .*, in fp16 (off by|over).*\)", line
+            r"in float32: \d+ LayerNormalization: sum of squares in LayerNorm \(largest .*, in fp16 (off by|over).*\)",
+            line,
         )
         for line in lines
     ), lines
     assert any("Softmax: sum of exponentials" in line for line in lines)
     overflowing = Island("n", "Pow", "squares in a channel norm", 1e5, float("inf"))
-    assert describe([overflowing]) == ["1 Pow: squares in a channel norm (largest value 1e+05, in fp16 overflows)"]
+    assert describe([overflowing]) == [
+        "in float32: 1 Pow: squares in a channel norm (largest value 1e+05, in fp16 overflows)"
+    ]
 
 
 def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> None:
@@ -133,7 +130,7 @@ def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> No
     assert {node.op_type for node in quantized} == {"Gemm"}
     names = [made[node.input[1]].input[0] for node in quantized]
     assert "plain.layers.1.blocks.0.attn.qkv.weight_transposed_int8" in names
-    assert not [name for name in names if re.search(IN_FLOAT[0], name)]
+    assert not [name for name in names if re.search(tensorrt.INT8[0], name)]
     for name in names:
         steps = numpy_helper.to_array(weights[name])
         scale = numpy_helper.to_array(weights[name.removesuffix("_int8") + "_scale_fp16"])
@@ -147,8 +144,9 @@ def test_the_same_file_and_pictures_give_the_same_bytes(
     typed_files: Typed, exported: dict[str, Exported], tmp_path: Path
 ) -> None:
     done = exported["fp32"]
-    source = done.folder / "model.onnx"
-    to_tensorrt(source, tmp_path / "again.onnx", done.manifest.calibration, "int8", PICTURES)
+    graph = tensorrt.read(done.folder / "model.onnx")
+    kept = next(islands(graph, PICTURES))
+    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, PICTURES)
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 
@@ -174,5 +172,32 @@ def test_what_overflows_on_a_calibration_picture_becomes_an_island() -> None:
     dark, bright = (np.full((8, 8, 3), value, np.uint8) for value in (20, 200))
     assert [island.node for island in measured(proto, by_kind, [dark])] == ["cast"]
     found = {island.node: island for island in measured(proto, by_kind, [dark, bright])}
-    assert found["large_conv"].reason == "measured: overflows"
+    assert found["large_conv"].reason == "measured: too large"
     assert found["large_conv"].largest == 160_000
+
+
+def test_the_convolution_that_moves_the_map_most_for_its_size_comes_first() -> None:
+    def layer(name: str, x: str, y: str) -> onnx.NodeProto:
+        return helper.make_node("Conv", [x, f"{name}_weight"], [y], name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], "cast", to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["float"], ["x"], "turn", perm=[0, 3, 1, 2]),
+            layer("exact", "x", "y"),
+            layer("cancels", "y", "z"),
+            layer("rounds", "z", "anomaly_map"),
+        ],
+        "two_hazards",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 8, 8, 3])],
+        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [
+            numpy_helper.from_array(np.eye(3, dtype=np.float32)[:, :, None, None], "exact_weight"),
+            numpy_helper.from_array(np.float32([[100.03, -100, 0]])[:, :, None, None], "cancels_weight"),
+            numpy_helper.from_array(np.full((1, 1, 1, 1), 0.0101, np.float32), "rounds_weight"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranked = by_damage(proto, islands_by_kind(proto.graph), [np.full((8, 8, 3), 201, np.uint8)])
+    assert [island.node for island in ranked] == ["cancels", "rounds", "exact"]
+    assert [island.moves > 0 for island in ranked] == [True, True, False]

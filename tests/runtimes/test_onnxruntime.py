@@ -83,13 +83,26 @@ def test_a_graph_of_other_names_is_refused(path: Path, rename: str) -> None:
         OnnxRuntime(path)
 
 
-def test_a_graph_of_another_input_type_is_refused(path: Path) -> None:
+def with_input_of_type(path: Path, kind: int) -> Path:
     write_tiny_onnx(path, TINY_SIZE)
     model = onnx.load(path)
-    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    model.graph.input[0].type.tensor_type.elem_type = kind
     onnx.save(model, path)
-    with pytest.raises(UsageError, match=r"found image tensor\(float\)"):
-        OnnxRuntime(path)
+    return path
+
+
+def test_a_graph_of_another_input_type_is_refused(path: Path) -> None:
+    with pytest.raises(UsageError, match=r"found image tensor\(int8\)"):
+        OnnxRuntime(with_input_of_type(path, onnx.TensorProto.INT8))
+
+
+def test_a_float_input_gets_the_same_values(path: Path) -> None:
+    picture = load(tiny_picture(105, defect=True), TINY_SIZE)
+    write_tiny_onnx(path, TINY_SIZE)
+    expected, score = OnnxRuntime(path).run(picture)
+    found = OnnxRuntime(with_input_of_type(path, onnx.TensorProto.FLOAT)).run(picture)
+    assert np.array_equal(found[0], expected)
+    assert found[1] == score
 
 
 def test_a_graph_of_a_dynamic_size_is_refused(path: Path) -> None:
@@ -158,7 +171,7 @@ def test_a_graph_that_onnxruntime_refuses_is_one_line(path: Path) -> None:
 
 
 def test_an_unknown_runtime_and_a_wrong_thread_count_are_refused(path: Path) -> None:
-    with pytest.raises(UsageError, match=r"runtime 'tensorrt' is not in this release"):
-        open_runtime("tensorrt", path)
+    with pytest.raises(UsageError, match=r"runtime 'ncnn' is not in this release"):
+        open_runtime("ncnn", path)
     with pytest.raises(UsageError, match="threads: found 0, expected at least 1"):
         open_runtime("onnxruntime", path, threads=0)

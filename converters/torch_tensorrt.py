@@ -1,0 +1,45 @@
+"""A TensorRT engine by Torch-TensorRT, for the GPU of this machine and no other: `--via torch-tensorrt`.
+
+Written against its documented API at 2.14 (docs.pytorch.org/TensorRT: serialized engines, autocast); where this was
+written neither the package nor a GPU was at hand, and it has never been run. Precision: Torch-TensorRT casts operators
+to float16 by its own rules, so no island is named here; the export's gate runs the engine itself.
+"""
+
+from pathlib import Path
+
+import torch
+
+from stlm_edge.converters.shaping import shaped
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.files import replacing
+from stlm_edge.model import STLM
+
+
+def to_engine(model: STLM, path: Path, precision: str) -> None:
+    """Write an engine for pictures uint8 1×S×S×3 in fp16 or fp32.
+
+    Raises UsageError when Torch-TensorRT or a GPU is missing, JobError when the engine can't be built.
+    """
+    try:
+        import torch_tensorrt
+    except ImportError as error:
+        raise UsageError(
+            f"torch_tensorrt cannot be imported ({error}); --via torch-tensorrt needs an NVIDIA GPU and: "
+            "pip install torch-tensorrt"
+        ) from None
+    if not torch.cuda.is_available():
+        raise UsageError("--via torch-tensorrt: CUDA finds no GPU here; run it on the machine that the engine is for")
+    size = model.config.size
+    picture = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="cuda")
+    autocast = {"enable_autocast": True, "autocast_low_precision_type": torch.float16} if precision == "fp16" else {}
+    with torch.no_grad():
+        program = torch.export.export(shaped(model).cuda(), (picture,))
+        try:
+            engine = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+                program, arg_inputs=(picture,), **autocast
+            )
+        except Exception as error:  # whatever the converters, TensorRT or CUDA raise
+            reason = " ".join(str(error).split())[:200]
+            raise JobError(f"Torch-TensorRT {torch_tensorrt.__version__} cannot build the engine: {reason}") from None
+    with replacing(path) as temporary:
+        temporary.write_bytes(engine)

@@ -1,0 +1,39 @@
+"""What a wrong converter could do to an ONNX file: each of these must make an export's gate fail."""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+def swapped_channels(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.input[:] = ["blue_first" if name == "image" else name for name in node.input]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "backwards"))
+    proto.graph.node.insert(0, helper.make_node("Gather", ["image", "backwards"], ["blue_first"], "swap", axis=3))
+
+
+def transposed_map(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.output[:] = ["upright" if name == "anomaly_map" else name for name in node.output]
+        node.input[:] = ["upright" if name == "anomaly_map" else name for name in node.input]
+    proto.graph.node.append(helper.make_node("Transpose", ["upright"], ["anomaly_map"], "transpose", perm=[0, 1, 3, 2]))
+
+
+def infinite_map(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.output[:] = ["finite" if name == "anomaly_map" else name for name in node.output]
+        node.input[:] = ["finite" if name == "anomaly_map" else name for name in node.input]
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    proto.graph.node.append(helper.make_node("Div", ["finite", "zero"], ["anomaly_map"], "divide"))
+
+
+def threshold_off_by_five_percent(proto: onnx.ModelProto) -> None:
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == "stlm_edge.threshold")
+    entry.value = repr(float(entry.value) * 1.05)
+
+
+def foreign_operator(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.output[:] = ["before" if name == "anomaly_map" else name for name in node.output]
+        node.input[:] = ["before" if name == "anomaly_map" else name for name in node.input]
+    proto.graph.node.append(helper.make_node("Round", ["before"], ["anomaly_map"], "round"))

@@ -1,0 +1,156 @@
+"""stlm-export --target web: a bundle for WebGPU and one for WebAssembly, both proven by what can run them here."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from damage import foreign_operator, infinite_map, swapped_channels, threshold_off_by_five_percent, transposed_map
+
+import stlm_edge
+from stlm_edge import targets
+from stlm_edge.converters import quantization, webgpu
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.export import Exported, export, export_all
+from stlm_edge.manifest import Calibration
+from stlm_edge.onnx_metadata import read_metadata
+from stlm_edge.runtimes.torch import Torch
+
+
+def test_an_export_that_names_no_precision_writes_both(exported_for_web: dict[str, Exported]) -> None:
+    target, precision = targets.find("web")
+    assert (target.precisions, precision) == (("fp16", "int8"), "fp16")
+    assert list(exported_for_web) == ["fp16", "int8"]
+    for name, done in exported_for_web.items():
+        assert (done.folder.parent.name, done.folder.name, done.losses) == ("bundles", name, [])
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 5e-3), ("int8", 0.05)])
+def test_a_bundle_says_what_the_trained_model_says(
+    exported_for_web: dict[str, Exported], even_checkpoint: Path, precision: str, limit: float
+) -> None:
+    bundle, trained = stlm_edge.open(exported_for_web[precision].folder), Torch(even_checkpoint)
+    for picture in bundle.golden():
+        anomaly_map, score = trained.run(picture.tensor.copy())
+        verdict = bundle.predict(picture.picture_path)
+        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert np.abs(verdict.map - anomaly_map).max() < limit
+
+
+def test_both_bundles_have_one_contract(exported_for_web: dict[str, Exported]) -> None:
+    for precision, done in exported_for_web.items():
+        manifest = stlm_edge.open(done.folder).manifest
+        assert (manifest.target, manifest.runtime, manifest.precision) == ("web", "onnxruntime-web", precision)
+        assert (manifest.input.name, manifest.input.layout, manifest.input.dtype) == ("image", "NHWC", "float32")
+        assert (manifest.outputs.anomaly_map.name, manifest.outputs.score) == ("anomaly_map", None)
+        checked = ["fp16 simulation"] if precision == "fp16" else []
+        assert manifest.provenance["checked_by"] == [*checked, "onnxruntime"]
+        assert "run by onnxruntime on a CPU, not in a browser yet" in manifest.provenance["notes"]
+        graph = onnx.load(done.folder / "model.onnx").graph
+        assert [(value.name, value.type.tensor_type.elem_type) for value in [*graph.input, *graph.output]] == [
+            ("image", onnx.TensorProto.FLOAT),
+            ("anomaly_map", onnx.TensorProto.FLOAT),
+        ]
+
+
+def test_webgpu_runs_the_whole_fp16_file_and_webassembly_s_is_quantized(exported_for_web: dict[str, Exported]) -> None:
+    fp16, int8 = (onnx.load(exported_for_web[name].folder / "model.onnx") for name in ("fp16", "int8"))
+    assert webgpu.check(fp16) == []
+    assert "MatMulInteger" in {node.op_type for node in int8.graph.node}
+    assert any("MatMulInteger" in problem for problem in webgpu.check(int8))
+
+
+# The gate
+
+
+@pytest.mark.parametrize(
+    ("damage", "precision", "reason"),
+    [
+        (swapped_channels, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
+        (transposed_map, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
+        (infinite_map, "fp16", "the fp32 model fails on normal-00, nothing was written: .* not finite"),
+        (foreign_operator, "fp16", "WebGPU could not run the whole file: Round round: WebGPU has no kernel for it"),
+        (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
+    ],
+)
+def test_a_damaged_converter_does_not_pass(
+    damage: Callable[[onnx.ModelProto], None],
+    precision: str,
+    reason: str,
+    even_checkpoint: Path,
+    even_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def to_onnx(model: object, path: Path, calibration: Calibration) -> None:
+        proto = onnx.load(even_onnx)
+        if damage is not threshold_off_by_five_percent:
+            damage(proto)
+        path.write_bytes(proto.SerializeToString())
+
+    def save(proto: onnx.ModelProto, path: Path, *arguments: object) -> None:
+        written(proto, path, *arguments)
+        if damage is threshold_off_by_five_percent:
+            saved = onnx.load(path)
+            damage(saved)
+            path.write_bytes(saved.SerializeToString())
+
+    written = webgpu.save
+    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", to_onnx)
+    monkeypatch.setattr(webgpu, "save", save)
+    with pytest.raises(JobError, match=reason):
+        export("web", checkpoint=even_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_where_one_of_both_fails_neither_is_left(
+    even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_int8(model: object, source: Path, path: Path, *arguments: object) -> None:
+        proto = onnx.load(source)
+        infinite_map(proto)
+        path.write_bytes(proto.SerializeToString())
+
+    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    with pytest.raises(JobError, match="the int8 model fails on normal-00"):
+        export_all("web", checkpoint=even_checkpoint, data=told_apart, out=tmp_path / "bundles")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_stands_in_the_way_of_either_is_seen_first(
+    exported_for_web: dict[str, Exported], even_checkpoint: Path
+) -> None:
+    folder = exported_for_web["fp16"].folder.parent
+    with pytest.raises(UsageError, match=r"fp16: exists; choose another folder or give --force"):
+        export_all("web", checkpoint=even_checkpoint, out=folder)
+
+
+# On this machine
+
+
+def test_it_predicts_and_is_benched_by_onnxruntime(
+    exported_for_web: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    folder = exported_for_web["int8"].folder
+    for module, arguments in {
+        "predict": [tiny_pictures / "spot" / "305.png", "--json"],
+        "bench": ["--queries", 10, "--seconds", 0, "--out", tmp_path / "bench"],
+    }.items():
+        command = [sys.executable, "-m", f"stlm_edge.{module}", "--bundle", folder, *arguments]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
+    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("onnxruntime", True, 0)
+
+
+def test_its_metadata_holds_the_threshold(exported_for_web: dict[str, Exported]) -> None:
+    for done in exported_for_web.values():
+        metadata = read_metadata(done.folder / "model.onnx")
+        assert float(metadata["stlm_edge.threshold"]) == done.manifest.calibration.threshold
