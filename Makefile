@@ -15,12 +15,12 @@ help:
 	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
 
 # Installs those packages of a list that are missing, where the user may; says what to run otherwise. One that this system
-# hasn't is said and left out: the tests that need it are skipped.
+# hasn't is said and left out: the tests that need it are skipped. Where systemd would start an SSH server as soon as it is
+# installed, that is left to the user.
 define install
 	@missing=""; for package in $$(cat $(1)); do \
+	  if [ $$package = openssh-server ] && [ -d /run/systemd/system ]; then continue; fi; \
 	  dpkg -s "$$package" >/dev/null 2>&1 || command -v "$$package" >/dev/null || missing="$$missing $$package"; done; \
-	if [ -d /run/systemd/system ] && [ "$$missing" != "$${missing% openssh-server}" ]; then missing="$${missing% openssh-server}"; \
-	  echo "openssh-server, which the ssh tests want, would open port 22 here: it is left to you"; fi; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "not a Debian system; the equivalents of$$missing are needed"; exit 0; fi; \
 	if [ "$$(id -u)" = 0 ]; then root=""; elif sudo -n true 2>/dev/null; then root=sudo; \
@@ -45,6 +45,10 @@ build/android.jar:
 build/adbd:
 	@$(PYTHON) tests/bench/fetch_adbd.py $@
 
+# An arm64 device's Python, which qemu emulates, for the slow tests.
+build/arm64: .venv/installed
+	@$(BIN)/python tests/bench/fetch_arm64.py $@
+
 .venv/installed: requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory system-deps
 	$(PYTHON) -m venv .venv
@@ -67,7 +71,7 @@ demo: .venv/installed
 test: .venv/installed test-deps
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed test-deps
+test-all: .venv/installed test-deps build/arm64
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/installed

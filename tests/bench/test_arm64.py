@@ -1,0 +1,35 @@
+"""Parity on an arm64 processor, which qemu emulates: what is computed there is real, how long it takes is not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ssh_server import SshServer
+
+from stlm_edge.bench.device import parse_device
+from stlm_edge.bench.remote import Job, measure_over_ssh
+from stlm_edge.bench.ssh import Ssh
+from stlm_edge.bundle import open_bundle
+
+PYTHON = Path(__file__).parents[2] / "build" / "arm64" / "python"
+
+
+@pytest.mark.slow
+def test_an_arm64_device_says_what_the_trained_model_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    if not PYTHON.exists() or not shutil.which("qemu-aarch64-static"):
+        pytest.skip("no arm64 Python here: make build/arm64, and apt-get install qemu-user-static")
+    server = SshServer(tmp_path / "server")
+    try:
+        job = Job((open_bundle(tiny_bundle),), ("--queries", "10", "--seconds", "0"), 500.0, False)
+        bench = measure_over_ssh(Ssh(parse_device(server.device), str(PYTHON), server.config), job, lambda text: None)
+    finally:
+        server.stop()
+    assert bench.machine.architecture == "aarch64"
+    assert "asimddp" in bench.machine.instructions
+    (row,) = bench.rows
+    assert row.passed, row.failure
+    assert row.parity is not None
+    assert row.parity.max_abs_diff is not None
+    assert row.parity.max_abs_diff < 1e-5
+    assert row.parity.resize_max_diff == 0
+    assert row.parity.verdict_flips == 0
