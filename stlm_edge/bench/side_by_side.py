@@ -47,9 +47,8 @@ def measure_side_by_side(devices: Mapping[str, Measure[T]]) -> dict[str, T | Job
         raise
     finally:
         show({})
-    for name in devices:  # a thread that ended otherwise has shown its traceback
-        found.setdefault(name, JobError("the desk failed to follow it"))
-    return found
+    lost = JobError("the desk failed to follow it")  # by a defect, whose traceback its thread has shown
+    return {name: found.get(name, lost) for name in devices}
 
 
 def _lines() -> Callable[[Mapping[str, str]], None]:

@@ -1,13 +1,22 @@
 """`--device ssh:…` against a real OpenSSH server on loopback, with a Python that has only what a device needs."""
 
+import ast
+import io
 import json
-from collections.abc import Iterator
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ssh_server import SshServer, bare_python
 
-from stlm_edge.bench.__main__ import main
+from stlm_edge.bench import archive
+from stlm_edge.bench.__main__ import _options, main
+from stlm_edge.bench.devices import _travelling
+from stlm_edge.bench.side_by_side import measure_side_by_side
+from stlm_edge.bench.ssh import _BOOTSTRAP
+from stlm_edge.errors import JobError
 
 QUICK = ["--queries", "20", "--seconds", "0"]
 
@@ -50,3 +59,73 @@ def test_a_device_gives_a_complete_row_and_is_left_clean(
     assert set(device["machine"]["packages"]) == {"numpy", "Pillow", "onnxruntime"}
     assert not (server.cache / "stlm-edge").exists()
     assert f"tiny on {server.device}" in capsys.readouterr().out
+
+
+def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
+    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = "ssh:nobody@127.0.0.1:1"
+    found = bench(
+        *(server, python, tiny_bundle, tmp_path / "out", "--device", "local", "--device", nobody), exit_code=1
+    )
+    assert [row["device"] for row in found["rows"]] == [None, server.device, nobody]
+    assert [row["passed"] for row in found["rows"]] == [True, True, False]
+    assert "Connection refused" in found["rows"][2]["failure"]
+    assert found["rows"][2]["latency_ms"] is None
+    answers = {device["name"]: device for device in found["devices"]}
+    assert answers[nobody]["machine"] is None
+    assert answers[server.device]["machine"]["packages"]["onnxruntime"]
+    assert found["machine"]["packages"]["onnxruntime"]
+    assert found["headline"].startswith(f"tiny on {nobody} FAILED: ")
+    assert f"{nobody}: FAILED: " in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def sound(progress: Callable[[str], None]) -> int:
+        progress("latency: round 1 [bold]of 10")
+        time.sleep(0.5)
+        return 1
+
+    def failing(progress: Callable[[str], None]) -> int:
+        raise JobError("the device's disk is full")
+
+    found = measure_side_by_side({"ssh:one": sound, "ssh:two": failing})
+    assert found["ssh:one"] == 1
+    assert str(found["ssh:two"]) == "the device's disk is full"
+    shown = terminal.getvalue()
+    assert "latency: round 1 [bold]of 10" in shown
+    assert "FAILED: the device's disk is full" in shown
+
+
+def test_what_travels_to_a_device_is_what_was_asked_here(tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ["--bundle", "B", "--out", "O", "--threads", "4", "--quick", "--seconds", "3", "--streams", "2"]
+    given += ["--even-if-wrong", "--set-power-mode", "0", "--device", "ssh:pi", "--json"]
+    assert _travelling(_options(given)) == (
+        *("--threads", "4", "--seconds", "3", "--set-power-mode", "0"),
+        *("--streams", "2", "--quick", "--even-if-wrong"),
+    )
+
+
+def test_the_runner_is_the_same_bytes_each_time_and_leaves_training_at_home() -> None:
+    runner = archive.runner()
+    assert runner == archive.runner()
+    names = zipfile.ZipFile(io.BytesIO(runner)).namelist()
+    assert {"__main__.py", "stlm_edge/__init__.py", "stlm_edge/bench/runner.py", "stlm_edge/bundle.py"} <= set(names)
+    assert not any(folder in name for name in names for folder in ("/model/", "/data/", "/converters/", "/teachers/"))
+    assert len(runner) < 1 << 20
+
+
+@pytest.mark.parametrize("program", [archive._MAIN, _BOOTSTRAP])
+def test_an_old_python_can_read_what_tells_that_it_is_too_old(program: str) -> None:
+    ast.parse(program, feature_version=(3, 7))
+    assert 'f"' not in program
