@@ -6,14 +6,13 @@ written.
 """
 
 import contextlib
+import functools
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,15 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stlm_edge
 from stlm_edge import run_folder, targets
-from stlm_edge.artifact import files_of, read_metadata
-from stlm_edge.bundle import sha256_of, stamp
+from stlm_edge.bundle import sha256_of
 from stlm_edge.calibration_set import calibration_set, choose
-from stlm_edge.conversion import WAYS, Order, Step
+from stlm_edge.conversion import WAYS, Order
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.exported import Exported, Tried, compared, in_words
+from stlm_edge.exported import Exported, compared, in_words
 from stlm_edge.gate import (
     Figures,
     accuracy_on_pseudo_anomalies,
@@ -41,14 +39,14 @@ from stlm_edge.golden import GoldenCandidate, fit_golden, select_golden
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM
 from stlm_edge.pack import check_writable, write_bundle
-from stlm_edge.parity import Parity, PictureParity, compare, problems
+from stlm_edge.parity import compare
 from stlm_edge.picture import list_pictures, read_picture, resize
 from stlm_edge.progress import step
+from stlm_edge.proof import CompareAccuracy, first_that_holds
 from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
-TIMED = 8  # pictures
 MADE_FROM = 32  # pictures of a --calibration folder that golden candidates and the accuracy's pictures are made from
 
 
@@ -103,32 +101,14 @@ def export(
         seen = calibration_set(calibration_folder or checkpoint.parent / "calibration", trained.size)
         order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.pictures)
         held_out = temporary if calibration_folder else checkpoint.parent
-        measure, pairs = _how_accurate(trained, samples, held_out, calibration)
-        before: list[str] = []
-        frontier: list[Tried] = []
-        failure: JobError | None = None
-        for made in WAYS[row.via or row.runtime].convert(order):
-            _check_metadata(made.artifact, calibration, trained.size)
-            try:
-                proof = _prove(made, every, calibration)
-                if made.precision != precision:
-                    before += [f"before {precision}, {loss}" for loss in proof.losses]
-                    continue
-                if not proof.losses and measure:
-                    accuracy = {"trained": measure(trained), "packed": measure(proof.packed)}
-                    proof = replace(proof, accuracy=accuracy, losses=lost_accuracy(accuracy, precision, pairs))
-            except JobError as error:
-                if made.precision != precision:
-                    raise
-                failure = error
-                continue
-            failure = None
-            frontier.append(_tried(made, proof, every))
-            if not proof.losses:
-                break
-        if failure:
-            raise failure
-        losses = before + proof.losses
+        proof = first_that_holds(
+            WAYS[row.via or row.runtime].convert(order),
+            order,
+            every,
+            _accuracy(trained, samples, held_out, calibration),
+            allow_parity_loss,
+        )
+        made, losses = proof.made, proof.losses
         of_golden = [proof.answers[every.index(picture)] for picture in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
         if losses and not allow_parity_loss:
@@ -150,7 +130,7 @@ def export(
                 parity=proof.parity,
                 provenance=provenance
                 | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
-                | {"frontier": [asdict(tried) for tried in frontier]}
+                | {"frontier": [asdict(tried) for tried in proof.frontier]}
                 | ({"notes": list(made.notes)} if made.notes else {}),
                 tool_versions={"stlm-edge": stlm_edge.__version__}
                 | {package: version(package) for package in WAYS[row.via or row.runtime].packages},
@@ -172,52 +152,7 @@ def export(
         losses,
         proof.checked_by,
         list(made.notes),
-        frontier,
-    )
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What the pictures showed of one artifact: what runs it, its answers, and the losses by which it fails."""
-
-    packed: Runtime
-    checked_by: list[str]
-    answers: list[tuple[Any, float]]
-    parity: Parity
-    rows: list[PictureParity]
-    losses: list[str]
-    accuracy: dict[str, Figures] | None = None
-
-
-def _prove(made: Step, pictures: Sequence[GoldenCandidate], calibration: Calibration) -> Proof:
-    """Compare with the trained model's answers by everything that runs the artifact here; the first one's figures."""
-    proofs = []
-    for open_it in made.checked_by:
-        packed = open_it(made.artifact)
-        answers = _answers(packed, made.precision, pictures)
-        parity, rows = compare(pictures, answers, calibration.threshold, calibration.delta)
-        found = problems(parity, made.precision)
-        proofs.append(Proof(packed, [packed.name], answers, parity, rows, found))
-    return replace(
-        proofs[0],
-        checked_by=[name for proof in proofs for name in proof.checked_by],
-        losses=list(dict.fromkeys(loss for proof in proofs for loss in proof.losses)),
-    )
-
-
-def _tried(made: Step, proof: Proof, pictures: Sequence[GoldenCandidate]) -> Tried:
-    seconds = []
-    for picture in pictures[:TIMED]:
-        started = time.perf_counter()
-        proof.packed.run(picture.tensor)
-        seconds.append(time.perf_counter() - started)
-    return Tried(
-        made.kept,
-        sum(path.stat().st_size for path in files_of(made.artifact)),
-        1e3 * median(seconds),
-        proof.parity.cosine,
-        proof.parity.verdict_failures,
-        proof.losses,
+        proof.frontier,
     )
 
 
@@ -292,40 +227,27 @@ def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[G
     return candidates
 
 
-def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
-    metadata = read_metadata(artifact)
-    if metadata is None:  # a format without a place for it
-        return
-    for key, expected in stamp(calibration, size).items():
-        if (found := metadata.get(key, "nothing")) != expected:
-            raise JobError(
-                f"the converter wrote {found[:60]} for {key} into the file's metadata, the checkpoint says {expected}; "
-                "nothing was written"
-            )
-
-
-def _how_accurate(
-    trained: Torch, samples: list[Sample], run: Path, calibration: Calibration
-) -> tuple[Callable[[Runtime], Figures] | None, int]:
-    """What measures accuracy, on the labelled pictures or on pseudo-anomalies on the run's held-out ones, and how many
-    pairs of a normal and an anomalous picture it has; None and 0 without either."""
+def _accuracy(trained: Torch, samples: list[Sample], run: Path, calibration: Calibration) -> CompareAccuracy | None:
+    """What compares accuracy, on the labelled pictures or on pseudo-anomalies on the run's held-out ones; None without
+    either."""
     if samples:
         anomalous = sum(sample.anomalous for sample in samples)
         pairs = anomalous * (len(samples) - anomalous)
-        return lambda runtime: accuracy_on_samples(runtime, samples, trained.size, calibration), pairs
-    if not (run / "calibration").is_dir():
-        return None, 0
-    pictures = pseudo_anomalies_on(list_pictures(run / "calibration"), trained.size)
-    return lambda runtime: accuracy_on_pseudo_anomalies(runtime, pictures), (len(pictures) // 2) ** 2
+    elif (run / "calibration").is_dir():
+        pictures = pseudo_anomalies_on(list_pictures(run / "calibration"), trained.size)
+        pairs = (len(pictures) // 2) ** 2
+    else:
+        return None
 
+    def measure(runtime: Runtime) -> Figures:
+        if samples:
+            return accuracy_on_samples(runtime, samples, trained.size, calibration)
+        return accuracy_on_pseudo_anomalies(runtime, pictures)
 
-def _answers(packed: Runtime, made: str, pictures: Sequence[GoldenCandidate]) -> list[tuple[Any, float]]:
-    answers = []
-    with step(f"judging with the {made} model", len(pictures)) as advance:
-        for picture in pictures:
-            try:
-                answers.append(packed.run(picture.tensor))
-            except JobError as error:
-                raise JobError(f"the {made} model fails on {picture.name}, nothing was written: {error}") from None
-            advance()
-    return answers
+    of_trained = functools.cache(lambda: measure(trained))
+
+    def compare_accuracy(packed: Runtime, precision: str) -> tuple[dict[str, Figures], list[str]]:
+        accuracy = {"trained": of_trained(), "packed": measure(packed)}
+        return accuracy, lost_accuracy(accuracy, precision, pairs)
+
+    return compare_accuracy
