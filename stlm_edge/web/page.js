@@ -14,7 +14,7 @@ const engine = new Engine(({ what, done, of }) => {
   const bar = $(what === "model" ? "loaded" : "checked");
   bar.max = of;
   bar.value = done;
-  if (what !== "model") $("checking-what").textContent = what[0].toUpperCase() + what.slice(1);
+  if (what !== "model") $("checking-what").textContent = sentence(what);
 });
 let model = null;
 let live = null;
@@ -76,9 +76,13 @@ async function check() {
 function describe({ backend, threads, note, precision, size, site, teacher }) {
   const way = backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
   const alone = backend === "wasm" && threads === 1 && !crossOriginIsolated ? " (the page is not cross-origin isolated)" : "";
-  $("where").textContent = `Runs on ${way}${alone}: ${precision} model, ${size}×${size}.${note ? ` ${note}.` : ""}`;
+  $("where").textContent = `Runs on ${way}${alone}: ${precision} model, ${size}×${size}.${note ? ` ${sentence(note)}.` : ""}`;
   const learnt = /efficientnet/i.test(JSON.stringify(teacher)) ? " Distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM." : "";
   $("facts").textContent = `stlm-edge ${site.stlm_edge}, onnxruntime-web ${site.runtime.version}.${learnt}`;
+}
+
+function sentence(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 /** The bench opens the page with ?bench and waits for its answer at the page's own server. */

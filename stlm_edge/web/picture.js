@@ -6,7 +6,7 @@ import { Problem } from "./strict_json.js";
 
 const MAX_FILE_BYTES = 256e6;
 const TILE_WIDTH = 4096, TILE_HEIGHT = 128;
-const SHOWN = 1280;
+const LEAST_SHOWN = 480, MOST_SHOWN = 1280; // longer side on the screen
 
 // How a stored picture of width w and height h is drawn upright (EXIF 2.3, tag Orientation): a canvas's transform.
 const UPRIGHT = {
@@ -103,7 +103,8 @@ function refuseClear(rgba) {
 
 function toShow(bitmap, orientation) {
   const [width, height] = uprightSize(bitmap, orientation);
-  const scale = Math.min(1, SHOWN / Math.max(width, height));
+  const longer = Math.max(width, height);
+  const scale = Math.min(Math.max(longer, LEAST_SHOWN), MOST_SHOWN) / longer;
   const canvas = new OffscreenCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";

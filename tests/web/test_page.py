@@ -178,7 +178,7 @@ def test_the_page_says_what_it_runs_on_and_has_threads_on_any_server(seen: Seen)
     assert seen["use"]["isolated"] is True, "the service worker's headers isolate it"
     assert "Runs on WebAssembly" in seen["use"]["where"]
     assert "int8 model, 64×64" in seen["use"]["where"]
-    assert "this site has no fp16 model for WebGPU" in seen["use"]["where"]
+    assert "This site has no fp16 model for WebGPU" in seen["use"]["where"]
 
 
 def test_nothing_is_loaded_from_elsewhere_and_the_policy_hinders_nothing(seen: Seen) -> None:

@@ -1,0 +1,120 @@
+"""`--device web`: the page in headless Chromium brings a bench.json like any other device, or one line of why not."""
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from stlm_edge import npm, strict_json
+from stlm_edge.bench import web
+from stlm_edge.bench.__main__ import main
+from stlm_edge.bench.measure import Plan
+from stlm_edge.bench.result import Bench
+from stlm_edge.bundle import open_bundle
+from stlm_edge.errors import JobError
+from stlm_edge.web_site import RUNTIME
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, web._BROWSERS)), None)
+    if found is None:
+        pytest.skip("Chromium is not installed (Debian: chromium)")
+    try:
+        npm.fetch(RUNTIME)
+    except JobError as error:
+        pytest.skip(f"{RUNTIME.name} can't be had: {error}")
+    return found
+
+
+def test_its_row_stands_beside_the_others(browser: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ["--bundle", str(tiny_bundle), "--device", "web", "--queries", "20", "--seconds", "0", "--threads", "2"]
+    main([*given, "--out", str(tmp_path)])
+    bench = strict_json.read(Bench, json.loads((tmp_path / "bench.json").read_text()), "bench.json")
+    (row,) = bench.rows
+    assert (row.device, row.runtime, row.threads, row.bundle) == ("web", "onnxruntime-web/wasm", 2, str(tiny_bundle))
+    assert row.passed
+    assert row.parity is not None
+    assert row.parity.max_abs_diff is not None
+    assert row.parity.max_abs_diff < 1e-4
+    assert row.queries >= 20
+    (answer,) = bench.devices
+    assert answer.machine is not None
+    assert "JavaScript in" in answer.machine.python
+    assert answer.machine.cores == bench.machine.cores
+
+
+def test_fp16_without_webgpu_is_a_failed_row_and_no_silent_fall_back(
+    browser: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "fp16")
+    manifest = tmp_path / "fp16" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "fp16"'))
+    with pytest.raises(JobError, match="WebGPU can't be used: "):
+        web.measure_in_chromium([open_bundle(tmp_path / "fp16")], Plan(8, 0), 1, 120, lambda _: None)
+
+
+def test_a_browser_that_ends_early_or_is_missing_is_said(
+    browser: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(tiny_bundle)
+    (tmp_path / "chromium").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(JobError, match="Chromium ended with exit code 3 before the page had answered"):
+        web.measure_in_chromium([bundle], Plan(8, 0), 1, 60, lambda _: None)
+    (tmp_path / "chromium").write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(JobError, match="no answer within the time limit"):
+        web.measure_in_chromium([bundle], Plan(8, 0), 1, 2, lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(JobError, match="found none of chromium"):
+        web.measure_in_chromium([bundle], Plan(8, 0), 1, 60, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"\xff\xfe", "not an object of JSON"),
+        (b"[" * 100_000, "not an object of JSON"),
+        (b'{"problem": "bad\\u001b[2Jthing"}', "bad [2Jthing"),
+        (b'{"bench": {"format_version": 1}}', "bench.json"),
+        (b"{}", "its bench.json"),
+    ],
+)
+def test_a_hostile_answer_is_one_line(
+    body: bytes, words: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a page might send: a stand-in for the browser sends it."""
+    monkeypatch.setattr(web, "add_page", lambda *_: None)
+    (tmp_path / "body").write_bytes(body)
+    (tmp_path / "chromium").write_text(
+        "#!/bin/sh\nfor url; do :; done\nput=${url%%\\?*}answer\n"
+        f'exec {shutil.which("python3")} -c "import sys, urllib.request as u; '
+        f"u.urlopen(u.Request(sys.argv[1], open('{tmp_path / 'body'}', 'rb').read(), method='PUT'))\" $put\n"
+    )
+    (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(JobError) as caught:
+        web.measure_in_chromium([open_bundle(tiny_bundle)], Plan(8, 0), 1, 60, lambda _: None)
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_its_server_answers_nobody_who_does_not_know_the_address(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("page")
+    with web._serving(tmp_path) as (address, answers):
+        assert urllib.request.urlopen(f"{address}index.html").read() == b"page"
+        root = address.rsplit("/", 2)[0]
+        for url, data in ((f"{root}/index.html", None), (f"{root}/other/answer", b"{}"), (f"{address}../../etc", None)):
+            method = "PUT" if data else "GET"
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(urllib.request.Request(url, data, method=method))
+            assert caught.value.code in (400, 404)
+        large = urllib.request.Request(f"{address}answer", bytes((1 << 20) + 1), method="PUT")
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(large)
+        assert answers.empty()

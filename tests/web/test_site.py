@@ -1,0 +1,92 @@
+"""The folder that an export for the web writes, and what its command says when it can't."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stlm_edge import npm
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.web_site import RUNTIME, add_page, check_site, page_files
+
+
+@pytest.fixture(scope="module")
+def site(runtime: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = tmp_path_factory.mktemp("web") / "site"
+    shutil.copytree(tiny_bundle, site / "fp32")
+    add_page(site, [site / "fp32"])
+    return site
+
+
+def test_every_file_that_the_page_names_is_there(site: Path) -> None:
+    page = (site / "index.html").read_text()
+    for name in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert (site / name).is_file(), name
+    for path in site.glob("*.js"):
+        for name in re.findall(r'(?:from|import\() ?"\./([^"]+)"', path.read_text()):
+            assert (site / name).is_file(), f"{path.name}: {name}"
+    version = (site / "version.js").read_text()
+    for name in json.loads(re.search(r"SHELL = (.*);", version)[1]):
+        assert (site / name).exists(), name
+    for name in re.findall(r'"(ort[a-z.\-]+)"', (site / "runtime.js").read_text()):
+        assert (site / "runtime" / name).is_file(), name
+
+
+def test_no_address_of_another_server_stands_in_the_page() -> None:
+    for path in page_files():
+        addresses = set(re.findall(r"https?://[^\s\"'`]+", path.read_text()))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, path.name
+
+
+def test_a_changed_bundle_makes_a_new_version(site: Path, tmp_path: Path) -> None:
+    first = (site / "version.js").read_text()
+    shutil.copytree(site, tmp_path / "site")
+    add_page(tmp_path / "site", [tmp_path / "site" / "fp32"])
+    assert (tmp_path / "site" / "version.js").read_text() == first
+    manifest = tmp_path / "site" / "fp32" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    add_page(tmp_path / "site", [tmp_path / "site" / "fp32"])
+    assert (tmp_path / "site" / "version.js").read_text() != first
+
+
+def test_a_folder_of_something_else_is_never_written_into(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"exists; choose another folder or give --force"):
+        check_site(site, ["fp32"], force=False)
+    check_site(site, ["fp32"], force=True)
+    check_site(tmp_path / "new", ["fp32"], force=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds notes.txt, so it is no folder of this page"):
+        check_site(tmp_path, ["fp32"], force=True)
+    with pytest.raises(UsageError, match="a file; expected a folder"):
+        check_site(tmp_path / "notes.txt", ["fp32"], force=True)
+
+
+def test_without_npm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        JobError, match=r"npm is not installed.*install Node.js with npm, or run `npm pack onnxruntime-web@"
+    ):
+        check_site(tmp_path / "site", ["fp32"], force=False)
+
+
+def test_a_runtime_that_is_not_the_published_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = tmp_path / "stlm-edge" / "npm" / RUNTIME.file
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"another")
+    with pytest.raises(JobError, match=r"not the published onnxruntime-web .*; remove it and try again"):
+        npm.fetch(RUNTIME)
+
+
+def test_the_runtimes_files_are_the_packages(site: Path) -> None:
+    import tarfile
+
+    with tarfile.open(npm.fetch(RUNTIME)) as archive:
+        for path in (site / "runtime").iterdir():
+            published = archive.extractfile(f"package/dist/{path.name}")
+            assert published is not None
+            assert hashlib.sha256(published.read()).digest() == hashlib.sha256(path.read_bytes()).digest()
