@@ -9,10 +9,11 @@ site.json, version.js         what there is, and a version that changes with it
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import stlm_edge
+from stlm_edge import targets
 from stlm_edge.bundle import sha256_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
@@ -34,7 +35,7 @@ _SCHEMA = Path(__file__).parent / "schemas" / "manifest-1.schema.json"
 _SITE = "site.json"
 
 
-def check_site(out: Path, folders: Iterable[str], force: bool) -> None:
+def check_site(out: Path, force: bool) -> None:
     """Raise before any work what `add_page` would: UsageError where `out` holds anything but such a site, and one only
     with `force`; JobError where the runtime can't be had."""
     if out.exists():
@@ -43,7 +44,8 @@ def check_site(out: Path, folders: Iterable[str], force: bool) -> None:
         names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         if names and not force:
             raise UsageError(f"{out}: exists; choose another folder or give --force to replace it")
-        own = {path.name for path in page_files()} | {"runtime", _SITE, "version.js", "manifest.schema.json", *folders}
+        own = {path.name for path in page_files()} | {"runtime", _SITE, "version.js", "manifest.schema.json"}
+        own |= {precision for row in targets.TARGETS if row.name == "web" for precision in row.precisions}
         if foreign := names - own:
             raise UsageError(
                 f"{out}: holds {', '.join(sorted(foreign)[:3])}, so it is no folder of this page; choose another"

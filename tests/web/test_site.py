@@ -16,8 +16,8 @@ from stlm_edge.web_site import RUNTIME, add_page, check_site, page_files
 @pytest.fixture(scope="module")
 def site(runtime: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("web") / "site"
-    shutil.copytree(tiny_bundle, site / "fp32")
-    add_page(site, [site / "fp32"])
+    shutil.copytree(tiny_bundle, site / "int8")
+    add_page(site, [site / "int8"])
     return site
 
 
@@ -44,24 +44,24 @@ def test_no_address_of_another_server_stands_in_the_page() -> None:
 def test_a_changed_bundle_makes_a_new_version(site: Path, tmp_path: Path) -> None:
     first = (site / "version.js").read_text()
     shutil.copytree(site, tmp_path / "site")
-    add_page(tmp_path / "site", [tmp_path / "site" / "fp32"])
+    add_page(tmp_path / "site", [tmp_path / "site" / "int8"])
     assert (tmp_path / "site" / "version.js").read_text() == first
-    manifest = tmp_path / "site" / "fp32" / "manifest.json"
+    manifest = tmp_path / "site" / "int8" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
-    add_page(tmp_path / "site", [tmp_path / "site" / "fp32"])
+    add_page(tmp_path / "site", [tmp_path / "site" / "int8"])
     assert (tmp_path / "site" / "version.js").read_text() != first
 
 
 def test_a_folder_of_something_else_is_never_written_into(site: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"exists; choose another folder or give --force"):
-        check_site(site, ["fp32"], force=False)
-    check_site(site, ["fp32"], force=True)
-    check_site(tmp_path / "new", ["fp32"], force=False)
+        check_site(site, force=False)
+    check_site(site, force=True)
+    check_site(tmp_path / "new", force=False)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds notes.txt, so it is no folder of this page"):
-        check_site(tmp_path, ["fp32"], force=True)
+        check_site(tmp_path, force=True)
     with pytest.raises(UsageError, match="a file; expected a folder"):
-        check_site(tmp_path / "notes.txt", ["fp32"], force=True)
+        check_site(tmp_path / "notes.txt", force=True)
 
 
 def test_without_npm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_without_npm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(
         JobError, match=r"npm is not installed.*install Node.js with npm, or run `npm pack onnxruntime-web@"
     ):
-        check_site(tmp_path / "site", ["fp32"], force=False)
+        check_site(tmp_path / "site", force=False)
 
 
 def test_a_runtime_that_is_not_the_published_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
