@@ -17,7 +17,9 @@ SMALL_SIZE = 64
 SEEDS = range(100, 112)
 
 
-def write_small_run(run: Path, even: bool = False) -> Path:
+def write_small_run(
+    run: Path, even: bool = False, size: int = SMALL_SIZE, depths: tuple[int, int, int, int] = (1, 1, 1, 1)
+) -> Path:
     """Write checkpoint, calibration and golden candidates, the threshold in the widest gap between their scores.
 
     `even`: with a map whose values are near each other, as a trained network's are on normal pictures. In the others a
@@ -27,8 +29,8 @@ def write_small_run(run: Path, even: bool = False) -> Path:
         for folder, defect in (("calibration", False), ("golden/normal", False), ("golden/anomalous", True)):
             (run / folder).mkdir(parents=True, exist_ok=True)
             tiny_picture(seed, defect).save(run / folder / f"{number:02}.png")
-    images = np.stack([load(tiny_picture(seed, defect), SMALL_SIZE) for defect in (False, True) for seed in SEEDS])
-    model = small_network(torch.from_numpy(images), even=even)
+    images = np.stack([load(tiny_picture(seed, defect), size) for defect in (False, True) for seed in SEEDS])
+    model = small_network(torch.from_numpy(images), depths, even)
     with torch.inference_mode():
         scores = np.array([model(torch.from_numpy(image)[None]).score.item() for image in images])
     ordered = np.sort(scores)[4:-4]
