@@ -23,7 +23,7 @@ from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import JobError
 
 SHORT = ("--queries", "20", "--seconds", "0")
-SOME_SECONDS = ("--queries", "8000", "--seconds", "0")
+SOME_SECONDS = ("--queries", "100", "--seconds", "5")
 LONG = ("--queries", "20", "--seconds", "600")
 
 
@@ -49,10 +49,10 @@ def job(bundle: Path, arguments: tuple[str, ...] = SHORT, time_limit_s: float = 
 
 
 def once_it_runs(said: list[str], act: Callable[[], None]) -> threading.Thread:
-    """Act when the device has told of the first round of latency."""
+    """Act when the device has told of a round of latency."""
 
     def wait() -> None:
-        while not any("round 1 " in line for line in said):
+        while not any(" in turn, round " in line for line in said):
             time.sleep(0.05)
         act()
 
@@ -84,7 +84,8 @@ def test_a_dropped_connection_is_taken_up_again(server: SshServer, device: Ssh, 
 
     thread = once_it_runs(said, drop)
     bench = measure_over_ssh(device, job(tiny_bundle, SOME_SECONDS), said.append)
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     assert bench.rows[0].passed
     assert bench.rows[0].latency_ms
     assert any("trying again" in line for line in said)
@@ -100,7 +101,8 @@ def test_a_device_that_vanishes_is_lost_and_its_result_is_picked_up_later(
     thread = once_it_runs(said, server.stop)
     with pytest.raises(JobError, match=r"^lost: .*the same command picks its result up"):
         measure_over_ssh(device, asked, said.append)
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     server.start()
     said.clear()
     assert measure_over_ssh(device, asked, said.append).rows[0].passed
@@ -127,7 +129,8 @@ def test_a_bench_that_crashes_there_tells_by_which_signal(server: SshServer, dev
     thread = once_it_runs(said, crash)
     with pytest.raises(JobError, match=r"^ended by signal 11$"):
         measure_over_ssh(device, job(tiny_bundle, LONG), said.append)
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_runtime_that_crashes_there_is_a_row_that_tells_the_signal(
@@ -141,7 +144,8 @@ def test_a_runtime_that_crashes_there_is_a_row_that_tells_the_signal(
 
     thread = once_it_runs(said, crash)
     bench = measure_over_ssh(device, job(tiny_bundle, LONG), said.append)
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     assert not bench.rows[0].passed
     assert bench.rows[0].failure == "while it was timed, its process was ended by signal 9"
     assert bench.rows[0].latency_ms is None
@@ -364,6 +368,7 @@ def test_two_benches_on_one_device_are_refused(server: SshServer, device: Ssh, t
 
     thread = once_it_runs(said, second)
     bench = measure_over_ssh(device, job(tiny_bundle, SOME_SECONDS), said.append)
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
     assert "another bench runs on this device" in refused[-1]
     assert bench.rows[0].passed
