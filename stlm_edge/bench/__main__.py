@@ -118,6 +118,8 @@ def _devices(options: argparse.Namespace) -> list[Device]:
     for option in ("checkpoint", "data"):
         if getattr(options, option) and not any(device.kind == "local" for device in devices):
             raise UsageError(f"--{option}: is for this machine; expected --device local beside the others")
+    if options.via and not any(device.kind == "adb" for device in devices):
+        raise UsageError("--via: times phones; expected --device adb beside it")
     return devices
 
 

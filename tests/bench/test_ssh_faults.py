@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -372,3 +373,29 @@ def test_two_benches_on_one_device_are_refused(server: SshServer, device: Ssh, t
     assert not thread.is_alive()
     assert "another bench runs on this device" in refused[-1]
     assert bench.rows[0].passed
+
+
+def test_an_interrupted_desk_ends_the_bench_there_and_leaves_the_device_clean(
+    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    words = ["--bundle", tiny_bundle, "--device", server.device, *LONG, "--out", tmp_path / "out"]
+    desk = subprocess.Popen(
+        [sys.executable, "-m", "stlm_edge.bench", *words, "--ssh-config", server.config, "--remote-python", python],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert desk.stderr
+    for line in desk.stderr:
+        if "round 1 " in line:
+            break
+    desk.send_signal(signal.SIGINT)
+    _, said = desk.communicate(timeout=60)
+    assert desk.returncode == 1
+    assert said.splitlines()[-1] == "error: interrupted; nothing was written"
+    assert not (server.cache / "stlm-edge").exists()
+    assert not (tmp_path / "out").exists()
+    for _ in range(50):  # what followed the run there sees that it is gone
+        if not processes_of(server):
+            return
+        time.sleep(0.1)
+    raise AssertionError(processes_of(server))

@@ -1,0 +1,47 @@
+"""A row whose process the kernel kills for want of memory, in a control group that is too small for it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stlm_edge.bench import runner
+from stlm_edge.bench.latency import Process
+from stlm_edge.errors import JobError
+
+LIMITS = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))  # version 1, 2
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group with 20 MB."""
+    for parent, limit in LIMITS:
+        group = Path(parent) / f"stlm-edge-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(20 << 20))
+        except OSError:
+            group.rmdir()
+            continue
+        yield group
+        group.rmdir()
+        return
+    pytest.skip("a control group that limits memory can't be made here")
+
+
+def test_an_out_of_memory_kill_is_told_as_such(
+    small_memory: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined = tmp_path / "python"
+    confined.write_text(f'#!/bin/sh\necho $$ > {small_memory}/cgroup.procs\nexec {sys.executable} "$@"\n')
+    confined.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(confined))
+    before = runner._memory_kills()
+    with pytest.raises(JobError, match="its process was ended by signal 9"):
+        Process(["--bundle", str(tiny_bundle)])
+    assert runner._memory_kills() > before
