@@ -163,7 +163,7 @@ def _clean(run: str, keep: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(_state(folder)["pid"], signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
-    if keep != "keep" and not any(map(_alive, folder.parent.glob("*"))):
+    if keep != "keep" and not any(folder.parent.glob("*")):  # another desk's run may wait to be fetched
         shutil.rmtree(home(), ignore_errors=True)
         with contextlib.suppress(OSError):
             home().parent.rmdir()  # unless something else stands there
