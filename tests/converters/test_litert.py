@@ -86,8 +86,14 @@ def test_it_says_what_the_trained_model_says(
         assert abs(score - expected.score.item()) < limit
 
 
-def test_weights_are_of_the_precision_that_the_file_promises(files: dict[str, Path]) -> None:
-    by_precision = {precision: weights(model_in(files[precision])) for precision in PRECISIONS}
+def test_weights_are_of_the_precision_that_the_file_promises(
+    files: dict[str, Path], opened: Checkpoint, tmp_path: Path
+) -> None:
+    assert opened.calibration is not None
+    made = {"fp32": files["fp32"], "fp16": tmp_path / "fp16.tflite", "int8": tmp_path / "int8.tflite"}
+    converter.to_fp16(files["fp32"], made["fp16"], opened.calibration, 64, {})
+    converter.to_int8(files["fp32"], made["int8"], opened.calibration, 64, {})
+    by_precision = {precision: weights(model_in(path)) for precision, path in made.items()}
     names = set(by_precision["fp32"])
     assert set(by_precision["fp16"]) == set(by_precision["int8"]) == names
     assert {kind for _, kind in by_precision["fp32"].values()} == {"FLOAT32"}
@@ -143,7 +149,9 @@ def test_a_lone_file_knows_its_verdict(
     metadata, manifest = read_metadata(files[precision]), exported_for_android[precision].manifest
     assert metadata.items() >= stamp(manifest.calibration, 64).items()
     assert json.loads(metadata["stlm_edge.labels"]) == ["normal", "anomalous"]
-    assert json.loads(metadata["stlm_edge.provenance"]) == manifest.provenance
+    provenance = json.loads(metadata["stlm_edge.provenance"])
+    assert provenance["checkpoint_sha256"]
+    assert manifest.provenance.items() >= provenance.items()
     buffers = [entry.name for entry in model_in(files[precision]).metadata if entry.name.startswith(b"stlm_edge")]
     assert buffers == [b"stlm_edge"]
 
@@ -168,12 +176,17 @@ def test_exporting_again_gives_the_same_bytes(
 ) -> None:
     calibration, files = opened.calibration, {name: tmp_path / f"{name}.tflite" for name in PRECISIONS}
     assert calibration is not None
-    provenance = exported_for_android["fp32"].manifest.provenance
+    exported = {precision: done.folder / "model.tflite" for precision, done in exported_for_android.items()}
+    provenance = json.loads(read_metadata(exported["fp32"])["stlm_edge.provenance"])
+    layers = {
+        precision: steps[len(exported_for_android[precision].frontier) - 1]
+        for precision, steps in (("fp16", converter.FP16), ("int8", converter.INT8))
+    }
     converter.to_tflite(opened.model, files["fp32"], calibration, provenance)
-    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance)
-    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance)
+    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance, layers["int8"])
+    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance, layers["fp16"])
     for precision, path in files.items():
-        assert path.read_bytes() == (exported_for_android[precision].folder / "model.tflite").read_bytes()
+        assert path.read_bytes() == exported[precision].read_bytes()
     assert sorted(tmp_path.iterdir()) == sorted(files.values())
     assert capfd.readouterr() == ("", ""), "the converter's chatter reaches the user"
 
