@@ -189,7 +189,10 @@ def _export(
         Path | None, typer.Option(help="Trained model (default: the newest run's).", show_default=False)
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or int8 (default: the target's; for web both).", show_default=False)
+        str | None,
+        typer.Option(
+            help="fp32, fp16 or int8 (default: the target's; for web all, with a page around them).", show_default=False
+        ),
     ] = None,
     via: Annotated[
         str | None,
@@ -220,11 +223,17 @@ def _export(
     Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
     On a Jetson, for a bundle that was copied there: stlm-export --target jetson --build-engine --out B
     """
+    from stlm_edge.web_site import add_page, check_site
+
     if build_engine:
         _build_engine(target, out)
         return
-    from stlm_edge.export import export_all
+    from stlm_edge.export import BUNDLES, export_all
 
+    folder = out or BUNDLES / target
+    is_site = target == "web" and precision is None
+    if is_site:
+        check_site(folder, force)
     done = export_all(
         target,
         precision,
@@ -238,11 +247,15 @@ def _export(
         allow_parity_loss=allow_parity_loss,
         force=force,
     )
+    if is_site:
+        add_page(folder, [bundle.folder for bundle in done])
     if as_json:
         figures = [bundle.figures() for bundle in done]
         _print_json(figures if len(figures) > 1 else figures[0])
     else:
         print("\n\n".join(bundle.describe() for bundle in done))
+        if is_site:
+            print(f"\n{folder}: a page for any static server; to try it: python -m http.server --directory {folder}")
 
 
 def _build_engine(target: str, out: Path | None) -> None:

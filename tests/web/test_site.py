@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stlm_edge import npm
+from stlm_edge import cli, npm
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.export import Exported
 from stlm_edge.web_site import RUNTIME, add_page, check_site, page_files
 
 
@@ -62,6 +64,26 @@ def test_a_folder_of_something_else_is_never_written_into(site: Path, tmp_path: 
         check_site(tmp_path, force=True)
     with pytest.raises(UsageError, match="a file; expected a folder"):
         check_site(tmp_path / "notes.txt", force=True)
+
+
+def test_the_command_writes_the_page_around_all_its_bundles(
+    runtime: None, exported_for_web: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def already_exported(target: str, precision: str | None, out: Path, **_: object) -> list[Exported]:
+        shutil.copytree(exported_for_web["int8"].folder.parent, out)
+        return [replace(done, folder=out / name) for name, done in exported_for_web.items()]
+
+    monkeypatch.setattr("stlm_edge.export.export_all", already_exported)
+    monkeypatch.setattr("sys.argv", ["stlm-export", "--target", "web", "--out", str(tmp_path / "site")])
+    cli.export()
+    assert f"{tmp_path / 'site'}: a page for any static server" in capsys.readouterr().out
+    listed = json.loads((tmp_path / "site" / "site.json").read_text())["bundles"]
+    assert [bundle["folder"] for bundle in listed] == ["fp16", "int8"]
+    assert (tmp_path / "site" / "index.html").is_file()
+    with pytest.raises(SystemExit) as caught:
+        cli.export()
+    assert caught.value.code == 2
+    assert "exists; choose another folder or give --force" in capsys.readouterr().err
 
 
 def test_without_npm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
