@@ -149,6 +149,12 @@ def test_help_shows_complete_examples(tiny_bundle: Path, tmp_path: Path) -> None
     assert predict.EXAMPLE in run(tiny_bundle, "--help", cwd=tmp_path).stdout
 
 
+def appear(picture: Path, folder: Path) -> None:
+    """Let a picture be in the folder whole at once, as cameras do by renaming."""
+    shutil.copy(picture, folder.parent / picture.name)
+    (folder.parent / picture.name).replace(folder / picture.name)
+
+
 def test_watching_goes_on_past_bad_pictures_and_ends_well(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()
@@ -168,9 +174,9 @@ def test_watching_goes_on_past_bad_pictures_and_ends_well(tiny_bundle: Path, pic
     assert process.stderr is not None
     try:
         assert json.loads(process.stdout.readline())["picture"] == str(incoming / "good.png")
-        shutil.copy(pictures / "more" / "damaged.png", incoming)
+        appear(pictures / "more" / "damaged.png", incoming)
         assert process.stderr.readline().startswith(f"error: {incoming}/damaged.png: truncated")
-        shutil.copy(pictures / "spot.jpg", incoming)
+        appear(pictures / "spot.jpg", incoming)
         assert json.loads(process.stdout.readline())["anomalous"] is True
         time.sleep(1.2)  # two more looks at the folder
     finally:
