@@ -19,7 +19,6 @@ class Target:
     artifact: str
     runtime: str
     precisions: tuple[str, ...]
-    checked_by: str
     input_dtype: Literal["uint8", "float32"] = "uint8"
     score_output: bool = True
     exports_all: bool = False
@@ -27,57 +26,32 @@ class Target:
 
 
 TARGETS = (
-    Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32"), "onnxruntime"),
-    Target("cpu", "model.openvino", "openvino", ("int8", "fp16", "fp32"), "openvino", via="openvino"),
-    Target(
-        "jetson",
-        "model.onnx",
-        "tensorrt",
-        ("fp16", "int8", "fp32"),
-        "rule check, onnxruntime, fp16 simulation",
-    ),
-    Target(
-        "desktop-gpu",
-        "model.onnx",
-        "tensorrt",
-        ("fp16", "int8", "fp32"),
-        "rule check, onnxruntime, fp16 simulation",
-    ),
-    Target(
-        "desktop-gpu",
-        "model.engine",
-        "tensorrt",
-        ("fp16", "fp32"),
-        "TensorRT on the machine that it is for",
-        via="torch-tensorrt",
-    ),
+    Target("cpu", "model.onnx", "onnxruntime", ("int8", "fp32")),
+    Target("cpu", "model.openvino", "openvino", ("int8", "fp16", "fp32"), via="openvino"),
+    Target("jetson", "model.onnx", "tensorrt", ("fp16", "int8", "fp32")),
+    Target("desktop-gpu", "model.onnx", "tensorrt", ("fp16", "int8", "fp32")),
+    Target("desktop-gpu", "model.engine", "tensorrt", ("fp16", "fp32"), via="torch-tensorrt"),
     Target(
         "android",
         "model.tflite",
         "litert",
         ("int8", "fp16", "fp32"),
-        "ai-edge-litert",
         input_dtype="float32",
         score_output=False,
     ),
-    Target(
-        "ios",
-        "model.mlpackage",
-        "coreml",
-        ("fp16", "int8"),
-        "an evaluator of the saved Core ML program, on macOS Core ML too",
-    ),
+    Target("ios", "model.mlpackage", "coreml", ("fp16", "int8")),
     Target(
         "web",
         "model.onnx",
         "onnxruntime-web",
         ("fp16", "int8"),
-        "WebGPU operator check, onnxruntime, fp16 simulation",
         input_dtype="float32",
         score_output=False,
         exports_all=True,
     ),
 )
+
+LARGEST_MB = {"fp16": 39, "int8": 22}  # of the full network's artifact at S=224, by precision
 
 
 def find(name: str, precision: str | None = None, via: str | None = None) -> tuple[Target, str]:
