@@ -2,7 +2,7 @@
 
 Hints understood: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
 and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (the schema's description).
-Every field is required and no other key is allowed. A `__post_init__` may raise ValueError for fields that contradict
+Every field without a default is required and no other key is allowed. A `__post_init__` may raise ValueError for fields that contradict
 each other.
 """
 
@@ -156,14 +156,19 @@ def _read_dataclass(cls: Any, value: Any, name: str, where: str) -> Any:
     for key in value:
         if key not in hints:
             raise UsageError(f"{name}: {prefix}{json.dumps(key)[1:-1][:60]}: unknown key, expected {', '.join(hints)}")
-    for key in hints:
+    for key in _required(cls):
         if key not in value:
             raise UsageError(f"{name}: {prefix}{key}: missing")
-    fields = {key: _read(hint, value[key], name, prefix + key) for key, hint in hints.items()}
+    fields = {key: _read(hint, value[key], name, prefix + key) for key, hint in hints.items() if key in value}
     try:
         return cls(**fields)
     except ValueError as contradiction:
         raise UsageError(f"{name}: {prefix}{contradiction}") from None
+
+
+def _required(cls: Any) -> list[str]:
+    missing = dataclasses.MISSING
+    return [field.name for field in dataclasses.fields(cls) if field.default is missing]
 
 
 def _check(rule: Any, value: Any, name: str, where: str) -> None:
@@ -206,7 +211,7 @@ def _schema_of_dataclass(cls: Any, definitions: dict[str, Any]) -> dict[str, Any
             "description": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
             "type": "object",
             "properties": {key: _schema(field, definitions) for key, field in hints.items()},
-            "required": list(hints),
+            "required": _required(cls),
             "additionalProperties": False,
         }
     return {"$ref": f"#/$defs/{cls.__name__}"}

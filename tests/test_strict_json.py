@@ -53,6 +53,18 @@ def test_a_whole_number_serves_as_a_float() -> None:
     assert isinstance(leaf.share, float)
 
 
+def test_a_field_with_a_default_may_be_missing_but_not_wrong() -> None:
+    @dataclass(frozen=True)
+    class Nest:
+        eggs: int
+        bird: str | None = None
+
+    assert strict_json.read(Nest, {"eggs": 2}, "t") == Nest(2)
+    assert strict_json.json_schema(Nest, "nest")["required"] == ["eggs"]
+    with pytest.raises(UsageError, match="bird: found 3, expected a string"):
+        strict_json.read(Nest, {"eggs": 2, "bird": 3}, "t")
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

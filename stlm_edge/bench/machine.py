@@ -43,6 +43,8 @@ class Machine:
     kernel: str
     python: str
     packages: Annotated[dict[str, Any], "name to version"]
+    gpu: Annotated[str | None, "an NVIDIA one and its driver, as nvidia-smi names them"] = None
+    emulated: Annotated[str | None, "what plays this processor, whose latencies therefore mean nothing"] = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class GoldenAnswer:
     """One golden picture: this row's answer against the trained model's. A difference that is not finite is null."""
 
     name: str
-    anomalous: bool
+    anomalous: Annotated[bool, "the picture is, by its label; `score` tells what the row says"]
     max_abs_diff: float | None
     mean_abs_diff: float | None
     cosine: float
@@ -83,6 +83,17 @@ class Accuracy:
     image_auroc: Share | None
     pixel_auroc: Share | None
     aupro: Share | None
+
+
+@dataclass(frozen=True)
+class During:
+    """What the device told of itself once a second while a row was timed."""
+
+    readings: Count
+    clocks: Annotated[dict[str, Any], "part to its lowest, mean and highest clock, MHz"]
+    celsius: Annotated[dict[str, Any], "sensor to its highest temperature"]
+    gpu_percent: Annotated[float | None, "mean load"]
+    memory_mb: Annotated[float | None, "the most in use on the whole device or, by nvidia-smi, GPU; as it counts MB"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ class Row:
     energy_mj: Annotated[float | None, "per query, by the device's own meter, 10^-3 joules"]
     round_p50_ms: Annotated[tuple[float, ...], "medians of the rounds in which the rows took turns"]
     accuracy: Accuracy | None
+    untimed: Annotated[str | None, "why no latency was wanted: what ran here isn't the device, but plays it"] = None
+    during: Annotated[During | None, "null: the device tells nothing"] = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,7 @@ class DeviceAnswer:
     name: Annotated[str, "as --device names it"]
     machine: Annotated[Machine | None, "null: it gave no answer"]
     failure: Annotated[str | None, "why not"]
+    date: Annotated[str | None, "when it was measured, where another file brought it: ISO 8601, UTC"] = None
 
 
 @dataclass(frozen=True)
