@@ -97,6 +97,39 @@ class During:
 
 
 @dataclass(frozen=True)
+class WorstPicture:
+    """The golden picture whose map differs most: this row's map and its difference from the trained model's.
+
+    Either is a list of rows, each the base64 of one byte per value. Where a map has more values than fit, one stands
+    for the largest of its place. A difference that is not finite is 255, and its maximum null.
+    """
+
+    name: str
+    map: Annotated[tuple[str, ...], Items(1, 64), "255 is 1"]
+    difference: Annotated[tuple[str, ...], Items(1, 64), "255 is max_abs_diff"]
+    max_abs_diff: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the network. What its graph nodes take, compute and move, by onnxruntime's own profile."""
+
+    name: str
+    ms: Milliseconds
+    gflop: Annotated[float, Between(0), "of matrix products and convolutions, a multiply-add as two, 10^9"]
+    megabytes: Annotated[float, Between(0), "read and written by its nodes, each tensor anew, 10^6 bytes"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time goes, in a process of its own after all latencies: every node at its best of some runs."""
+
+    parts: Annotated[tuple[Part, ...], Items(1, 100)]
+    gflop_per_second: Annotated[float, Between(0), "of the best float32 matrix product, 1024³, on as many threads"]
+    gigabyte_per_second: Annotated[float, Between(0), "of the best copy of 64 MB, read and written"]
+
+
+@dataclass(frozen=True)
 class Row:
     """One artifact on one runtime."""
 
@@ -133,6 +166,9 @@ class Row:
     accuracy: Accuracy | None
     untimed: Annotated[str | None, "why no latency was wanted: what ran here isn't the device, but plays it"] = None
     during: Annotated[During | None, "null: the device tells nothing"] = None
+    quantiles_ms: Annotated[tuple[float, ...], "of latency_ms's queries: 101 nearest-rank percentiles, 0 to 100"] = ()
+    worst: WorstPicture | None = None
+    profile: Annotated[Profile | None, "null: the runtime tells nothing of its nodes"] = None
 
 
 @dataclass(frozen=True)
