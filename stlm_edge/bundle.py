@@ -24,6 +24,7 @@ from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
 from stlm_edge.runtimes import Runtime, open_runtime
 from stlm_edge.verdict import SCORE_RULE, Verdict, verdict_of
 
+FRONTIER = ".frontier.json"  # what the export tried, with times: beside the bundle's content, which has none of them
 _AGAIN = "copy the bundle again or export it anew"
 
 

@@ -43,7 +43,8 @@ class Order:
 class Step:
     """An artifact in some precision, all that can run it on this machine, and what a report should say of it.
 
-    `kept`: the layers that stayed in float because int8 hurts them most, by the start of their names.
+    `kept`: what stayed in float because it was measured to need it, by the start of its name. `what`: what of the
+    network is in that precision beside that.
     """
 
     precision: str
@@ -51,6 +52,7 @@ class Step:
     checked_by: tuple[Callable[[Path], Runtime], ...]
     notes: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    what: str = "everything"
 
 
 def _to_onnx(order: Order) -> Iterator[Step]:
@@ -113,7 +115,8 @@ def _to_coreml(order: Order) -> Iterator[Step]:
         with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
             to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32)
         notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
-        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes)
+        what = "everything but norms and the map's end" if in_float32 else "everything but the map's end"
+        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes, what=what)
 
 
 def _to_openvino(order: Order) -> Iterator[Step]:
@@ -130,7 +133,7 @@ def _to_openvino(order: Order) -> Iterator[Step]:
     if order.precision == "fp16":
         with step("writing the weights in fp16"):
             to_openvino(source, order.artifact, *about, half=True)
-        yield Step("fp16", order.artifact, (_openvino,))
+        yield Step("fp16", order.artifact, (_openvino,), what="weights but stage 0's")
     if order.precision == "int8":
         for layers in INT8:
             with step("quantizing to int8"):
@@ -155,13 +158,20 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
     if order.precision == "fp16":
         for kept in islands(graph, order.pictures):
             tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
-            yield Step("fp16", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+            yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
         kept = next(islands(graph, order.pictures))
         for pattern in tensorrt.INT8:
             with step("quantizing to int8"):
                 tensorrt.to_int8(graph, order.artifact, order.calibration, kept, order.pictures, pattern)
             yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+
+
+def _in_half(order: Order, found: Sequence[Any], notes: tuple[str, ...]) -> Step:
+    """A step in fp16 but for these islands (`fp16_islands.Island`)."""
+    kept = tuple(island.node for island in found if island.moves is not None)
+    what = f"everything but {len(found) - len(kept)} operators at risk in fp16"
+    return Step("fp16", order.artifact, (_in_fp16, _onnxruntime), notes, kept, what)
 
 
 def _to_engine(order: Order) -> Iterator[Step]:
@@ -183,11 +193,11 @@ def _to_browser(order: Order) -> Iterator[Step]:
         to_onnx(order.model, untyped, order.calibration)
     graph = webgpu.to_browser(untyped, in_float, order.calibration)
     yield Step("fp32", in_float, (_onnxruntime,))
-    notes = ("run by onnxruntime on a CPU, not in a browser yet",)
+    notes = ("run here by onnxruntime on a CPU; the page around it checks itself in the browser",)
     if order.precision == "fp16":
         for kept in islands(graph, order.pictures):
             webgpu.to_fp16(graph, order.artifact, order.calibration, kept)
-            yield Step("fp16", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+            yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
         for weights in _ever_more(order):
             with step("quantizing to int8"):

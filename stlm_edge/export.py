@@ -7,10 +7,10 @@ written.
 
 import contextlib
 import functools
-import shutil
+import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stlm_edge
 from stlm_edge import run_folder, targets
+from stlm_edge.artifact import files_of
 from stlm_edge.bundle import sha256_of
 from stlm_edge.calibration_set import calibration_set, choose
 from stlm_edge.conversion import WAYS, Order
@@ -27,7 +28,7 @@ from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.exported import Exported, compared, in_words
+from stlm_edge.exported import Exported, Tried, compared, in_words
 from stlm_edge.gate import (
     Figures,
     accuracy_on_pseudo_anomalies,
@@ -37,8 +38,8 @@ from stlm_edge.gate import (
 )
 from stlm_edge.golden import GoldenCandidate, fit_golden, select_golden
 from stlm_edge.manifest import Calibration
-from stlm_edge.model import STLM
-from stlm_edge.pack import check_writable, write_bundle
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.pack import check_writable, copy_files, replacing_folder, write_bundle
 from stlm_edge.parity import compare
 from stlm_edge.picture import list_pictures, read_picture, resize
 from stlm_edge.progress import step
@@ -47,6 +48,7 @@ from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
+ROOM_MB = 500  # what a conversion's files take at most
 MADE_FROM = 32  # pictures of a --calibration folder that golden candidates and the accuracy's pictures are made from
 
 
@@ -91,8 +93,7 @@ def export(
     provenance = trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)}
     samples = test_samples(data, category, format) if data is not None else []
 
-    with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
-        temporary = Path(name)
+    with _temporary_folder() as temporary:
         pictures = _pictures(checkpoint, calibration_folder, trained.size, temporary)
         candidates = _judge(trained, pictures)
         golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
@@ -109,6 +110,7 @@ def export(
             allow_parity_loss,
         )
         made, losses = proof.made, proof.losses
+        notes = [*made.notes, *over_budget(made.artifact, precision, trained.model)]
         of_golden = [proof.answers[every.index(picture)] for picture in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
         if losses and not allow_parity_loss:
@@ -130,8 +132,8 @@ def export(
                 parity=proof.parity,
                 provenance=provenance
                 | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
-                | {"frontier": [asdict(tried) for tried in proof.frontier]}
-                | ({"notes": list(made.notes)} if made.notes else {}),
+                | {"frontier": [_without_time(tried) for tried in proof.frontier]}
+                | ({"notes": notes} if notes else {}),
                 tool_versions={"stlm-edge": stlm_edge.__version__}
                 | {package: version(package) for package in WAYS[row.via or row.runtime].packages},
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -140,6 +142,7 @@ def export(
                 score_output=row.score_output,
                 parity_loss_allowed=bool(losses),
                 force=force,
+                frontier=json.dumps([asdict(tried) for tried in proof.frontier], allow_nan=False),
             )
     flips = [answer for answer in proof.rows if answer.flipped]
     return Exported(
@@ -151,7 +154,7 @@ def export(
         proof.accuracy,
         losses,
         proof.checked_by,
-        list(made.notes),
+        notes,
         proof.frontier,
     )
 
@@ -159,7 +162,7 @@ def export(
 def export_all(target: str, precision: str | None = None, out: Path | None = None, **options: Any) -> list[Exported]:
     """Like `export`; a target that `exports_all` gets a bundle of each precision, `out`/<precision>, if none is named.
 
-    Raises like `export`; then what was written before goes too.
+    Raises like `export`; then what stood there before still does.
     """
     row, _ = targets.find(target, precision, options.get("via"))
     if precision is not None or not row.exports_all:
@@ -167,17 +170,17 @@ def export_all(target: str, precision: str | None = None, out: Path | None = Non
     folder = out or BUNDLES / target
     for each in row.precisions:
         check_writable(folder / each, options.get("force", False))
-    done: list[Exported] = []
-    try:
-        for each in row.precisions:
-            done.append(export(target, precision=each, out=folder / each, **options))
-    except BaseException:
-        for bundle in done:
-            shutil.rmtree(bundle.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        raise
-    return done
+    with _temporary_folder() as temporary:
+        done = [export(target, precision=each, out=temporary / each, **options) for each in row.precisions]
+        try:
+            with contextlib.ExitStack() as stack:  # all take their places when all are there
+                for each in row.precisions:
+                    copy_files(temporary / each, stack.enter_context(replacing_folder(folder / each)))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
+    return [replace(bundle, folder=folder / each) for bundle, each in zip(done, row.precisions, strict=True)]
 
 
 def newest_checkpoint() -> Path:
@@ -194,6 +197,52 @@ def flops(model: STLM) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     return counter.get_total_flops()
+
+
+def over_budget(artifact: Path, precision: str, model: STLM) -> list[str]:
+    """A note where the full network's artifact is larger than it should be in this precision."""
+    limit = targets.LARGEST_MB.get(precision)
+    megabytes = sum(path.stat().st_size for path in files_of(artifact)) / 1e6
+    if model.config != ModelConfig(targets.BUDGET_SIZE) or limit is None or megabytes <= limit:
+        return []
+    return [f"{megabytes:.1f} MB: more than the {limit} MB that {precision} should take at S={model.config.size}"]
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards. Raises JobError where what is written inside finds no room, or the like.
+
+    Converters say that in many ways (RuntimeError, a file that cannot be parsed), so the folder itself is asked.
+    """
+    with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
+        try:
+            yield Path(name)
+        except (JobError, UsageError):
+            raise
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            if not _has_room(Path(name)):
+                raise JobError(
+                    f"{name}: no room for the conversion ({problem}); free {ROOM_MB} MB there or let TMPDIR name "
+                    "another folder; nothing was written"
+                ) from None
+            if isinstance(error, OSError):
+                raise JobError(f"{error.filename or name}: {error.strerror or problem}; nothing was written") from None
+            raise
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(ROOM_MB):
+                file.write(bytes(1 << 20))
+    except OSError:
+        return False
+    return True
+
+
+def _without_time(tried: Tried) -> dict[str, Any]:
+    return {name: value for name, value in asdict(tried).items() if name != "latency_ms"}
 
 
 def _pictures(

@@ -1,6 +1,7 @@
 """What an export has written, as JSON values and in words."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from stlm_edge.parity import Parity, PictureParity
 
 @dataclass(frozen=True)
 class Tried:
-    """What one try gave: layers kept in float, size and speed of the artifact, and its nearness to the trained model.
+    """What one try gave: what it was, size and speed of the artifact, and its nearness to the trained model.
 
-    `latency_ms` is the median of a few runs on all cores, to compare the tries with each other.
+    `what` and `kept` as in `conversion.Step`. `latency_ms` is the median of a few runs on all cores, to compare the
+    tries with each other; None where the artifact failed to run, which counts as a failure of every verdict.
     """
 
+    what: str
     kept: tuple[str, ...]
     bytes: int
-    latency_ms: float
+    latency_ms: float | None
     cosine: float
     verdict_failures: int
     losses: list[str]
@@ -33,7 +36,7 @@ class Exported:
     `flips` are the pictures whose verdict differs, inside δ unless `losses`, what the gate found, says otherwise.
     `accuracy` holds the trained and the packed model's figures on the labelled pictures, or on pseudo-anomalies.
     `checked_by` names what ran the artifact on the machine that made it, `notes` what a report should say of it.
-    `frontier`: every try in this precision, with ever more layers in float; the last is what was written.
+    `frontier`: every try in this precision, with ever more of the network in float; the last is what was written.
     """
 
     folder: Path
@@ -85,8 +88,9 @@ class Exported:
         if len(self.frontier) > 1:
             lines.append("kept in float   MB     ms     cosine    verdict failures")
             lines += [
-                f"{len(tried.kept):>13} {tried.bytes / 1e6:6.1f} {tried.latency_ms:6.1f} {tried.cosine:10.6f} "
-                f"{tried.verdict_failures:>9}   {'; '.join(tried.losses) or 'holds'}"
+                f"{len(tried.kept):>13} {tried.bytes / 1e6:6.1f} {tried.latency_ms or math.nan:6.1f} "
+                f"{tried.cosine:10.6f} {tried.verdict_failures:>9}   {'; '.join(tried.losses) or 'holds'}"
+                f" ({tried.what})"
                 for tried in self.frontier
             ]
         lines += self.notes

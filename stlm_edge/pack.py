@@ -5,12 +5,13 @@ import dataclasses
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from stlm_edge.artifact import files_of, replace_metadata
-from stlm_edge.bundle import Bundle, open_bundle, previous_folder, sha256_of, stamp
+from stlm_edge.bundle import FRONTIER, Bundle, open_bundle, previous_folder, sha256_of, stamp
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.golden import GoldenCandidate, encode
 from stlm_edge.manifest import MANIFEST, Calibration, Input, ListedFile, Manifest, MapOutput, Outputs, ScoreOutput
@@ -38,11 +39,13 @@ def write_bundle(
     score_output: bool = True,
     parity_loss_allowed: bool = False,
     force: bool = False,
+    frontier: str | None = None,
 ) -> Manifest:
     """Write a bundle whole or not at all: beside its place first, then renamed.
 
     The artifact, a file or a folder, is copied as `model` with its own suffix and stamped with the threshold. With
-    `force` an existing bundle is replaced. Raises UsageError when the folder exists otherwise, JobError when it can't
+    `force` an existing bundle is replaced. `frontier`: JSON of what was tried, with times, which no manifest holds, so
+    that two exports' are the same. Raises UsageError when the folder exists otherwise, JobError when it can't
     be written.
     """
     check_writable(folder, force)
@@ -50,10 +53,7 @@ def write_bundle(
     entries, files = encode(golden)
     with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
-        for part in files_of(artifact):
-            place = temporary / packed / part.relative_to(artifact)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(part, place)
+        copy_files(artifact, temporary / packed)
         replace_metadata(temporary / packed, stamp(calibration, size))
         parts = [path.relative_to(temporary).as_posix() for path in files_of(temporary / packed)]
         (temporary / "golden").mkdir()
@@ -83,6 +83,8 @@ def write_bundle(
             golden=entries,
         )
         (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
+        if frontier is not None:
+            (temporary / FRONTIER).write_text(frontier + "\n", encoding="utf-8")
         open_bundle(temporary)
     return manifest
 
@@ -114,8 +116,24 @@ def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
     return manifest
 
 
+def copy_files(source: Path, place: Path) -> None:
+    """Copy a file, or a folder's files. Raises OSError."""
+    for part in files_of(source):
+        to = place / part.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, to)
+
+
 def check_writable(folder: Path, force: bool) -> None:
-    """Raise UsageError unless a bundle may be written here: nothing there, or with `force` a bundle or empty folder."""
+    """Raise UsageError unless a bundle may be written here: nothing there, or with `force` a bundle or empty folder;
+    and what is around it can be written to."""
+    around = folder.absolute().parent
+    while not around.exists():
+        around = around.parent
+    try:
+        tempfile.TemporaryDirectory(dir=around).cleanup()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     if not (folder.exists() or folder.is_symlink()):
         return
     if not force:

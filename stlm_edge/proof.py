@@ -70,6 +70,7 @@ def first_that_holds(
                 proof = replace(proof, accuracy=accuracy, losses=lost)
         except JobError as error:
             failure = error
+            frontier.append(Tried(made.what, made.kept, _size(made), None, 0.0, len(pictures), [str(error)]))
             continue
         frontier.append(_tried(proof, pictures))
         if not proof.losses:
@@ -103,13 +104,18 @@ def _tried(proof: Proof, pictures: Sequence[GoldenCandidate]) -> Tried:
         proof.packed.run(picture.tensor)
         seconds.append(time.perf_counter() - started)
     return Tried(
+        proof.made.what,
         proof.made.kept,
-        sum(path.stat().st_size for path in files_of(proof.made.artifact)),
+        _size(proof.made),
         1e3 * median(seconds),
         proof.parity.cosine,
         proof.parity.verdict_failures,
         proof.losses,
     )
+
+
+def _size(made: Step) -> int:
+    return sum(path.stat().st_size for path in files_of(made.artifact))
 
 
 def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
@@ -131,6 +137,6 @@ def _answers(packed: Runtime, made: str, pictures: Sequence[GoldenCandidate]) ->
             try:
                 answers.append(packed.run(picture.tensor))
             except JobError as error:
-                raise JobError(f"the {made} model fails on {picture.name}, nothing was written: {error}") from None
+                raise JobError(f"the {made} model fails on {picture.name}: {error}") from None
             advance()
     return answers

@@ -51,7 +51,8 @@ TARGETS = (
     ),
 )
 
-LARGEST_MB = {"fp16": 39, "int8": 22}  # of the full network's artifact at S=224, by precision
+BUDGET_SIZE = 224
+LARGEST_MB = {"fp16": 39, "int8": 22}  # of the full network's artifact at that S, by precision
 
 
 def find(name: str, precision: str | None = None, via: str | None = None) -> tuple[Target, str]:

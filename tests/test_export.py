@@ -17,10 +17,11 @@ from tiny import tiny_picture
 
 import stlm_edge
 from stlm_edge import checkpoint
+from stlm_edge.bundle import FRONTIER
 from stlm_edge.converters import onnx as converter
 from stlm_edge.converters import quantization
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
-from stlm_edge.export import Exported, export, flops
+from stlm_edge.export import Exported, export, flops, over_budget
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.runtimes.torch import Torch
@@ -151,7 +152,7 @@ def nothing(proto: onnx.ModelProto) -> None:
         (missing_normalisation, "fp32", "of 24 verdicts fail"),
         (transposed_map, "fp32", "nothing was written: fp32 map differs by .*, at most 0.0001 is allowed"),
         (transposed_map, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
-        (infinite_map, "fp32", "the fp32 model fails on normal-00, nothing was written: .* not finite"),
+        (infinite_map, "fp32", "the fp32 model fails on normal-00: .* not finite"),
         (threshold_off_by_five_percent, "fp32", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
     ],
 )
@@ -205,11 +206,40 @@ def test_where_int8_fails_the_gate_the_layers_it_hurts_most_stay_in_float(
     first, second = done.frontier
     assert first.losses
     assert (second.kept, second.losses, second.verdict_failures) == ((kept,), [], 0)
+    assert second.what
     assert second.cosine > first.cosine
     assert second.bytes > first.bytes
+    assert second.latency_ms is not None
     assert second.latency_ms > 0
     assert re.search(r"kept in float .*\n +0 .* fail.*\n +1 .* holds", done.describe())
     assert json.loads(json.dumps(done.figures()))["frontier"][1]["kept"] == [kept]
+    timed = json.loads((done.folder / FRONTIER).read_text())
+    assert [tried.pop("latency_ms") for tried in timed] == [first.latency_ms, second.latency_ms]
+    assert timed == json.loads(json.dumps(done.manifest.provenance["frontier"])), (
+        "the manifest, which must not vary, has all but times"
+    )
+
+
+def test_a_try_that_does_not_run_is_told_among_the_others(
+    convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_by(nothing)
+    tried = []
+
+    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: tuple[str, ...]) -> None:
+        tried.append(in_float)
+        proto = onnx.load(source)
+        if len(tried) == 1:
+            infinite_map(proto)
+        path.write_bytes(proto.SerializeToString())
+
+    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
+    first, second = done.frontier
+    assert (first.latency_ms, first.cosine, first.verdict_failures) == (None, 0, 24)
+    assert re.search("the int8 model fails on normal-00: .* not finite", first.losses[0])
+    assert second.losses == []
+    assert re.search(r"\n +0 .* nan .* 24 .*not finite.*\n +1 .* holds", done.describe())
 
 
 def test_the_gate_shows_the_figures(convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path) -> None:
@@ -308,6 +338,27 @@ def test_an_existing_bundle_is_refused_before_the_work_and_replaced_by_force(
     convert_by(nothing)
     export("cpu", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle", force=True)
     assert stlm_edge.open(tmp_path / "bundle").manifest.precision == "fp32"
+
+
+@pytest.mark.parametrize("around", ["file", "/proc"])
+def test_a_folder_that_cannot_be_written_is_seen_before_the_work(
+    around: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stlm_edge.export.Torch", lambda path: pytest.fail("the work began"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"bundle: cannot be written \(.*\); choose another folder"):
+        export("cpu", checkpoint=small_checkpoint, out=tmp_path / around / "new" / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_full_network_s_size_is_held_against_its_budget(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(23_000_000))
+    full = STLM(ModelConfig(224))
+    assert over_budget(tmp_path / "model.onnx", "int8", full) == [
+        "23.0 MB: more than the 22 MB that int8 should take at S=224"
+    ]
+    assert over_budget(tmp_path / "model.onnx", "fp16", full) == []
+    assert over_budget(tmp_path / "model.onnx", "int8", STLM(ModelConfig(224, (1, 1, 1, 1)))) == []
 
 
 def test_a_checkpoint_without_a_threshold_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:

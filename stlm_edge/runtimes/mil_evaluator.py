@@ -171,17 +171,23 @@ class MilEvaluator:
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
 
-        Raises ValueError for another shape or type, JobError when an output isn't finite.
+        Raises ValueError for another shape or type, UsageError when the program holds an operation in a mode that isn't
+        known, JobError when a value anywhere in it isn't finite.
         """
         if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
         picture = torch.tensor(image).permute(2, 0, 1)[None].float()
-        with torch.inference_mode():
-            values = compute(self.steps, {"image": picture}, self.rounded)
-        anomaly_map, score = values["anomaly_map"][0, 0].numpy(), values["score"].item()
-        if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
-            raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
-        return anomaly_map, score
+        try:
+            with torch.inference_mode():
+                values = compute(self.steps, {"image": picture}, self.rounded)
+        except NotImplementedError as problem:
+            raise UsageError(
+                f"{self.artifact}: holds the MIL operation {problem}, which the MIL evaluator does not know; export "
+                "with the locked version of coremltools, or check the package on macOS"
+            ) from None
+        except FloatingPointError as problem:
+            raise JobError(f"{self.artifact}: {problem}") from None
+        return values["anomaly_map"][0, 0].numpy(), values["score"].item()
 
 
 def to_fp16(x: Tensor) -> Tensor:
@@ -201,14 +207,27 @@ def as_it_is(x: Tensor) -> Tensor:
 def compute(
     steps: list[Step], values: dict[str, Tensor], rounded: Callable[[Tensor], Tensor] = to_fp16
 ) -> dict[str, Tensor]:
-    """The program's outputs, and whatever else no step is the last to need, from its inputs."""
+    """The program's outputs, and whatever else no step is the last to need, from its inputs.
+
+    Raises FloatingPointError where a step gives, or has inside, a value that isn't finite; NotImplementedError where
+    its arguments ask for what isn't known.
+    """
     values = dict(values)
     for step in steps:
+
+        def finite(x: Tensor, step: Step = step) -> Tensor:
+            x = rounded(x) if step.results[0][1] == "fp16" else x
+            if not x.isfinite().all():
+                raise FloatingPointError(f"{step.kind} {step.results[0][0]} is not finite (NaN or infinite)")
+            return x
+
         arguments = {name: _resolved(value, values) for name, value in step.arguments.items()}
-        operands = _Operands(**arguments, rounded=rounded if step.results[0][1] == "fp16" else as_it_is)
-        results = OPERATIONS[step.kind](operands)
-        for (name, kind), result in zip(step.results, (results,) if isinstance(results, Tensor) else results):  # noqa: B905
-            values[name] = rounded(result) if kind == "fp16" else result
+        try:
+            results = OPERATIONS[step.kind](_Operands(**arguments, rounded=finite))
+        except NotImplementedError as problem:
+            raise NotImplementedError(f"{step.kind} with {problem}") from None
+        for (name, _), result in zip(step.results, (results,) if isinstance(results, Tensor) else results):  # noqa: B905
+            values[name] = finite(result)
         for name in step.done_with:
             del values[name]
     return values
