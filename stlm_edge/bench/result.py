@@ -125,8 +125,8 @@ class Profile:
     """Where the time goes, in a process of its own after all latencies: every node at its best of some runs."""
 
     parts: Annotated[tuple[Part, ...], Items(1, 100)]
-    gflop_per_second: Annotated[float, Between(0), "of the best float32 matrix product, 1024³, on as many threads"]
-    gigabyte_per_second: Annotated[float, Between(0), "of the best copy of 64 MB, read and written"]
+    gflop_per_second: Annotated[float, Between(0), "of the best float32 matrix product, 512³, on as many threads"]
+    gigabyte_per_second: Annotated[float, Between(0), "of the best copy of 64 MB, on one thread, read and written"]
 
 
 @dataclass(frozen=True)
