@@ -14,8 +14,10 @@ try:
     import typer
     from rich.console import Console
 except ImportError:
+    on_device = "; to build an engine: python -m stlm_edge.runtimes.tensorrt --bundle B"
     print(
-        f'error: {Path(sys.argv[0]).name} needs more than a device does: pip install "stlm-edge[export]"',
+        f'error: {Path(sys.argv[0]).name} needs more than a device does: pip install "stlm-edge[export]"'
+        f"{on_device if '--build-engine' in sys.argv else ''}",
         file=sys.stderr,
     )
     raise SystemExit(2) from None

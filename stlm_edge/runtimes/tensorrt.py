@@ -7,14 +7,16 @@ engine stands beside the bundle in `<bundle>.engines/`, named after the GPU, bot
 An engine is machine code: whoever can write to that folder can run code here.
 
 Needs TensorRT ≥ 10.3 (JetPack 6.1 on, desktop up to 11) with its Python package, and libcudart. The network is strongly
-typed: the file's types decide precision, no builder flag does. Written and type-checked against the documented API
-(docs.nvidia.com/deeplearning/tensorrt, Python API 10.3 and 11.4; CUDA Runtime API); it has not run on a GPU yet.
+typed: the file's types decide precision, no builder flag does. Written against the documented API
+(docs.nvidia.com/deeplearning/tensorrt, Python API 10.3 and 11.4; CUDA Runtime API) and tested against a stand-in that
+has those calls and no others; it has not run on a GPU yet.
 """
 
 import argparse
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,7 @@ from stlm_edge.verdict import score_of_map
 OLDEST = (10, 3)
 _TEGRA = Path("/etc/nv_tegra_release")
 _LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
+_PACKAGED = ("*/lib/libcudart.so.*", "*/bin/cudart64_*.dll", "*/bin/*/cudart64_*.dll")
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _TYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 
@@ -255,12 +258,23 @@ def _tensorrt() -> Any:
 
 
 def _load_cudart() -> Any:
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *_from_packages()):
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(name)
             library.cudaGetErrorString.restype = ctypes.c_char_p
             return library
-    raise UsageError(f"the CUDA runtime cannot be loaded; expected one of {', '.join(_LIBRARIES)} on the library path")
+    raise UsageError(
+        f"the CUDA runtime cannot be loaded; expected one of {', '.join(_LIBRARIES)} on the library path, or pip's "
+        "nvidia-cuda-runtime"
+    )
+
+
+def _from_packages() -> list[str]:
+    """libcudart as NVIDIA's Python packages hold it, which `pip install tensorrt` brings, newest first."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = [path for folder in folders for name in _PACKAGED for path in Path(folder).glob(name)]
+    return [str(path) for path in sorted(found, key=lambda path: path.name, reverse=True)]
 
 
 def _folder(artifact: Path) -> Path:
