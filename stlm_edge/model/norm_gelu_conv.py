@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stlm_edge.model.products import merge, split
+
 
 def norm_gelu_conv(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
     """conv(GELU(norm(x))) of a B×C×h×w map; a norm that isn't a batch norm in training simply goes first."""
     if not (norm.training and isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d and norm.momentum):
         return conv(F.gelu(norm(x)))
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    return _NormGELUConv.apply(x, norm.weight, norm.bias, conv.weight, norm, conv)
+    parts = split(x, conv.weight, conv.stride)
+    return merge(_NormGELUConv.apply(parts, norm.weight, norm.bias, conv.weight, norm, conv), x)
 
 
 class _NormGELUConv(torch.autograd.Function):
