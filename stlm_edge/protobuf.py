@@ -61,6 +61,11 @@ def encode_field(number: int, content: bytes) -> bytes:
     return _encode(number << 3 | BYTES) + _encode(len(content)) + content
 
 
+def encode_number(number: int, value: int) -> bytes:
+    """A whole number that isn't negative, as field `number`."""
+    return _encode(number << 3 | VARINT) + _encode(value)
+
+
 def copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
     """The source's bytes from `start` to `end`, a piece at a time."""
     source.seek(start)

@@ -6,7 +6,6 @@ of its own does it, so that no latency is disturbed; it answers with one line of
 
 import argparse
 import math
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from stlm_edge import strict_json
 from stlm_edge.bench.result import Part, Profile
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import UsageError, exit_with_one_line
-from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+from stlm_edge.protobuf import encode_field, encode_number
+from stlm_edge.runtimes.onnxruntime import PROVIDER, OnnxRuntime
 
 RUNS = 10
 TIME_LIMIT_S = 300.0
@@ -43,9 +43,8 @@ LAYOUT = "changes of layout that onnxruntime puts in"
 def profile_of(bundle: Path, threads: int) -> Profile | None:
     """The profile of a bundle for onnxruntime, from a new process; None where that fails."""
     command = [sys.executable, "-m", "stlm_edge.bench.profile", "--bundle", str(bundle), "--threads", str(threads)]
-    one_size = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT_S, env=one_size)
+        done = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT_S)
         return strict_json.read(Profile, strict_json.parse(done.stdout, "the profile"), "the profile")
     except (subprocess.TimeoutExpired, UsageError):
         return None
@@ -102,10 +101,30 @@ def _profile(runtime: OnnxRuntime, image: np.ndarray) -> Profile:
     parts = [
         Part(name, *(round(figure, 4) for figure in found[name])) for name in (*PARTS, REST, LAYOUT) if name in found
     ]
-    square, much = np.ones((GEMM_SIDE, GEMM_SIDE), np.float32), np.ones(_COPIED, np.uint8)
+    much = np.ones(_COPIED, np.uint8)
     target = np.empty_like(much)
-    gemm, copied = _best(lambda: square @ square, 100), _best(lambda: np.copyto(target, much), 20)
+    gemm = _best(matrix_product(GEMM_SIDE, runtime.threads or 1), 100)
+    copied = _best(lambda: np.copyto(target, much), 20)
     return Profile(tuple(parts), round(2 * GEMM_SIDE**3 / gemm / 1e9, 1), round(2 * _COPIED / copied / 1e9, 1))
+
+
+def matrix_product(side: int, threads: int) -> Callable[[], Any]:
+    """onnxruntime's MatMul of side×side by a constant side×side, float32."""
+    import onnxruntime
+
+    weights = np.random.default_rng(0).random((side, side), np.float32)
+    size = encode_number(1, side)
+    of_floats = encode_number(1, 1) + encode_field(2, 2 * encode_field(1, size))  # element type and shape
+    value = {name: encode_field(1, name) + encode_field(2, encode_field(1, of_floats)) for name in (b"a", b"c")}
+    node = encode_field(1, b"a") + encode_field(1, b"b") + encode_field(2, b"c") + encode_field(4, b"MatMul")
+    constant = 2 * size + encode_number(2, 1) + encode_field(8, b"b") + encode_field(9, weights.tobytes())
+    graph = encode_field(1, node) + encode_field(2, b"gemm") + encode_field(5, constant)
+    graph += encode_field(11, value[b"a"]) + encode_field(12, value[b"c"])
+    model = encode_number(1, 8) + encode_field(7, graph) + encode_field(8, encode_number(2, 17))  # IR 8, opset 17
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
+    return lambda: session.run(None, {"a": weights})
 
 
 def _best(job: Callable[[], Any], runs: int) -> float:
