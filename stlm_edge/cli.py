@@ -222,6 +222,8 @@ def _export(
 ) -> None:
     """Pack a trained model for a device, and prove that it still says what it said.
 
+    A page (--target web) has onnxruntime-web in it, which npm fetches once.
+
     Example: stlm-export --target cpu --precision int8 --checkpoint runs/bottle/checkpoint.safetensors --out B
     On a Jetson, for a bundle that was copied there: stlm-export --target jetson --build-engine --out B
     """
