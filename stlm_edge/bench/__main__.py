@@ -5,12 +5,13 @@ rounds, each in its own process.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
-import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,50 +20,54 @@ from typing import Any
 import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench import machine
-from stlm_edge.bench.against import changes, read_bench
+from stlm_edge.bench.against import changes, check_comparable, read_bench
 from stlm_edge.bench.device import Device, parse_device
 from stlm_edge.bench.jetson import power_mode
 from stlm_edge.bench.machine import Machine
-from stlm_edge.bench.measure import Plan, Subject, measure, unmeasured
+from stlm_edge.bench.match import this_host
+from stlm_edge.bench.measure import Plan, Subject, measure
+from stlm_edge.bench.merge import merged
+from stlm_edge.bench.options import parse_options
 from stlm_edge.bench.result import Accuracy, Bench, DeviceAnswer, Row, headline, is_stand_in, label, table
+from stlm_edge.bench.subjects import Wanted, need_train_packages, rows_there, wanted_of
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import write_text
-
-EXAMPLE = """example:
-  stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
-             --data runs/demo/data --out runs/demo
-writes runs/demo/bench.json and runs/demo/report.html; the exit code is 1 when an artifact failed"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-bench. Exit code 2: unusable input; 1: a row failed (everything is written all the same)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _options(given)
-    with exit_with_one_line("interrupted; nothing was written"):
+    options = parse_options(given, __doc__)
+    with exit_with_one_line("interrupted; nothing was written"), _ended_as_interrupted():
         out = Path(options.out)
         if out.exists() and not out.is_dir():
             raise UsageError(f"{out}: a file; --out expects a folder, which gets bench.json and report.html")
         devices = _devices(options)
-        subjects = _subjects(options)
+        bundles = [open_bundle(folder, threads=options.threads) for folder in options.bundle]
+        wanted = wanted_of(options, devices, bundles)
         samples = _samples(options)
+        taken = [device.name for device in devices]
+        other_rows, others, data = merged(options.others, _data(options), taken)
         earlier = read_bench(Path(options.against)) if options.against else None
-        rows, described, answers = _measured(options, devices, subjects, samples)
+        if earlier:
+            check_comparable(earlier, [row for name, each in wanted.items() for row in rows_there(name, each)])
+        rows, described, answers = _measured(options, devices, wanted, samples)
         bench = Bench(
             format_version=1,
-            headline=headline(rows),
+            headline=headline([*rows, *other_rows]),
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             command=shlex.join(["stlm-bench", *given]),
             stlm_edge=stlm_edge.__version__,
             machine=described,
-            devices=answers,
-            data=options.data and options.data + (f", {options.category}" if options.category else ""),
-            rows=tuple(rows),
+            devices=(*answers, *others),
+            data=data,
+            rows=(*rows, *other_rows),
             done=True,
         )
         text = strict_json.dump(bench)
         write_text(out / "bench.json", text)
-        report = _report(out / "report.html", json.loads(text), options.checkpoint, subjects)
+        report = _report(out / "report.html", json.loads(text), options.checkpoint, wanted)
         if options.json:
             print(text, end="")
         else:
@@ -74,39 +79,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
+@contextlib.contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the bench as Ctrl-C does: what was set on a device is set back, what was started is stopped."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        former = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread's affair
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def _measured(
-    options: argparse.Namespace, devices: list[Device], subjects: list[Subject], samples: list[Any] | None
+    options: argparse.Namespace, devices: list[Device], wanted: Wanted, samples: list[Any] | None
 ) -> tuple[list[Row], Machine, tuple[DeviceAnswer, ...]]:
     """The rows of all devices, this machine's first; this machine; the others."""
+    mine = wanted.get("local", [])
 
     def here(progress: Callable[[str], None]) -> tuple[list[Row], Machine]:
-        with power_mode(options.set_power_mode):
+        alone_or_able = len(devices) == 1 or this_host().jetson
+        with power_mode(options.set_power_mode if alone_or_able else None):
             before = machine.moment()
-            rows = measure(subjects, _plan(options), progress)
+            rows = measure(mine, _plan(options), progress)
             described = machine.describe(_packages(rows), before)
         if samples is not None:
-            rows = [
-                _with_accuracy(row, subject, samples, progress) for row, subject in zip(rows, subjects, strict=True)
-            ]
+            rows = [_with_accuracy(row, subject, samples, progress) for row, subject in zip(rows, mine, strict=True)]
         return rows, described
 
+    if not wanted:
+        return [], machine.describe(), ()
     if [device.kind for device in devices] == ["local"]:
         return *here(_progress), ()
-    from stlm_edge.bench.devices import gather, measurements
+    from stlm_edge.bench.devices import gather, measurements, unheeded
     from stlm_edge.bench.side_by_side import measure_side_by_side
 
-    bundles = [subject for subject in subjects if subject.checkpoint is None]
-    jobs = measurements(devices, bundles, _plan(options), options)
-    local = any(device.kind == "local" for device in devices)
-    found = measure_side_by_side({**({"local": here} if local else {}), **jobs})
+    for line in unheeded(devices, options):
+        _progress(line)
+    jobs = measurements(devices, wanted, _plan(options), options)
+    found = measure_side_by_side({**({"local": here} if mine else {}), **jobs})
     rows, described = [], machine.describe()
-    if local:
+    if mine:
         answer = found.pop("local")
         if isinstance(answer, JobError):
-            rows = [replace(subject.row, failure=str(answer)) for subject in subjects]
+            rows = [replace(subject.row, failure=str(answer)) for subject in mine]
         else:
             rows, described = answer
-    others, answers = gather(found, [subject.row for subject in bundles])
+    others, answers = gather(found, wanted)
+    had = {row.bundle for row in rows + others}
+    for subject in (subject for subjects in wanted.values() for subject in subjects):
+        if subject.row.bundle not in had:
+            had.add(subject.row.bundle)
+            lost = f"no device of this command is {subject.row.target} with {subject.row.runtime}"
+            others.append(replace(subject.row, failure=lost))
     return rows + others, described, answers
 
 
@@ -115,74 +146,17 @@ def _devices(options: argparse.Namespace) -> list[Device]:
     for number, device in enumerate(devices):
         if device in devices[:number]:
             raise UsageError(f"--device {device.name}: given twice")
-    for option in ("checkpoint", "data"):
+    for option in ("checkpoint", "data", "runtime"):
         if getattr(options, option) and not any(device.kind == "local" for device in devices):
             raise UsageError(f"--{option}: is for this machine; expected --device local beside the others")
-    if options.via and not any(device.kind == "adb" for device in devices):
-        raise UsageError("--via: times phones; expected --device adb beside it")
+    if options.via:
+        if not any(device.kind == "adb" for device in devices):
+            raise UsageError("--via: times phones; expected --device adb beside it")
+        if options.via[0] != "benchmark_model" or not Path(options.via[1]).is_file():
+            raise UsageError(
+                f"--via {' '.join(options.via)}: expected benchmark_model and its file, built for the phone"
+            )
     return devices
-
-
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "stlm-bench", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--bundle", action="append", required=True, metavar="B", help="a bundle's folder; may be given several times")
-    add("--checkpoint", metavar="F", help="also run the trained model itself, on the first bundle's golden pictures")
-    add("--data", metavar="DIR", help="also measure accuracy on these test pictures")
-    add("--category", metavar="NAME", help="the category of --data, where it holds several")
-    add("--threads", type=_at_least(1), default=1, metavar="N", help="threads of each runtime (default: 1)")
-    add("--quick", action="store_true", help="128 queries and 10 s per row are enough")
-    add("--queries", type=_at_least(1), metavar="N", help="queries that count, per row, at least (default: 1024)")
-    add("--seconds", type=_at_least(0), metavar="N", help="seconds that they take, at least (default: 60)")
-    add("--streams", type=_at_least(1), action="append", default=[], metavar="N", help="throughput of N at once, too")
-    add("--even-if-wrong", action="store_true", help="time what fails parity as well, and mark it")
-    add("--against", metavar="F", help="an earlier bench.json: exit with 1 where a row became slower or wrong")
-    add("--max-regression", type=_percent, default=0.05, metavar="P", help="that much slower may be (default: 5%%)")
-    add("--out", required=True, metavar="DIR", help="folder for bench.json and report.html")
-    add(
-        "--device",
-        action="append",
-        metavar="D",
-        help="local (the default), ssh:[USER@]HOST[:PORT], adb[:SERIAL], web (Chromium here); several run at once",
-    )
-    add("--delegate", choices=("cpu", "gpu"), default="cpu", help="what runs the model on a phone (default: cpu)")
-    add("--via", nargs=2, metavar=("benchmark_model", "PATH"), help="time phones by LiteRT's binary, not by the app")
-    add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
-    add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
-    add("--keep-on-device", action="store_true", help="leave bundles and engines there for the next time")
-    add(
-        "--set-power-mode",
-        type=_at_least(0),
-        metavar="N",
-        help="set a Jetson's nvpmodel mode, and the former one after",
-    )
-    add("--time-limit", type=_at_least(1), default=7200, metavar="S", help="seconds per device (default: 7200)")
-    add("--json", action="store_true", help="print bench.json and nothing else")
-    return parser.parse_args(arguments)
-
-
-def _at_least(minimum: int) -> Any:
-    def number(text: str) -> int:
-        if not text.isdecimal() or not minimum <= int(text) <= 1_000_000:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {minimum} to 1000000")
-        return int(text)
-
-    return number
-
-
-def _plain_path(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._/][A-Za-z0-9._/+\-]{0,199}", text):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a path in letters, digits, '.', '_', '-' and '/'")
-    return text
-
-
-def _percent(text: str) -> float:
-    number = text.removesuffix("%")
-    if not number.replace(".", "", 1).isdecimal() or float(number) > 1000:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a percentage such as 5%")
-    return float(number) / 100
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -192,28 +166,12 @@ def _plan(options: argparse.Namespace) -> Plan:
         seconds=usual.seconds if options.seconds is None else float(options.seconds),
         streams=tuple(options.streams),
         even_if_wrong=options.even_if_wrong,
+        time_limit_s=float(options.time_limit),
     )
 
 
-def _subjects(options: argparse.Namespace) -> list[Subject]:
-    bundles = [open_bundle(folder, threads=options.threads) for folder in options.bundle]
-    names = [bundle.folder.resolve().name for bundle in bundles]
-    subjects = []
-    for given, bundle, name in zip(options.bundle, bundles, names, strict=True):
-        manifest = bundle.manifest
-        size = sum(file.bytes for file in manifest.artifact_files)
-        row = unmeasured(bundle, options.threads, size)
-        row = replace(row, name=name if names.count(name) == 1 else given, bundle=given)
-        subjects.append(Subject(row, bundle, None))
-    if options.checkpoint:
-        _need_train_packages("--checkpoint", "torch", "safetensors")
-        path = Path(options.checkpoint)
-        if not path.is_file():
-            raise UsageError(f"{path}: no such checkpoint; expected the .safetensors file that stlm-train writes")
-        row = unmeasured(bundles[0], options.threads, path.stat().st_size)
-        row = replace(row, name="torch", bundle=options.checkpoint, target=None, runtime="torch", precision="fp32")
-        subjects.append(Subject(row, bundles[0], path))
-    return subjects
+def _data(options: argparse.Namespace) -> str | None:
+    return options.data and options.data + (f", {options.category}" if options.category else "")
 
 
 def _samples(options: argparse.Namespace) -> list[Any] | None:
@@ -222,7 +180,7 @@ def _samples(options: argparse.Namespace) -> list[Any] | None:
         if options.category is not None:
             raise UsageError("--category: given without --data, the folder that holds the category")
         return None
-    _need_train_packages("--data", "torch", "torchmetrics", "scipy")
+    need_train_packages("--data", "torch", "torchmetrics", "scipy")
     from stlm_edge.data.datasets import test_samples
 
     return test_samples(options.data, options.category)
@@ -239,7 +197,7 @@ def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Cal
     return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
 
 
-def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, subjects: Sequence[Subject]) -> Path | None:
+def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, wanted: Wanted) -> Path | None:
     """Write the report with what stands beside the checkpoint, or say what it needs."""
     if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib", "stlm_edge.report"))):
         print('no report: it needs pip install "stlm-edge[train]"', file=sys.stderr)
@@ -248,15 +206,13 @@ def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, subjects:
 
     run_folder = Path(checkpoint).parent if checkpoint else None
     found = sorted(run_folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime) if run_folder else []
-    frontiers = {subject.row.name: subject.bundle.manifest.provenance.get("frontier") for subject in subjects}
+    frontiers = {
+        subject.row.name: subject.bundle.manifest.provenance.get("frontier")
+        for subjects in wanted.values()
+        for subject in subjects
+    }
     write_report(path, bench, run_folder, found[-1].parent if found else None, frontiers)
     return path
-
-
-def _need_train_packages(option: str, *packages: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(f'{option} needs {package}: pip install "stlm-edge[train]"')
 
 
 def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -265,7 +221,7 @@ def _packages(rows: Sequence[Row]) -> tuple[str, ...]:
         "litert": ("ai-edge-litert", "tflite-runtime"),
         "mil-evaluator": ("coremltools", "torch"),
     }
-    runtimes = dict.fromkeys(row.runtime for row in rows)
+    runtimes = dict.fromkeys(row.runtime.partition("/")[0] for row in rows)
     return ("numpy", "Pillow", *(package for name in runtimes for package in named_otherwise.get(name, (name,))))
 
 
@@ -280,12 +236,20 @@ def _print(bench: Bench, report: Path | None) -> None:
                     f"{label(row)}: {answer.verdict} on {answer.name}: score {answer.score:.5f}, "
                     f"trained model {answer.expected_score:.5f}, threshold {row.threshold:.5f}"
                 )
+    for row in bench.rows:
+        if row.untimed:
+            print(f"{label(row)}: not timed: {row.untimed}")
+        for part in row.placement or ():
+            if part.fell_back:
+                print(f"{label(row)}: fell back: {part.nodes} nodes ran on {part.by}")
     timed = [row for row in bench.rows if row.latency_ms]
     if timed:
         row = timed[0]
+        seconds = "" if row.seconds is None else f" in {row.seconds:.0f} s"
+        restless = ", which did not become steady" if row.steady is False else ""
         print(
-            f"{row.queries} queries in {row.seconds:.0f} s after {row.warmup} for warm-up"
-            f"{'' if row.steady else ', which did not become steady'}, {row.threads} thread(s), one picture at a time"
+            f"{row.queries} queries{seconds} after {row.warmup} for warm-up{restless}, {row.threads} thread(s), "
+            "one picture at a time"
         )
     if any(is_stand_in(row.teacher) for row in bench.rows):
         print("these models were distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM")
@@ -295,7 +259,8 @@ def _print(bench: Bench, report: Path | None) -> None:
 
 
 def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if text:
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,20 +26,34 @@ def read_bench(path: Path) -> Bench:
     return strict_json.read(Bench, strict_json.load(path, MAX_BYTES), str(path))
 
 
-def changes(before: Bench, rows: Sequence[Row], allowed: float) -> list[Change]:
-    """Each row against the one it is comparable with, by _key. Raises UsageError without any."""
-    known = {_key(row): row for row in before.rows}
-    found = [_change(known[_key(row)], row, allowed) for row in rows if _key(row) in known]
-    if not found:
+def check_comparable(before: Bench, rows: Sequence[Row]) -> None:
+    """Raise UsageError unless one of these rows, which aren't measured yet, has its like in the earlier bench."""
+    known = {_known_beforehand(row) for row in before.rows}
+    if not known & {_known_beforehand(row) for row in rows}:
         raise UsageError(
             "--against: none of its rows is one of these (same name, device, runtime, precision, size, threads); "
             f"it has {', '.join(sorted(row.name for row in before.rows))}"
         )
-    return found
+
+
+def changes(before: Bench, rows: Sequence[Row], allowed: float) -> list[Change]:
+    """Each row against the one it is comparable with, by _key; one without says so."""
+    known = {_key(row): row for row in before.rows}
+    alone = "nothing to compare with: that bench has no such row (name, device, runtime, precision, size, threads)"
+    return [
+        _change(known[_key(row)], row, allowed) if _key(row) in known else Change(row.name, False, alone)
+        for row in rows
+    ]
 
 
 def _key(row: Row) -> tuple[object, ...]:
     return row.name, row.device, row.runtime, row.precision, row.input_size, row.threads
+
+
+def _known_beforehand(row: Row) -> tuple[object, ...]:
+    """A phone's or browser's row tells only afterwards what ran it, and on how many threads."""
+    told_later = row.device is not None and not row.device.startswith("ssh:")
+    return tuple(None if told_later and place in (2, 5) else part for place, part in enumerate(_key(row)))
 
 
 def _change(before: Row, after: Row, allowed: float) -> Change:

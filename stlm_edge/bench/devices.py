@@ -9,8 +9,9 @@ from stlm_edge.bench.adb import Adb
 from stlm_edge.bench.benchmark_model import describe_phone, time_by_benchmark_model
 from stlm_edge.bench.device import Device
 from stlm_edge.bench.machine import Machine
+from stlm_edge.bench.match import Host, is_for
 from stlm_edge.bench.measure import Plan, Subject
-from stlm_edge.bench.remote import Job, Progress, measure_over_ssh
+from stlm_edge.bench.remote import Job, Progress, host_of, measure_over_ssh
 from stlm_edge.bench.result import DeviceAnswer, Row
 from stlm_edge.bench.self_check import PhoneJob, measure_by_app
 from stlm_edge.bench.ssh import Lost, Ssh
@@ -22,49 +23,56 @@ Measure = Callable[[Progress], Found]
 
 
 def measurements(
-    devices: Sequence[Device], subjects: Sequence[Subject], plan: Plan, options: argparse.Namespace
+    devices: Sequence[Device],
+    subjects: Mapping[str, Sequence[Subject]],
+    plan: Plan,
+    options: argparse.Namespace,
 ) -> dict[str, Measure]:
-    """For each device that isn't this machine, by name: what measures it, given where to tell its progress.
+    """For each device that isn't this machine, by name: what measures its subjects, given where to tell its progress.
 
-    Raises UsageError for options that do not suit.
+    Beside other devices one by ssh is asked first what it is, and gets the bundles that are for it. Raises UsageError
+    for options that do not suit.
     """
     config = Path(options.ssh_config) if options.ssh_config else None
     if config and not config.is_file():
         raise UsageError(f"{config}: no such file; --ssh-config expects one like ~/.ssh/config")
-    bundles, limit = tuple(subject.bundle for subject in subjects), float(options.time_limit)
-    binary = _binary(options.via)
-    job = Job(bundles, _travelling(options), limit, options.keep_on_device)
-    phone = PhoneJob(bundles, plan.queries, options.delegate, limit, options.keep_on_device)
-    if any(device.kind == "adb" for device in devices):
-        for bundle in bundles:
-            if bundle.manifest.runtime != "litert":
-                raise UsageError(f"{bundle.folder}: for {bundle.manifest.target}; phones run bundles of target android")
+    limit, binary = float(options.time_limit), Path(options.via[1]) if options.via else None
 
     def by_ssh(device: Device) -> Measure:
         def measure(progress: Progress) -> Found:
-            bench = measure_over_ssh(Ssh(device, options.remote_python, config), job, progress)
-            return list(bench.rows), bench.machine
+            ssh = Ssh(device, options.remote_python, config)
+            mine = subjects[device.name]
+            if len(devices) > 1:
+                mine = _worth_a_try(mine, host_of(ssh, progress))
+            bundles = tuple(subject.bundle for subject in mine)
+            job = Job(bundles, _travelling(options), limit, options.keep_on_device)
+            bench = measure_over_ssh(ssh, job, progress)
+            return named(bench.rows, mine), bench.machine
 
         return measure
 
     def by_adb(device: Device) -> Measure:
         def measure(progress: Progress) -> Found:
-            adb = Adb(device)
+            adb, mine = Adb(device), subjects[device.name]
+            bundles = tuple(subject.bundle for subject in mine)
+            phone = PhoneJob(bundles, plan.queries, options.delegate, limit, options.keep_on_device)
             try:
                 if binary:
-                    rows = [subject.row for subject in subjects]
+                    rows = [subject.row for subject in mine]
                     return time_by_benchmark_model(adb, binary, phone, rows, progress), describe_phone(adb)
                 bench = measure_by_app(adb, phone, progress)
             except Lost as lost:
                 raise JobError(f"lost: {lost}") from None
-            return list(bench.rows), bench.machine
+            return named(bench.rows, mine), bench.machine
 
         return measure
 
-    def by_browser(_: Device) -> Measure:
+    def by_browser(device: Device) -> Measure:
         def measure(progress: Progress) -> Found:
+            mine = subjects[device.name]
+            bundles = [subject.bundle for subject in mine]
             bench = measure_in_chromium(bundles, plan, options.threads, limit, progress)
-            return list(bench.rows), bench.machine
+            return named(bench.rows, mine), bench.machine
 
         return measure
 
@@ -72,13 +80,19 @@ def measurements(
     return {device.name: ways[device.kind](device) for device in devices if device.kind in ways}
 
 
-def _binary(via: list[str] | None) -> Path | None:
-    if via is None:
-        return None
-    name, path = via[0], Path(via[1])
-    if name != "benchmark_model" or not path.is_file():
-        raise UsageError(f"--via {name} {path}: expected benchmark_model and its file, built for the phone")
-    return path
+def _worth_a_try(subjects: Sequence[Subject], host: Host) -> Sequence[Subject]:
+    mine = [subject for subject in subjects if is_for(subject.bundle.manifest, host)]
+    if not mine:
+        raise JobError(
+            f"none of these bundles is for it: it is {'a' if host.jetson else 'no'} Jetson, and its Python has "
+            f"{', '.join(sorted(host.runtimes)) or 'no runtime'}"
+        )
+    return mine
+
+
+def named(rows: Sequence[Row], subjects: Sequence[Subject]) -> list[Row]:
+    """A device's rows under the desk's names for the bundles."""
+    return [replace(row, name=mine.row.name, bundle=mine.row.bundle) for row, mine in zip(rows, subjects, strict=True)]
 
 
 def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
@@ -93,23 +107,35 @@ def _travelling(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def gather(
-    found: Mapping[str, Found | JobError], unmeasured: Sequence[Row]
+    found: Mapping[str, Found | JobError], subjects: Mapping[str, Sequence[Subject]]
 ) -> tuple[list[Row], tuple[DeviceAnswer, ...]]:
-    """The devices' rows under the desk's names for the bundles; `unmeasured` are those rows with nothing in them.
-
-    A device without an answer has these rows too, failed for its reason.
-    """
+    """The devices' rows, and the devices. One without an answer has its subjects' rows too, failed for its reason."""
     rows: list[Row] = []
     answers = []
     for name, answer in found.items():
         if isinstance(answer, JobError):
             answers.append(DeviceAnswer(name, None, str(answer)))
-            rows += [replace(row, device=name, failure=str(answer)) for row in unmeasured]
+            rows += [replace(subject.row, device=name, failure=str(answer)) for subject in subjects[name]]
         else:
             measured, machine = answer
             answers.append(DeviceAnswer(name, machine, None))
-            rows += [
-                replace(row, device=name, name=mine.name, bundle=mine.bundle)
-                for row, mine in zip(measured, unmeasured, strict=True)
-            ]
+            rows += [replace(row, device=name) for row in measured]
     return rows, tuple(answers)
+
+
+def unheeded(devices: Sequence[Device], options: argparse.Namespace) -> list[str]:
+    """Lines on options that were given and that a device can't follow."""
+    given = {
+        "--seconds": options.seconds is not None,
+        "--threads": options.threads > 1,
+        "--streams": bool(options.streams),
+        "--even-if-wrong": options.even_if_wrong,
+    }
+    deaf = {"adb": set(given), "web": {"--streams"}}
+    if options.via:
+        deaf["adb"] -= {"--threads", "--even-if-wrong"}
+    lines = []
+    for device in devices:
+        if names := [name for name in given if given[name] and name in deaf.get(device.kind, ())]:
+            lines.append(f"{device.name}: {', '.join(names)} can't be followed there")
+    return lines

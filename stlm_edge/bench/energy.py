@@ -6,12 +6,12 @@ three that add up to the module. A board whose rails aren't known here has no fi
 
 import contextlib
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from stlm_edge.bench.during import Lines
 from stlm_edge.bench.tegrastats import parse_tegrastats
 
 INTERVAL_S = 0.1
@@ -77,44 +77,18 @@ def metering() -> Iterator[Callable[[], float | None]]:
         if board_milliwatts(read_rails()) is not None:
             meter = Meter(lambda: board_milliwatts(read_rails()))
         elif shutil.which("tegrastats"):
-            reader = TegrastatsReader()
-            stack.callback(reader.stop)
-            if reader() is None:
+            lines = Lines("tegrastats", "--interval", str(int(INTERVAL_S * 1e3)))
+            stack.callback(lines.stop)
+
+            def by_tegrastats() -> float | None:
+                return board_milliwatts(parse_tegrastats(lines.last).milliwatts)
+
+            if by_tegrastats() is None:
                 yield lambda: None
                 return
-            meter = Meter(reader)
+            meter = Meter(by_tegrastats)
         else:
             yield lambda: None
             return
         stack.callback(meter.stop)
         yield meter.millijoules
-
-
-class TegrastatsReader:
-    """The last line that tegrastats printed, as power. It runs until `stop`."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            ["tegrastats", "--interval", str(int(INTERVAL_S * 1e3))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._power: float | None = None
-        self._said = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-        self._said.wait(5.0)
-
-    def __call__(self) -> float | None:
-        return self._power
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-    def _read(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            self._power = board_milliwatts(parse_tegrastats(line).milliwatts)
-            self._said.set()

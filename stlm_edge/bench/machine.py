@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from stlm_edge.bench.jetson import Jetson, read_jetson
+from stlm_edge.bench.nvidia import read_gpu
 
 INSTRUCTIONS = (  # those that decide how fast float32, bfloat16 and int8 matrix products are
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
+
+_EMULATORS = ("qemu-", "box64", "FEX", "rosetta")  # of another processor's programs
 
 _CPUS = Path("/sys/devices/system/cpu")
 _HWMON = Path("/sys/class/hwmon")
@@ -65,13 +68,19 @@ def moment() -> Moment:
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # Windows has none
     bits = int(_read(str(_FIRMWARE)) or "0", 16) >> 16 & 0xF  # under-voltage, capped, throttled, too hot: since boot
     told = counted or _FIRMWARE.exists()
-    return Moment(load, _celsius(), sum(counted) + bits.bit_count() if told else None, bool(bits))
+    return Moment(
+        load,
+        sensors() | (gpu.celsius if (gpu := read_gpu()) else {}),
+        sum(counted) + bits.bit_count() if told else None,
+        bool(bits),
+    )
 
 
 def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Machine:
     """Describe this machine and the installed ones of `packages`; `before` is what `moment()` said beforehand."""
     after = moment()
     jetson = read_jetson()
+    gpu = read_gpu()
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Machine(
@@ -87,7 +96,9 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         load_before=before.load if before else None,
         load_after=after.load,
         power_mode=_power_mode(jetson) if jetson else None,
-        clocks=_clocks() | ({name: clock.now for name, clock in jetson.clocks.items()} if jetson else {}),
+        clocks=cpu_clocks()
+        | ({name: clock.now for name, clock in jetson.clocks.items()} if jetson else {})
+        | (gpu.clocks if gpu else {}),
         celsius_before=before.celsius if before else {},
         celsius_after=after.celsius,
         throttling_events=_since(before, after),
@@ -95,6 +106,8 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         kernel=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         packages=_versions(packages),
+        gpu=gpu.words if gpu else None,
+        emulated=emulator(),
     )
 
 
@@ -132,6 +145,27 @@ def peak_memory_mb() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
+def memory_kills() -> int:
+    """How often the kernel has killed a process for want of memory since it booted; 0 where it doesn't tell."""
+    for line in (_read("/proc/vmstat") or "").splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def emulator(root: Path = Path("/")) -> str | None:
+    """What plays this processor for this process, None where nothing shows.
+
+    An emulator of user programs answers for /proc/self itself, so its own program is looked for by another way there.
+    """
+    maps = _read(str(root / "proc/thread-self/maps")) or ""
+    programs = {Path(line.split(maxsplit=5)[-1]).name for line in maps.splitlines() if "/" in line}
+    for name in sorted(programs):
+        if name.startswith(_EMULATORS):
+            return name
+    return None
+
+
 def _read(path: str) -> str | None:
     try:
         return Path(path).read_text("utf-8", "replace").strip("\0\n ") or None
@@ -148,7 +182,7 @@ def _cpuinfo() -> dict[str, str]:
     return entry
 
 
-def _celsius() -> dict[str, float]:
+def sensors() -> dict[str, float]:
     """Sensor to its temperature. Some tell -256 for a part that is off, which is none."""
     found = {}
     for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
@@ -158,7 +192,8 @@ def _celsius() -> dict[str, float]:
     return found
 
 
-def _clocks() -> dict[str, float]:
+def cpu_clocks() -> dict[str, float]:
+    """Core to its clock now, MHz."""
     clocks = {
         path.parent.parent.name: _read(str(path)) for path in sorted(_CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     }

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from stlm_edge import strict_json
 from stlm_edge.bench.archive import runner
+from stlm_edge.bench.match import RUNTIMES, Host
 from stlm_edge.bench.result import Bench
 from stlm_edge.bench.ssh import Lost, Ssh, printable
 from stlm_edge.bundle import Bundle, sha256_of
@@ -71,6 +72,20 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
         raise
     _clean(ssh, run, keep)
     return bench
+
+
+def host_of(ssh: Ssh, progress: Progress) -> Host:
+    """What the device is, as far as bundles for it go by that. Raises JobError as `measure_over_ssh` does."""
+    progress("connecting")
+    try:
+        ssh.install(runner())
+        answer = ssh.ask("host")
+    except Lost as lost:
+        raise JobError(f"lost: {lost}") from None
+    runtimes, jetson = answer.get("runtimes"), answer.get("jetson")
+    if not isinstance(runtimes, list) or not isinstance(jetson, bool):
+        raise JobError("its answer to host: not what was asked for")
+    return Host(frozenset(name for name in RUNTIMES if name in runtimes), jetson)
 
 
 def copy_missing(ssh: Ssh, job: Job, progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """The device's end of `--device ssh:…`: started anew for each command by the desk, and detached for the bench itself.
 
+    python3 runner.pyz host                    which runtimes are installed, and is it a Jetson?
     python3 runner.pyz have BUNDLE             is this bundle (the sha256 of its manifest) here, and whole?
     python3 runner.pyz receive BUNDLE          take it as a tar from standard input
     python3 runner.pyz start RUN JSON          begin a run that outlives the connection, or find it begun
@@ -37,6 +38,8 @@ ANSWER = "stlm-edge:"
 HEARTBEAT_S = 5.0
 _STATE, _BENCH, _LOG = "state.json", "bench.json", "progress"
 _STARTING_S = 20.0  # in which a worker takes its lock
+_GRACE_S = 60.0  # at most, beyond the time limit, which the bench keeps by itself unless it hangs
+_LEAVING_S = 20.0  # from a SIGTERM to the end
 _LARGEST_BUNDLE = 1 << 31
 _FULL = 1 << 20  # bytes free, below which a disk counts as full: what failed there cannot even be written down
 
@@ -46,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, *given = sys.argv[1:] if arguments is None else arguments
     known: dict[str, Callable[..., None]] = {
         **{"have": _have, "receive": _receive, "start": _start, "watch": _watch, "fetch": _fetch, "clean": _clean},
-        "work": _work,
+        **{"host": _host, "work": _work},
     }
     try:
         known[command](*given)
@@ -71,6 +74,13 @@ def _bundle(digest: str) -> Path:
 
 def _run(name: str) -> Path:
     return home() / "runs" / name
+
+
+def _host() -> None:
+    from stlm_edge.bench.match import this_host
+
+    host = this_host()
+    _say({"runtimes": sorted(host.runtimes), "jetson": host.jetson})
 
 
 def _have(digest: str) -> None:
@@ -159,9 +169,13 @@ def _fetch(run: str) -> None:
 
 def _clean(run: str, keep: str) -> None:
     folder = _run(run)
-    if _alive(folder):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(_state(folder)["pid"], signal.SIGKILL)
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # the first lets the bench set a power mode back
+        began = time.monotonic()
+        if _alive(folder) and (group := _state(folder)["pid"]):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, sign)
+        while _alive(folder) and time.monotonic() - began < _LEAVING_S:
+            time.sleep(0.1)
     shutil.rmtree(folder, ignore_errors=True)
     if keep != "keep" and not any(folder.parent.glob("*")):  # another desk's run may wait to be fetched
         shutil.rmtree(home(), ignore_errors=True)
@@ -171,7 +185,7 @@ def _clean(run: str, keep: str) -> None:
 
 
 def _work(run: str, text: str) -> None:
-    """The detached process: builds engines, runs the bench in its own process, writes down how it ended."""
+    """The detached process: runs the bench in its own process, writes down how it ended."""
     folder, job = _run(run), json.loads(text)
     signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, which unlike SIG_IGN is not inherited
     with (folder / "lock").open("wb") as lock:
@@ -186,31 +200,25 @@ def _work(run: str, text: str) -> None:
 
 def _bench(folder: Path, job: dict[str, Any], lock: int) -> str | None:
     """Run everything; returns why there is no bench.json, or None."""
-    from stlm_edge.bundle import open_bundle
+    from stlm_edge.bench.machine import memory_kills
 
-    ends = time.monotonic() + job["time_limit_s"]
-    bundles = [_bundle(digest) for digest in job["bundles"]]
-    for path in bundles:
-        if open_bundle(path).manifest.runtime == "tensorrt":
-            write_text(folder / _LOG, "building the engine\n")
-            _child(
-                folder, ["-m", "stlm_edge.runtimes.tensorrt", "--bundle", str(path)], ends, lock
-            )  # its row says why not
-    given = [argument for path in bundles for argument in ("--bundle", str(path))]
-    killed_before = _memory_kills()
-    code = _child(folder, ["-m", "stlm_edge.bench", *given, *job["arguments"], "--out", str(folder)], ends, lock)
+    limit = job["time_limit_s"]
+    given = [argument for digest in job["bundles"] for argument in ("--bundle", str(_bundle(digest)))]
+    given += [*job["arguments"], "--time-limit", str(max(1, int(limit))), "--out", str(folder)]
+    killed_before = memory_kills()
+    code = _child(folder, ["-m", "stlm_edge.bench", *given], limit + min(limit, _GRACE_S), lock)
     if (folder / _BENCH).exists():
         return None
     if code is None:
-        return f"not finished within {job['time_limit_s']:g} s, the time limit; it was ended"
+        return f"not finished within {limit:g} s, the time limit; it was ended"
     if code < 0:
-        short = _memory_kills() > killed_before
+        short = memory_kills() > killed_before
         return f"ended by signal {-code}" + (" while the device was out of memory" if short else "")
     return _full(folder) or _last_line(folder / _LOG).removeprefix("error: ") or f"ended with exit code {code}"
 
 
-def _child(folder: Path, arguments: list[str], ends: float, lock: int) -> int | None:
-    """Exit code, negative for a signal; None when it was killed because time was up.
+def _child(folder: Path, arguments: list[str], limit_s: float, lock: int) -> int | None:
+    """Exit code, negative for a signal; None when it was ended because time was up.
 
     The child can import this runner, and holds the lock with it: it is not forgotten when the worker dies.
     """
@@ -224,21 +232,16 @@ def _child(folder: Path, arguments: list[str], ends: float, lock: int) -> int | 
             pass_fds=(lock,),
         )
         try:
-            return child.wait(max(0.0, ends - time.monotonic()))
+            return child.wait(limit_s)
         except subprocess.TimeoutExpired:
             return None
         finally:
             os.killpg(0, signal.SIGTERM)  # its own children with it; this process heeds no SIGTERM
-            child.wait()
-
-
-def _memory_kills() -> int:
-    """How often the kernel has killed a process for want of memory since it booted."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+            try:
+                child.wait(_LEAVING_S)  # the bench sets a power mode back
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _state(folder: Path) -> dict[str, Any]:

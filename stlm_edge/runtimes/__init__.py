@@ -55,6 +55,10 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
         from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(artifact, threads)
+    if name.startswith("onnxruntime/"):
+        from stlm_edge.runtimes.onnxruntime import OnnxRuntime, provider_of
+
+        return OnnxRuntime(artifact, threads, provider_of(name))
     if name == "litert":
         from stlm_edge.runtimes.litert import LiteRT
 

@@ -25,6 +25,7 @@ class LiteRT:
     """
 
     name = "litert"
+    provider = "XNNPACK"  # what is asked for: the interpreter takes it by itself where it can
 
     def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
         package = _interpreter_package()
@@ -59,6 +60,29 @@ class LiteRT:
         if not np.isfinite(anomaly_map).all():
             raise JobError(f"{self.artifact}: the anomaly map is not finite (NaN or infinite)")
         return anomaly_map, score_of_map(anomaly_map)
+
+    def placement(self) -> dict[str, int] | None:
+        """Nodes that XNNPACK took over, and those that the interpreter's own kernels run; None where none can tell.
+
+        The interpreter lists the graph's nodes and then those that replaced them. What such a one replaced is what
+        leads from its inputs to its outputs.
+        """
+        try:
+            listed = self.interpreter._get_ops_details()
+        except AttributeError:
+            return None
+        nodes = [node for node in listed if node["op_name"] != "DELEGATE"]
+        maker = {int(output): node for node in nodes for output in node["outputs"]}
+        replaced: set[int] = set()
+        for delegate in (node for node in listed if node["op_name"] == "DELEGATE"):
+            given, wanted = set(map(int, delegate["inputs"])), list(map(int, delegate["outputs"]))
+            while wanted:
+                tensor = wanted.pop()
+                if tensor not in given and tensor in maker and maker[tensor]["index"] not in replaced:
+                    replaced.add(maker[tensor]["index"])
+                    wanted += map(int, maker[tensor]["inputs"])
+        counts = {"XNNPACK": len(replaced), "LiteRT's kernels": len(nodes) - len(replaced)}
+        return {name: count for name, count in counts.items() if count}
 
     def _check_graph(self) -> tuple[int, int, int]:
         inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()

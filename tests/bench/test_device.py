@@ -48,7 +48,10 @@ def test_what_could_reach_a_shell_is_refused(text: str) -> None:
         (["--device", "ssh:pi@host", "--data", "d"], "--data: is for this machine; expected --device local"),
         (["--via", "benchmark_model", "b"], "--via: times phones; expected --device adb beside it"),
         (["--device", "adb", "--via", "benchmark_model", "b"], "expected benchmark_model and its file"),
-        (["--device", "adb"], "phones run bundles of target android"),
+        (
+            ["--device", "adb"],
+            "for cpu, and no device here runs onnxruntime; found --device adb, expected local or ssh",
+        ),
         (["--device", "ssh:pi@host", "--ssh-config", "nowhere"], "nowhere: no such file; --ssh-config expects"),
         (["--device", "ssh:pi@host", "--remote-python", "python3;id"], "found 'python3;id', expected a path"),
         (["--device", "ssh:pi@host", "--remote-python", "-c"], "expected one argument"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stlm_edge import targets
-from stlm_edge.bench import __main__ as bench
 from stlm_edge.bench.device import parse_device
+from stlm_edge.bench.options import parse_options
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 RUNBOOKS = ("android", "desktop-gpu", "jetson", "raspberry-pi")
@@ -35,7 +35,7 @@ def test_its_calls_are_calls_of_this_release(name: str) -> None:
     assert calls
     for words in calls:
         if words[0].endswith("stlm-bench"):
-            options = bench._options(words[1:])
+            options = parse_options(words[1:])
             assert all(parse_device(device).kind in ("ssh", "adb") for device in options.device or [])
         elif words[0] == "stlm-export":
             assert words[words.index("--target") + 1] in {target.name for target in targets.TARGETS}

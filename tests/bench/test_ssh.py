@@ -12,8 +12,9 @@ import pytest
 from ssh_server import SshServer, bare_python
 
 from stlm_edge.bench import archive
-from stlm_edge.bench.__main__ import _options, main
+from stlm_edge.bench.__main__ import main
 from stlm_edge.bench.devices import _travelling
+from stlm_edge.bench.options import parse_options
 from stlm_edge.bench.side_by_side import measure_side_by_side
 from stlm_edge.bench.ssh import _BOOTSTRAP
 from stlm_edge.errors import JobError
@@ -110,7 +111,7 @@ def test_a_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_travels_to_a_device_is_what_was_asked_here(tiny_bundle: Path, tmp_path: Path) -> None:
     given = ["--bundle", "B", "--out", "O", "--threads", "4", "--quick", "--seconds", "3", "--streams", "2"]
     given += ["--even-if-wrong", "--set-power-mode", "0", "--device", "ssh:pi", "--json"]
-    assert _travelling(_options(given)) == (
+    assert _travelling(parse_options(given)) == (
         *("--threads", "4", "--seconds", "3", "--set-power-mode", "0"),
         *("--streams", "2", "--quick", "--even-if-wrong"),
     )

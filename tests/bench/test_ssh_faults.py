@@ -112,10 +112,58 @@ def test_a_device_that_vanishes_is_lost_and_its_result_is_picked_up_later(
 
 
 def test_a_run_that_hangs_is_ended_at_its_time_limit(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    with pytest.raises(JobError, match="not finished within 3 s, the time limit; it was ended"):
-        measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=3.0), lambda text: None)
+    bench = measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=5.0), lambda text: None)
+    assert bench.rows[0].failure is not None
+    assert "not finished within the time limit" in bench.rows[0].failure
     assert not processes_of(server)
     assert not (server.cache / "stlm-edge").exists()
+
+
+def test_a_bench_that_hangs_itself_is_ended_from_outside(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
+    said: list[str] = []
+
+    def hang() -> None:
+        (state,) = server.cache.glob("stlm-edge/bench/runs/*/state.json")
+        worker = json.loads(state.read_text())["pid"]
+        (child,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+        os.kill(int(child), signal.SIGSTOP)
+
+    thread = once_it_runs(said, hang)
+    with pytest.raises(JobError, match="not finished within 8 s, the time limit; it was ended"):
+        measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=8.0), said.append)
+    thread.join(60)
+    assert not processes_of(server)
+
+
+def test_a_power_mode_is_set_back_when_the_bench_is_interrupted(
+    server: SshServer, device: Ssh, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """What the runbook promises, with stand-ins for nvpmodel and sudo on the device."""
+    tools, mode = tmp_path / "tools", tmp_path / "mode"
+    tools.mkdir()
+    mode.write_text("0")
+    scripts = {
+        "nvpmodel": f"""case "$1" in -q) echo "NV Power Mode: M"; cat {mode}; echo;;
+            -m) sleep 0.5; echo "$2" > {mode};; esac""",
+        "sudo": 'shift; exec "$@"',
+    }
+    for name, text in scripts.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPATH={tools}:$PATH exec {device._python} "$@"\n')
+    python.chmod(0o755)
+    device = Ssh(parse_device(server.device), str(python), server.config)
+
+    def progress(text: str) -> None:
+        if " in turn, round " in text:
+            assert mode.read_text().strip() == "2"
+            raise JobError("interrupted")
+
+    with pytest.raises(JobError, match="interrupted"):
+        measure_over_ssh(device, job(tiny_bundle, (*LONG, "--set-power-mode", "2")), progress)
+    assert mode.read_text().strip() == "0"
+    assert not processes_of(server)
 
 
 def test_a_bench_that_crashes_there_tells_by_which_signal(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
@@ -292,14 +340,16 @@ def hostile(tmp_path: Path, python: Path) -> Iterator[Callable[..., tuple[Bench,
 def test_names_and_texts_of_a_device_are_neither_followed_nor_obeyed(
     hostile: Callable[..., tuple[Bench, list[str]]], honest: dict, tiny_bundle: Path
 ) -> None:
-    from stlm_edge.bench.devices import gather
-    from stlm_edge.bench.measure import unmeasured
+    from stlm_edge.bench.devices import gather, named
+    from stlm_edge.bench.measure import Subject, unmeasured
 
     (row,) = honest["rows"]
     row |= {"name": "../../etc/passwd", "bundle": "/etc", "failure": "\x1b[2Jgone\nheadline", "device": "local"}
     bench, said = hostile(tiny_bundle, json.dumps(honest))
     assert all(line.isprintable() for line in said)
-    rows, _ = gather({"ssh:there": (list(bench.rows), bench.machine)}, [unmeasured(open_bundle(tiny_bundle), 1, 1)])
+    subject = Subject(unmeasured(open_bundle(tiny_bundle), 1, 1), open_bundle(tiny_bundle))
+    found = {"ssh:there": (named(bench.rows, [subject]), bench.machine)}
+    rows, _ = gather(found, {"ssh:there": [subject]})
     assert (rows[0].name, rows[0].bundle, rows[0].device) == ("tiny", str(tiny_bundle), "ssh:there")
     assert rows[0].failure == "[2Jgone headline"
 
