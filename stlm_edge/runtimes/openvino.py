@@ -1,4 +1,4 @@
-"""Runs an OpenVINO IR on the CPU."""
+"""Runs an OpenVINO IR, or an ONNX file of the same contract, on the CPU."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.onnx_metadata import check_self_contained
 from stlm_edge.openvino_metadata import GRAPH, check_files
 
 
@@ -21,7 +22,8 @@ class OpenVINO:
 
     def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
         openvino = import_openvino()
-        check_files(artifact)
+        is_onnx = Path(artifact).suffix == ".onnx"
+        (check_self_contained if is_onnx else check_files)(artifact)
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it: another map on every machine
@@ -30,7 +32,9 @@ class OpenVINO:
             "ENABLE_MMAP": False,
         }
         try:
-            self.model = openvino.Core().compile_model(str(Path(artifact) / GRAPH), "CPU", options)
+            self.model = openvino.Core().compile_model(
+                str(artifact if is_onnx else Path(artifact) / GRAPH), "CPU", options
+            )
             self.artifact = artifact
             self.size = self._check_graph()
         except RuntimeError as error:
