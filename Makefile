@@ -34,7 +34,7 @@ system-deps:
 	$(call install,system-packages.txt)
 
 # What the tests take besides: a JDK, a browser, an ssh server, adb, emulated processors.
-test-deps: system-deps build/android.jar build/adbd
+test-deps: system-deps build/android.jar build/adbd build/onnxruntime
 	$(call install,tests/system-packages.txt)
 
 # What the Android demo's sources are compiled against in the tests.
@@ -44,6 +44,10 @@ build/android.jar:
 # What stands for a phone in the tests of adb.
 build/adbd:
 	@$(PYTHON) tests/bench/fetch_adbd.py $@
+
+# onnxruntime's headers, for the C++ program of docs/embed.md.
+build/onnxruntime:
+	@$(PYTHON) tests/fetch_onnxruntime_headers.py $@
 
 # An arm64 device's Python, which qemu emulates, for the slow tests.
 build/arm64: .venv/installed
