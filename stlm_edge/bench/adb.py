@@ -80,7 +80,8 @@ class Adb:
             raise Lost(f"adb: no answer within {time_limit_s:g} s")
         if code:
             lines = said.decode("utf-8", "replace").strip().splitlines() or [f"exit code {code}"]
-            reason = printable(lines[-1].removeprefix("adb: ").removeprefix("error: "))
+            told = [line for line in lines if line.startswith(("adb: error: ", "error: "))]  # push ends with a summary
+            reason = printable((told or lines)[-1].removeprefix("adb: ").removeprefix("error: "))
             raise (Lost if _GONE.search(reason) else JobError)(f"adb: {reason}")
         self.heard = time.monotonic()
         return said

@@ -1,7 +1,6 @@
 """Figures from latencies: percentiles, the p90 that MLPerf would report, and whether one run is slower than another."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,16 +34,22 @@ def early_stopping(values: Sequence[float], share: float = 0.9) -> float | None:
 
 
 def slower_by(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """How much slower `after` is than `before`, 0.05 for 5%: of the medians, and its 95% interval.
+    """How much slower `after` is than `before`, 0.05 for 5%: the median, and its 95% interval.
 
-    Both hold one median per round; rounds are drawn again and again from each run (bootstrap, percentile interval), so
-    that a run whose rounds differ a lot gives a wide interval.
+    Both hold one median per round. Where they have as many rounds, the n-th of one is set against the n-th of the
+    other, which was as far from the start: what both have in common, such as a device that grows warm, is no noise.
+    Ratios are drawn again and again (bootstrap, percentile interval); else the rounds of each run by themselves.
+    What differs between two whole runs and not between rounds, such as another load all the time, no interval can see.
     """
     rng = np.random.default_rng(0)
+    old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
 
-    def medians(rounds: Sequence[float]) -> np.ndarray:
-        return np.median(rng.choice(np.asarray(rounds), (RESAMPLES, len(rounds))), axis=1)
+    def medians(rounds: np.ndarray) -> np.ndarray:
+        return np.median(rng.choice(rounds, (RESAMPLES, len(rounds))), axis=1)
 
-    ratios = medians(after) / medians(before)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return statistics.median(after) / statistics.median(before) - 1, float(low) - 1, float(high) - 1
+    if len(old) == len(new):
+        slower, drawn = float(np.median(new / old)), medians(new / old)
+    else:
+        slower, drawn = float(np.median(new) / np.median(old)), medians(new) / medians(old)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return slower - 1, float(low) - 1, float(high) - 1

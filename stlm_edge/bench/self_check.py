@@ -13,6 +13,7 @@ from stlm_edge import strict_json
 from stlm_edge.bench.adb import Adb
 from stlm_edge.bench.remote import Progress, patiently, read_bench
 from stlm_edge.bench.result import Bench
+from stlm_edge.bench.ssh import Lost
 from stlm_edge.bundle import Bundle, sha256_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.manifest import MANIFEST
@@ -67,7 +68,8 @@ def _push(adb: Adb, bundle: Bundle, name: str, progress: Progress) -> None:
         if adb.shell("sha256sum", f"{there}/{MANIFEST}").split()[:1] == [digest]:
             return
     except JobError:
-        progress(f"copying {bundle.folder.name}")
+        pass  # not there
+    progress(f"copying {bundle.folder.name}")
     adb.shell("rm", "-rf", there)
     for file in bundle.manifest.files:
         folder = f"{there}/{file.path}".rpartition("/")[0]
@@ -77,9 +79,10 @@ def _push(adb: Adb, bundle: Bundle, name: str, progress: Progress) -> None:
 
 
 def _wait_for_answer(adb: Adb, ends: float, progress: Progress) -> Bench:
-    """Poll until the file is whole; one that stays as it is and isn't, is refused."""
-    before = None
+    """Poll until the file is whole; one that stays as it is and isn't, is refused, and an app that is gone is told."""
+    before, gone = None, False
     while time.monotonic() < ends:
+        gone_before, gone = gone, not _is_alive(adb)
         text = patiently(adb, progress, adb.read, ANSWER)
         if text is not None:
             whole = _is_done(text)
@@ -88,10 +91,25 @@ def _wait_for_answer(adb: Adb, ends: float, progress: Progress) -> Bench:
                 if len(bench.rows) != 1:
                     raise JobError(f"its bench.json: {len(bench.rows)} rows, expected 1")
                 return bench
+        if gone and gone_before:  # once may be before it has begun
+            raise JobError(
+                "the demo app ended before its bench.json was whole: it crashed, or Android closed it; "
+                f"adb logcat -b crash tells which ({PACKAGE})"
+            )
         before = text
         progress("measuring")
         time.sleep(POLL_S)
     raise JobError("no whole bench.json before the time limit; keep the phone unlocked and the app in front")
+
+
+def _is_alive(adb: Adb) -> bool:
+    """Whether the app has a process; true where the phone can't tell."""
+    try:
+        return bool(adb.shell("pidof", PACKAGE).strip())
+    except Lost:
+        return True  # what reads the answer deals with that
+    except JobError as error:
+        return "exit code 1" not in str(error)
 
 
 def _is_done(text: bytes) -> bool:

@@ -26,7 +26,7 @@ class Phone:
             pytest.skip("a network of its own, without which adbd would listen to everybody, can't be had here")
         self.files, self.tools = folder / "files", folder / "tools"
         for made in (self.files, self.tools):
-            made.mkdir(parents=True)
+            made.mkdir(parents=True, exist_ok=True)
         self.socket = f"localfilesystem:{folder / 'adb'}"
         script = (
             'ip link set lo up; LD_LIBRARY_PATH="$1" PATH="$2:$PATH" "$1/adbd" >&2 & echo $!; '

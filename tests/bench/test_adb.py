@@ -1,8 +1,12 @@
 """`--device adb` against a real adb server and a real adbd. The app's part is played by a script behind a stand-in
 `am`, LiteRT's binary by another: no phone has run this."""
 
+import os
+import shutil
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from adb_phone import SERIAL, Phone
 
 from stlm_edge import protobuf
 from stlm_edge.bench import benchmark_model, remote, self_check, ssh
+from stlm_edge.bench.__main__ import main
 from stlm_edge.bench.adb import Adb
 from stlm_edge.bench.benchmark_model import NOT_PROVEN, Told, parse_result, time_by_benchmark_model
 from stlm_edge.bench.device import parse_device
@@ -33,6 +38,7 @@ def phone(server: Phone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pho
     """The phone with no app's files, in a folder of this test."""
     server.files = tmp_path / "files"
     server.files.mkdir()
+    server.tool("pidof", "echo 4711")
     monkeypatch.setenv("ADB_SERVER_SOCKET", server.socket)
     monkeypatch.setattr(self_check, "FILES", str(server.files))
     monkeypatch.setattr(self_check, "ANSWER", str(server.files / "bench.json"))
@@ -42,11 +48,21 @@ def phone(server: Phone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pho
 
 
 @pytest.fixture
+def exported_for_phone(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The tiny bundle with a manifest that says it is a phone's: enough where its artifact is never opened."""
+    shutil.copytree(tiny_bundle, tmp_path / "android")
+    manifest = tmp_path / "android" / "manifest.json"
+    text = manifest.read_text().replace('"target": "cpu"', '"target": "android"')
+    manifest.write_text(text.replace('"runtime": "onnxruntime"', '"runtime": "litert"'))
+    return tmp_path / "android"
+
+
+@pytest.fixture
 def adb(phone: Phone) -> Adb:
     return Adb(parse_device(f"adb:{SERIAL}"))
 
 
-def job(bundle: Path, time_limit_s: float = 60.0, keep: bool = False) -> PhoneJob:
+def job(bundle: Path, time_limit_s: float = 300.0, keep: bool = False) -> PhoneJob:
     return PhoneJob((open_bundle(bundle),), 40, "cpu", time_limit_s, keep)
 
 
@@ -117,6 +133,46 @@ def test_an_answer_that_is_none_is_refused(
         measure_by_app(adb, job(tiny_bundle, time_limit_s=5.0), lambda text: None)
     assert str(refused.value).isprintable()
     assert ssh.ANSWER_LIMIT > 1 << 20
+
+
+def test_an_app_that_crashes_is_noticed_long_before_the_time_limit(phone: Phone, adb: Adb, tiny_bundle: Path) -> None:
+    app(phone, f"touch {phone.files}/alive; sleep 2; rm {phone.files}/alive")
+    phone.tool("pidof", f'[ "$1" = org.stlm_edge.demo ] && [ -e {phone.files}/alive ] && echo 4711')
+    began = time.monotonic()
+    with pytest.raises(JobError, match=r"the demo app ended before its bench\.json was whole: it crashed"):
+        measure_by_app(adb, job(tiny_bundle, time_limit_s=600.0), lambda text: None)
+    assert time.monotonic() - began < 300
+
+
+def test_a_changed_bundle_is_copied_again_and_that_is_said(phone: Phone, adb: Adb, tiny_bundle: Path) -> None:
+    app(phone, "echo '{}' > bench.json")
+    said: list[str] = []
+    for _ in range(2):
+        with pytest.raises(JobError):
+            measure_by_app(adb, job(tiny_bundle, keep=True), said.append)
+        (there,) = (phone.files / "bundles").iterdir()
+        (there / "manifest.json").write_text("{}")
+    assert said.count("copying tiny") == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_on_the_phone_is_told(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "phone" / "files"
+    disk.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        phone = Phone(tmp_path / "phone")
+        try:
+            monkeypatch.setenv("ADB_SERVER_SOCKET", phone.socket)
+            monkeypatch.setattr(self_check, "FILES", str(disk))
+            monkeypatch.setattr(self_check, "ANSWER", str(disk / "bench.json"))
+            with pytest.raises(JobError, match="No space left on device"):
+                measure_by_app(Adb(parse_device(f"adb:{SERIAL}")), job(tiny_bundle), lambda text: None)
+        finally:
+            phone.stop()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
 
 
 def test_an_app_that_is_missing_is_told(phone: Phone, adb: Adb, tiny_bundle: Path) -> None:
@@ -208,6 +264,22 @@ def test_benchmark_model_times_and_proves_nothing(phone: Phone, adb: Adb, tiny_b
         f"--result_file_path={folder}/result.pb",
     ]
     assert not folder.exists()
+
+
+def test_the_command_line_shows_what_benchmark_model_told(
+    phone: Phone, exported_for_phone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "answer.pb").write_bytes(answer(median=12.5))
+    binary = tmp_path / "benchmark_model"
+    binary.write_text(f"#!/bin/sh\ncp {tmp_path}/answer.pb {tmp_path}/litert/result.pb\n")
+    arguments = ["--bundle", str(exported_for_phone), "--device", f"adb:{SERIAL}", "--seconds", "5"]
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, "--via", "benchmark_model", str(binary), "--out", str(tmp_path / "out")])
+    assert left.value.code == 1, "nothing was proven"
+    printed, said = capsys.readouterr()
+    assert "50 queries after 3 for warm-up, 1 thread(s)" in printed
+    assert "steady" not in printed
+    assert f"adb:{SERIAL}: --seconds can't be followed there" in said
 
 
 def test_a_gpu_that_does_not_take_the_whole_graph_is_a_failure(

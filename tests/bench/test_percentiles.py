@@ -30,8 +30,37 @@ def test_the_confident_p90_is_too_low_in_a_hundredth_of_all_runs(queries: int) -
 def test_a_slower_run_is_told_from_a_noisy_one() -> None:
     rng = np.random.default_rng(0)
     calm, noisy = 20 + 0.1 * rng.random(10), 20 + 20 * rng.random(10)
-    slower, low, high = slower_by(calm, 1.1 * calm)
+    slower, low, high = slower_by(calm, 1.1 * calm[::-1])
     assert slower == pytest.approx(0.1, abs=0.005)
     assert 0.09 < low < slower < high < 0.11
-    _, low, high = slower_by(noisy, 1.1 * noisy)
+    _, low, high = slower_by(noisy, 1.1 * noisy[::-1])
     assert low < 0 < 0.1 < high
+
+
+ROUNDS = 10
+WARMER = 1 + 0.2 * np.arange(ROUNDS) / (ROUNDS - 1)  # a device that slows down by a fifth while it is measured
+NOISE = {  # of one run's medians, around the same speed
+    "even": lambda rng: 1 + 0.03 * rng.standard_normal(ROUNDS),
+    "much": lambda rng: np.exp(0.1 * rng.standard_normal(ROUNDS)),
+    "growing warm": lambda rng: WARMER * (1 + 0.02 * rng.standard_normal(ROUNDS)),
+    "other work now and then": lambda rng: (
+        (1 + 0.02 * rng.standard_normal(ROUNDS)) * np.where(rng.random(ROUNDS) < 0.2, 1.5, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_two_runs_of_the_same_speed_seldom_look_like_a_regression(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    lows = np.array([slower_by(NOISE[kind](rng), NOISE[kind](rng))[1] for _ in range(300)])
+    assert np.mean(lows > 0.05) <= 0.01, "by the 5% that stlm-bench allows unless told otherwise"
+    assert np.mean(lows > 0) <= 0.06, "even where nothing is allowed"
+
+
+def test_a_real_regression_is_seen_though_the_device_grows_warm() -> None:
+    rng = np.random.default_rng(0)
+    run = NOISE["growing warm"]
+    lows = np.array([slower_by(run(rng), 1.1 * run(rng))[1] for _ in range(100)])
+    assert np.mean(lows > 0.05) > 0.9
+    apart = np.array([slower_by(run(rng)[:-1], 1.1 * run(rng))[1] for _ in range(100)])
+    assert np.mean(apart > 0.05) < 0.5, "which rounds that aren't paired would miss"
