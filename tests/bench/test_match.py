@@ -1,0 +1,146 @@
+"""Several bundles and devices in one command, several runtimes for one bundle, and other files' rows beside them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stlm_edge.bench.__main__ import _plan, main
+from stlm_edge.bench.device import parse_device
+from stlm_edge.bench.match import Host, assigned, is_for
+from stlm_edge.bench.measure import Plan
+from stlm_edge.bench.options import parse_options
+from stlm_edge.bundle import open_bundle
+from stlm_edge.errors import UsageError
+
+QUICK = ["--queries", "30", "--seconds", "0"]
+RUNTIMES = {"cpu": "onnxruntime", "jetson": "tensorrt", "android": "litert", "ios": "coreml", "web": "onnxruntime-web"}
+
+
+@pytest.fixture
+def bundles(tiny_bundle: Path, tmp_path: Path) -> dict[str, Path]:
+    """The tiny bundle, by what its manifest says that it is for; only cpu's can be run."""
+    found = {}
+    for target, runtime in RUNTIMES.items():
+        found[target] = tmp_path / target
+        shutil.copytree(tiny_bundle, found[target])
+        manifest = found[target] / "manifest.json"
+        text = manifest.read_text().replace('"target": "cpu"', f'"target": "{target}"')
+        manifest.write_text(text.replace('"runtime": "onnxruntime"', f'"runtime": "{runtime}"'))
+    return found
+
+
+def bench(out: Path, *given: str, exit_code: int = 0) -> dict:
+    arguments = [*given, *QUICK, "--out", str(out)]
+    if exit_code:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == exit_code
+    else:
+        main(arguments)
+    return json.loads((out / "bench.json").read_text("utf-8"))
+
+
+def test_each_bundle_goes_to_the_devices_that_it_is_for(bundles: dict[str, Path]) -> None:
+    devices = [parse_device(name) for name in ("local", "ssh:nano", "adb", "web")]
+    opened = [open_bundle(folder) for folder in bundles.values()]
+    found = assigned(devices, opened)
+    names = {name: [opened[number].manifest.target for number in numbers] for name, numbers in found.items()}
+    assert names == {
+        "local": ["cpu", "jetson", "ios"],
+        "ssh:nano": ["cpu", "jetson"],
+        "adb": ["android"],
+        "web": ["web"],
+    }
+    assert assigned([parse_device("web")], opened[:1]) == {"web": [0]}, "where nothing else is asked for"
+
+
+def test_a_machine_among_several_gets_what_it_can_run(bundles: dict[str, Path]) -> None:
+    desk = Host(frozenset({"onnxruntime", "tensorrt"}), jetson=False)
+    nano = Host(frozenset({"tensorrt"}), jetson=True)
+    takes = {
+        name: [target for target, folder in bundles.items() if is_for(open_bundle(folder).manifest, host)]
+        for name, host in {"desk": desk, "nano": nano}.items()
+    }
+    assert takes == {"desk": ["cpu", "web"], "nano": ["jetson"]}
+
+
+def test_a_bundle_or_device_that_would_go_without_is_refused(bundles: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="android, and no device here runs litert; found --device web, expected adb"):
+        assigned([parse_device("web")], [open_bundle(bundles["android"])])
+    with pytest.raises(UsageError, match="--device adb: no bundle is for it, they are for cpu"):
+        assigned([parse_device("adb"), parse_device("local")], [open_bundle(bundles["cpu"])])
+
+
+def test_one_bundle_is_run_by_each_runtime_that_is_here(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    found = bench(tmp_path / "out", "--bundle", str(tiny_bundle), "--runtime", "all")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) >= {"tiny by onnxruntime", "tiny by openvino"}
+    assert not any("azure" in name for name in rows), "which would ask a service"
+    assert all(row["passed"] and row["latency_ms"] for row in rows.values())
+    assert set(found["machine"]["packages"]) >= {"onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--runtime", "nonsense"], "--runtime nonsense: unknown; expected onnxruntime"),
+        (["--runtime", "litert"], "--runtime litert: runs none of model.onnx here"),
+        (["--runtime", "torch"], "--runtime torch: runs the trained model; expected --checkpoint"),
+        (["--runtime", "all", "--device", "ssh:pi"], "--runtime: is for this machine; expected --device local"),
+        (["--max-regression", "0.05"], "found '0.05', expected a percentage: 5% if you mean that share, else 0.05%"),
+        (["--with", "nowhere.json"], "nowhere.json: cannot be read"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "out"), *given])
+    assert left.value.code == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_percentages_are_read_as_written() -> None:
+    allowed = [parse_options(["--max-regression", text]).max_regression for text in ("5%", "5", "0.5%", "0")]
+    assert allowed == [0.05, 0.05, 0.005, 0.0]
+
+
+def test_how_long_is_measured_where_nothing_else_is_said() -> None:
+    usual, quick = (_plan(parse_options(given)) for given in ([], ["--quick"]))
+    assert (usual.queries, usual.seconds) == (1024, 60.0) == (Plan().queries, Plan().seconds)
+    assert (quick.queries, quick.seconds) == (128, 10.0)
+    assert usual.time_limit_s == 7200
+    assert parse_options([]).out == "bench"
+
+
+def test_other_files_rows_stand_beside_this_one_s(tiny_bundle: Path, tmp_path: Path) -> None:
+    first = bench(tmp_path / "phone", "--bundle", str(tiny_bundle))
+    first["rows"][0] |= {"passed": False, "failure": "2 of 8 verdicts fail"}
+    (tmp_path / "phone" / "bench.json").write_text(json.dumps(first))
+    other = ["--with", str(tmp_path / "phone" / "bench.json")]
+    found = bench(tmp_path / "both", "--bundle", str(tiny_bundle), *other)  # 0: what failed there isn't of this run
+    assert [(row["device"], row["passed"]) for row in found["rows"]] == [(None, True), ("phone", False)]
+    (device,) = found["devices"]
+    assert (device["name"], device["date"]) == ("phone", first["date"])
+    assert device["machine"]["architecture"] == first["machine"]["architecture"]
+    again = bench(tmp_path / "anew", "--with", str(tmp_path / "both" / "bench.json"), *other)
+    assert [row["device"] for row in again["rows"]] == ["both", "phone", "phone (2)"]
+    assert {device["date"] for device in again["devices"]} == {first["date"], found["date"]}
+    assert "phone (2)" in (tmp_path / "anew" / "report.html").read_text("utf-8")
+
+
+def test_rows_of_a_device_that_a_file_does_not_tell_of_are_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench(tmp_path / "one", "--bundle", str(tiny_bundle))
+    found["rows"][0]["device"] = "nobody"
+    (tmp_path / "bad.json").write_text(json.dumps(found))
+    bench_all = ["--with", str(tmp_path / "bad.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as left:
+        main(bench_all)
+    assert left.value.code == 2
+    assert "its row 'tiny' is of 'nobody', which is not among its devices" in capsys.readouterr().err
