@@ -31,7 +31,8 @@ VARIABLES = {  # stands in the drawing → stands in the page
 }
 LINES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, (0, (5, 1, 1, 1, 1, 1)))]
 MARKS = [(BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"), (SKY, "v")]
-Answers: TypeAlias = dict[str, list[float]]  # artifact → one figure per golden picture
+MOST = len(MARKS)  # artifacts that one chart tells apart
+Answers: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one figure per golden picture
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -66,21 +67,32 @@ class Scored(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A row's latency in milliseconds and the medians of its rounds."""
+    """A row's latency in milliseconds, the medians of its rounds, and its percentiles from 0 to 100, if it has them."""
 
     name: str
     p50: float
-    p90: float
-    p99: float
+    p90: float | None
+    p99: float | None
     rounds: list[float]
+    quantiles: list[float]
+
+
+class Spent(NamedTuple):
+    """What a part of the network takes, computes and moves: milliseconds, 10⁹ operations, 10⁶ bytes."""
+
+    name: str
+    ms: float
+    gflop: float
+    megabytes: float
 
 
 def loss_curves(phase: str, steps: Sequence[float], losses: dict[str, list[float]]) -> str:
     """A phase of training: each loss over its steps, logarithmic, smoothed, with the raw values of the first behind."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=2.6)
-        for number, (name, values) in enumerate(list(losses.items())[: len(LINES)]):
-            colour, dashes = LINES[number]
+        for number, (name, values) in enumerate(losses.items()):
+            turn, place = divmod(number, len(LINES))
+            colour, dashes = LINES[place][0], LINES[(place + turn) % len(LINES)][1]
             x, y = np.asarray(steps, float), np.asarray(values, float)
             if not number:
                 axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
@@ -114,10 +126,10 @@ def score_histogram(pictures: Sequence[Scored], threshold: float) -> str:
         return _svg(figure, "histogram of scores with the threshold")
 
 
-def scores_by_defect(pictures: Sequence[Scored], threshold: float, most: int = 24) -> str:
-    """One line of dots per defect type, normal first; a filled dot is called anomalous. At most `most` lines."""
+def scores_by_defect(pictures: Sequence[Scored], threshold: float) -> str:
+    """One line of dots per defect type, normal first; a filled dot is called anomalous."""
     with matplotlib.rc_context(STYLE):
-        names = sorted({(picture.anomalous, picture.defect) for picture in pictures})[:most]
+        names = sorted({(picture.anomalous, picture.defect) for picture in pictures})
         figure, axes = _canvas(height=1.0 + 0.28 * len(names))
         spread = np.random.default_rng(0)
         for line, name in enumerate(names):
@@ -140,14 +152,15 @@ def scores_by_defect(pictures: Sequence[Scored], threshold: float, most: int = 2
 
 
 def latencies(rows: Sequence[Timed]) -> str:
-    """Per row: a bar from nothing to the median, a whisker from there to p99 with p90 marked."""
+    """Per row: a bar from nothing to the median, a whisker from there to p99 with p90 marked, where they were told."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
         for line, row in enumerate(rows):
             axes.barh(line, row.p50, height=0.55, color=BLUE, alpha=0.85, linewidth=0)
-            axes.plot([row.p50, row.p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([row.p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
-            axes.plot([row.p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
+            if row.p90 is not None and row.p99 is not None:
+                axes.plot([row.p50, row.p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
+                axes.plot([row.p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
+                axes.plot([row.p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
         axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
@@ -156,27 +169,104 @@ def latencies(rows: Sequence[Timed]) -> str:
         return _svg(figure, "latency per artifact: p50, p90, p99")
 
 
+def distributions(rows: Sequence[Timed]) -> str:
+    """Per row, on its own scale: how its queries spread, up to p99."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 0.5 + 0.86 * len(rows)), layout="constrained")
+        figure.patch.set_alpha(0)
+        for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+            axes.patch.set_alpha(0)
+            axes.tick_params(length=0)
+            shown = row.quantiles[:100]
+            axes.hist(shown, 40, color=BLUE, alpha=0.85)
+            for value, dashes in ((row.p50, "-"), (row.p90, (0, (4, 2)))):
+                if value is not None:
+                    axes.axvline(value, color=INK, linewidth=1.1, linestyle=dashes)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.grid(axis="y", visible=False)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_title(f"{_short(row.name)}, slowest {row.quantiles[-1]:.4g} ms", loc="left", fontsize=9)
+        axes.set_xlabel("ms (stroke: p50, dashes: p90)")
+        return _svg(figure, "distribution of latencies per artifact, up to p99")
+
+
+def parts(rows: Sequence[tuple[str, Sequence[Spent]]]) -> str:
+    """Milliseconds by part of the network, at most MOST artifacts side by side."""
+    with matplotlib.rc_context(STYLE):
+        names = list(dict.fromkeys(part.name for _, spent in rows for part in spent))
+        figure, axes = _canvas(height=1.2 + len(names) * (0.12 + 0.17 * len(rows)))
+        thickness = 0.8 / len(rows)
+        for number, (label, spent) in enumerate(rows):
+            ms = {part.name: part.ms for part in spent}
+            lines = np.arange(len(names)) + thickness * (number - (len(rows) - 1) / 2)
+            values = [ms.get(name, 0.0) for name in names]
+            axes.barh(lines, values, thickness * 0.9, color=MARKS[number][0], label=_short(label), linewidth=0)
+            for line, value in zip(lines, values, strict=True):
+                axes.annotate(
+                    f"{value:.1f}", (value, line), (3, 0), textcoords="offset points", va="center", fontsize=7
+                )
+        axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.margins(x=0.1)
+        axes.set_xlabel("ms, every node at its best")
+        axes.grid(axis="y", visible=False)
+        _legend(axes, columns=2)
+        return _svg(figure, "milliseconds by part of the network")
+
+
+def roofline(spent: Sequence[Spent], gflop_per_second: float, gigabyte_per_second: float) -> str:
+    """Each part's rate over its operations per byte, and above it what the machine could do at best."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(height=2.6)
+        computing = [
+            (number, part) for number, part in enumerate(spent, 1) if part.gflop and part.ms and part.megabytes
+        ]
+        x = [1e3 * part.gflop / part.megabytes for _, part in computing]
+        y = [1e3 * part.gflop / part.ms for _, part in computing]
+        ridge = gflop_per_second / gigabyte_per_second
+        low, high = min([*x, ridge]) / 2, max([*x, ridge]) * 4
+        roof = [gigabyte_per_second * low, gflop_per_second, gflop_per_second]
+        axes.plot([low, ridge, high], roof, color=INK, linewidth=1.2)
+        axes.scatter(x, y, 34, color=BLUE, zorder=3)
+        for (number, _), place in zip(computing, zip(x, y, strict=True), strict=True):
+            axes.annotate(str(number), place, (5, 3), textcoords="offset points", fontsize=8)
+        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+            scale("log")
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.margins(y=0.15)
+        axes.set_xlabel("operations per byte (numbers: see the table)")
+        axes.set_ylabel("10⁹ operations/s")
+        return _svg(figure, "rate of each part of the network under the machine's roof")
+
+
 def frontier(tries: Sequence[dict[str, Any]]) -> str:
-    """Each try's size and map error; filled where the gate held. Beside it, the groups of layers kept in float."""
+    """Each try's size and map error; filled where the gate held. Beside it, its number."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=2.4)
-        for tried in tries:
+        for number, tried in enumerate(tries, 1):
             x, y = tried["bytes"] / 1e6, max(1 - tried["cosine"], 1e-9)
             face = "none" if tried["losses"] else BLUE
             axes.scatter([x], [y], 34, facecolors=face, edgecolors=BLUE, linewidth=1.3, zorder=3)
-            axes.annotate(str(len(tried["kept"])), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(str(number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.15, 0.25)
-        axes.set_xlabel("MB (number: groups of layers kept in float)")
+        axes.set_xlabel("MB (number: which try)")
         axes.set_ylabel("1 − cosine of the map")
         return _svg(figure, "size against map error of each try; filled where the gate held")
 
 
 def rounds(rows: Sequence[Timed]) -> str:
-    """Each row's median in each of its rounds, in percent of its median over all: how steady the machine was."""
+    """Each row's median in each of its rounds, in percent of its median over all: how steady the machine was.
+
+    At most MOST rows.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
-        for (colour, dashes), (_, mark), row in zip(LINES, MARKS, rows, strict=False):
+        for (colour, dashes), (_, mark), row in zip(LINES[: len(rows)], MARKS[: len(rows)], rows, strict=True):
             shares = [100 * median / row.p50 for median in row.rounds]
             axes.plot(
                 *(range(1, len(shares) + 1), shares),
@@ -201,7 +291,7 @@ def golden_scores(
 ) -> str:
     """Per golden picture: the trained model's score as a stroke, each artifact's as a mark on it, threshold ± delta.
 
-    `expected[i]` and each artifact's `answers[...][i]` are scores of `pictures[i]`.
+    `expected[i]` and each artifact's figures[i] are scores of `pictures[i]`. At most MOST artifacts.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _golden_canvas(pictures)
@@ -217,11 +307,20 @@ def golden_scores(
 
 
 def golden_differences(pictures: Sequence[str], answers: Answers, limit: float) -> str:
-    """Per golden picture: each artifact's largest map difference, logarithmic, and what float32 is allowed."""
+    """Per golden picture: each artifact's largest map difference, logarithmic, and what float32 is allowed.
+
+    One that is not finite stands as a cross at the right edge. At most MOST artifacts.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _golden_canvas(pictures)
         axes.set_xscale("log")
-        _golden_marks(axes, {name: [max(value, 1e-8) for value in values] for name, values in answers.items()})
+        edge = 100 * max([limit, *(value for _, values in answers for value in values if np.isfinite(value))])
+        finite = [(name, [max(value, 1e-8) if np.isfinite(value) else np.nan for value in v]) for name, v in answers]
+        beyond = [("", [np.nan if np.isfinite(value) else edge for value in values]) for _, values in answers]
+        _golden_marks(axes, finite)
+        if np.isfinite([values for _, values in beyond]).any():
+            _golden_marks(axes, beyond, cross=True)
+            axes.scatter([], [], 30, color=INK, marker="x", label="not finite")
         _line(axes, limit, "limit for fp32")
         axes.xaxis.set_major_locator(LogLocator(base=100))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
@@ -238,13 +337,13 @@ def _golden_canvas(pictures: Sequence[str]) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _golden_marks(axes: Any, answers: Answers) -> None:
+def _golden_marks(axes: Any, answers: Answers, cross: bool = False) -> None:
     """One mark per artifact and picture, side by side in the picture's line."""
-    shown = list(answers.items())[: len(MARKS)]
-    for number, (name, values) in enumerate(shown):
+    for number, (name, values) in enumerate(answers):
         colour, mark = MARKS[number]
-        lines = np.arange(len(values)) + 0.25 * (number - (len(shown) - 1) / 2)
-        axes.scatter(values, lines, 17, color=colour, marker=mark, linewidth=0, label=_short(name), zorder=3)
+        lines = np.arange(len(values)) + 0.25 * (number - (len(answers) - 1) / 2)
+        style: Any = {"marker": "x", "linewidth": 1.6} if cross else {"marker": mark, "linewidth": 0}
+        axes.scatter(values, lines, 30 if cross else 17, color=colour, label=_short(name), zorder=3, **style)
 
 
 def _canvas(height: float) -> tuple[Figure, Any]:
@@ -258,7 +357,8 @@ def _canvas(height: float) -> tuple[Figure, Any]:
 
 def _legend(axes: Any, columns: int) -> None:
     """Below the axes, where it hides no mark."""
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns)
+    shown = [(mark, name) for mark, name in zip(*axes.get_legend_handles_labels(), strict=True) if name]
+    axes.figure.legend(*zip(*shown, strict=True), loc="outside lower left", ncols=columns)
 
 
 def _line(axes: Any, value: float, meaning: str) -> None:
@@ -280,9 +380,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
-def _short(text: str, most: int = 22) -> str:
+def _short(text: str, most: int = 26) -> str:
+    """Without its middle, where it is too long: names differ at their ends."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
 def _svg(figure: Figure, description: str) -> str:

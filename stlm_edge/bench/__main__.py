@@ -206,7 +206,7 @@ def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, wanted: W
 
     run_folder = Path(checkpoint).parent if checkpoint else None
     found = sorted(run_folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime) if run_folder else []
-    bundles = {subject.row.name: subject.bundle for subjects in wanted.values() for subject in subjects}
+    bundles = {subject.row.bundle: subject.bundle for subjects in wanted.values() for subject in subjects}
     write_report(path, bench, run_folder, found[-1].parent if found else None, bundles)
     return path
 

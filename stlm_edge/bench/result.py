@@ -203,10 +203,22 @@ def schema() -> dict[str, Any]:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Say in one line whether the fastest bundle gives the trained model's verdicts, and how fast it is.
+    """Say in one line, per device, whether its fastest bundle gives the trained model's verdicts, and how fast it is.
 
-    A row that failed comes first: a fast wrong answer is no news.
+    Speeds are told against each other within a device only.
     """
+    devices: dict[str | None, list[Row]] = {}
+    for row in rows:
+        devices.setdefault(row.device, []).append(row)
+    if len(devices) == 1:
+        return _of_one_device(rows)
+    same = sum(all(row.passed for row in mine) for mine in devices.values())
+    said = [("" if name else "this machine: ") + _of_one_device(mine) for name, mine in devices.items()]
+    return f"same verdicts as the trained model on {same} of {len(devices)} devices. " + ". ".join(said)
+
+
+def _of_one_device(rows: Sequence[Row]) -> str:
+    """A row that failed comes first: a fast wrong answer is no news."""
     for row in rows:
         if not row.passed:
             return f"{label(row)} FAILED: {row.failure}"
@@ -219,9 +231,13 @@ def headline(rows: Sequence[Row]) -> str:
             parts[0] += f" ({best.parity.verdict_flips} within the tolerance of the threshold)"
     if best.latency_ms:
         speed = f"p50 {milliseconds(best.latency_ms.p50)} ms"
+        if best.latency_ms.p90 is not None:
+            speed += f", p90 {milliseconds(best.latency_ms.p90)} ms"
         if peer := _peer(best, rows):
             speed += f", {_p50(peer) / _p50(best):.1f}x the speed of {label(peer)}"
         parts.append(speed)
+    if best.energy_mj is not None:
+        parts.append(f"{best.energy_mj:.1f} mJ per picture")
     return f"{label(best)}: " + "; ".join(parts)
 
 
