@@ -239,17 +239,25 @@ def _openvino(artifact: Path) -> Runtime:
 
 @dataclass(frozen=True)
 class Way:
-    """How artifacts for a runtime are made: by a function, with these packages, whose versions the manifest names."""
+    """How artifacts for a runtime are made: by a function, with these packages, whose versions the manifest names.
+
+    `missing`: what to do where one isn't installed.
+    """
 
     convert: Callable[[Order], Iterator[Step]]
     packages: tuple[str, ...]
+    missing: str = 'pip install "stlm-edge[export]"'
 
 
 _ONNX = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 WAYS = {  # by the target's `via`, or else by the runtime that the artifact is for
     "onnxruntime": Way(_to_onnx, _ONNX),
     "tensorrt": Way(_to_tensorrt, _ONNX),
-    "torch-tensorrt": Way(_to_engine, ("torch", "torch-tensorrt")),
+    "torch-tensorrt": Way(
+        _to_engine,
+        ("torch", "torch-tensorrt"),
+        "--via torch-tensorrt needs an NVIDIA GPU and: pip install torch-tensorrt",
+    ),
     "onnxruntime-web": Way(_to_browser, _ONNX),
     "openvino": Way(_to_openvino, ("torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")),
     "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stlm_edge import run_folder, targets
 from stlm_edge.artifact import files_of
 from stlm_edge.bundle import sha256_of
 from stlm_edge.calibration_set import calibration_set, choose
-from stlm_edge.conversion import WAYS, Order
+from stlm_edge.conversion import WAYS, Order, Way
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
@@ -79,12 +79,15 @@ def export(
         force: replace a bundle that stands at `out`.
 
     Raises:
-        UsageError: unknown target or precision, unusable checkpoint or pictures, an output folder that exists.
+        UsageError: unknown target or precision, a package that isn't installed, unusable checkpoint or pictures, an
+            output folder that exists or can't be written.
         JobError: the gate failed, or the bundle can't be written; nothing is left behind.
     """
     row, precision = targets.find(target, precision, via)
     out = out or BUNDLES / "-".join(filter(None, [target, via, precision]))
     check_writable(out, force)
+    way = WAYS[row.via or row.runtime]
+    tool_versions = _versions(way)
     checkpoint = checkpoint or newest_checkpoint()
     trained = Torch(checkpoint)
     calibration = trained.calibration
@@ -103,7 +106,7 @@ def export(
         order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.pictures)
         held_out = temporary if calibration_folder else checkpoint.parent
         proof = first_that_holds(
-            WAYS[row.via or row.runtime].convert(order),
+            way.convert(order),
             order,
             every,
             _accuracy(trained, samples, held_out, calibration),
@@ -134,8 +137,7 @@ def export(
                 | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
                 | {"frontier": [_without_time(tried) for tried in proof.frontier]}
                 | ({"notes": notes} if notes else {}),
-                tool_versions={"stlm-edge": stlm_edge.__version__}
-                | {package: version(package) for package in WAYS[row.via or row.runtime].packages},
+                tool_versions=tool_versions,
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
                 flops=flops(trained.model),
                 input_dtype=row.input_dtype,
@@ -243,6 +245,16 @@ def _has_room(folder: Path) -> bool:
 
 def _without_time(tried: Tried) -> dict[str, Any]:
     return {name: value for name, value in asdict(tried).items() if name != "latency_ms"}
+
+
+def _versions(way: Way) -> dict[str, str]:
+    found = {"stlm-edge": stlm_edge.__version__}
+    for package in way.packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            raise UsageError(f"{package} is not installed; {way.missing}") from None
+    return found
 
 
 def _pictures(

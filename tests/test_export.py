@@ -382,20 +382,6 @@ def test_too_few_pictures_are_refused(small_checkpoint: Path, tmp_path: Path) ->
 # What goes wrong on the way
 
 
-def test_ctrl_c_leaves_nothing(
-    small_checkpoint: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(model: STLM, path: Path, calibration: Calibration) -> None:
-        path.write_bytes(b"half a file")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(converter, "to_onnx", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export("cpu", checkpoint=small_checkpoint, out=tmp_path / "bundle")
-    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
-    assert list(scratch.iterdir()) == []
-
-
 def test_a_full_disk_leaves_nothing(
     small_checkpoint: Path,
     scratch: Path,
