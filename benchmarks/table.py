@@ -53,7 +53,11 @@ def cells(bench: Bench, row: Row) -> tuple[str, ...]:
     if machine is None:
         device = f"{row.device} (lost)"
     else:
+        on_gpu = row.runtime == "tensorrt" or row.runtime.endswith(("/cuda", "/tensorrt"))
         device = machine.device or f"{machine.processor or machine.architecture}, {machine.cores} cores"
+        if on_gpu and machine.gpu:
+            device = machine.gpu
+        device += f" (played by {machine.emulated})" if machine.emulated else ""
         device += " (virtual)" if machine.virtual else ""
     same = row.parity and f"{row.parity.pictures - row.parity.verdict_flips} of {row.parity.pictures}"
     return (

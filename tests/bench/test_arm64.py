@@ -33,3 +33,6 @@ def test_an_arm64_device_says_what_the_trained_model_said(tiny_bundle: Path, tmp
     assert row.parity.max_abs_diff < 1e-5
     assert row.parity.resize_max_diff == 0
     assert row.parity.verdict_flips == 0
+    assert bench.machine.emulated == "qemu-aarch64-static"
+    assert row.untimed is not None
+    assert (row.latency_ms, row.end_to_end_ms, row.load_ms, row.queries) == (None, None, None, 0)

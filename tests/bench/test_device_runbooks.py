@@ -11,7 +11,7 @@ from stlm_edge.bench.device import parse_device
 from stlm_edge.bench.options import parse_options
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-RUNBOOKS = ("android", "desktop-gpu", "jetson", "raspberry-pi")
+RUNBOOKS = ("android", "desktop-gpu", "iphone", "jetson", "raspberry-pi")
 
 
 def blocks(name: str) -> list[list[list[str]]]:

@@ -4,18 +4,28 @@ import json
 import re
 from pathlib import Path
 
+import stlm_edge
+
 ROOT = Path(__file__).parents[2]
 
 
-def required(schema: object) -> set[str]:
-    """The names that any object in a JSON Schema requires."""
-    parts = list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else []
-    own = set(schema.get("required", ())) if isinstance(schema, dict) else set()
-    return own.union(*map(required, parts))
+def required(schema: dict, definitions: dict) -> set[str]:
+    """The names that a JSON Schema requires, and those of what they hold in their turn."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    names = set(schema.get("required", ()))
+    inside = [schema["properties"][name] for name in names] + schema.get("anyOf", []) + [schema.get("items", {})]
+    return names.union(*(required(part, definitions) for part in inside if part))
+
+
+def test_it_names_the_version_that_it_belongs_to_and_ends_with_done() -> None:
+    text = (ROOT / "benchmarks" / "iphone" / "SelfCheck.swift").read_text()
+    assert f'let version = "{stlm_edge.__version__}"' in text
+    assert text.index('dropLast() + ",\\"done\\":true}"') > text.index('"rows": [row],')
 
 
 def test_the_swift_self_check_writes_every_field_of_the_schema() -> None:
     schema = json.loads((ROOT / "stlm_edge" / "schemas" / "bench-1.schema.json").read_text())
-    written = set(re.findall(r'"(\w+)":', (ROOT / "benchmarks" / "iphone" / "SelfCheck.swift").read_text()))
+    written = set(re.findall(r'"(\w+)\\?":', (ROOT / "benchmarks" / "iphone" / "SelfCheck.swift").read_text()))
     of_others = {"streams", "pictures_per_second", "image_auroc", "pixel_auroc", "aupro"}  # in what it leaves empty
-    assert required(schema) - written - of_others == set()
+    assert required(schema, schema["$defs"]) - written - of_others == set()

@@ -5,8 +5,10 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from stlm_edge import npm, strict_json
@@ -31,9 +33,21 @@ def browser() -> str:
     return found
 
 
-def test_its_row_stands_beside_the_others(browser: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_its_row_stands_beside_the_others(
+    browser: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, read = [], web.read_bench
+
+    def heard(text: str) -> Bench:
+        said.append(json.loads(text))
+        return read(text)
+
+    monkeypatch.setattr(web, "read_bench", heard)
     given = ["--bundle", str(tiny_bundle), "--device", "web", "--queries", "20", "--seconds", "0", "--threads", "2"]
     main([*given, "--out", str(tmp_path)])
+    schema = resources.files("stlm_edge").joinpath("schemas/bench-1.schema.json").read_text("utf-8")
+    (as_it_came,) = said
+    jsonschema.validate(as_it_came, json.loads(schema))
     bench = strict_json.read(Bench, json.loads((tmp_path / "bench.json").read_text()), "bench.json")
     (row,) = bench.rows
     assert (row.device, row.runtime, row.threads, row.bundle) == ("web", "onnxruntime-web/wasm", 2, str(tiny_bundle))
