@@ -165,8 +165,8 @@ def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
     exported = {item.get(f"{NS}name") for item in root.iter("activity") if item.get(f"{NS}exported") == "true"}
     assert exported == {".MainActivity", ".SelfCheckActivity"}
     source = (APP / "java/org/stlm_edge/demo/SelfCheckActivity.java").read_text()
-    extras = set(re.findall(r'get(?:String|Int)Extra\("(\w+)"', source))
-    assert extras == {"bundle", "queries", "delegate"}
+    extras = set(re.findall(r'get(?:String|Int|Boolean)Extra\("(\w+)"', source))
+    assert extras == {"bundle", "queries", "delegate", "seconds", "threads", "even_if_wrong"}
     gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
     assert "applicationId 'org.stlm_edge.demo'" in gradle
 

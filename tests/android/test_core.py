@@ -2,10 +2,12 @@
 
 import base64
 import copy
+import io
 import json
 import random
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jdk
@@ -13,6 +15,8 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_picture
+from tiny_tflite import tiny_model, write_tflite
 
 import stlm_edge
 from stlm_edge import strict_json
@@ -24,7 +28,9 @@ from stlm_edge.errors import UsageError
 from stlm_edge.heatmap import _FADE, colour
 from stlm_edge.manifest import Manifest
 from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
+from stlm_edge.tflite_metadata import read_metadata
 from stlm_edge.verdict import SCORE_RULE, is_anomalous, score_of_map
+from stlm_edge.web_site import page_files
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +71,9 @@ def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     lines = [[*(percentile(v, share) for share in shares), early_stopping(v) or -1.0, *v] for v in lists]
     (folder / "percentiles.txt").write_text("\n".join(" ".join(map(repr, line)) for line in lines))
     (folder / "manifests.txt").write_text("\n".join(judged_manifests(tiny_bundle / "manifest.json")))
+    lines = [f"{base64_of(data)} {answer}" for data, answer in headers()]
+    (folder / "headers.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "metadata.txt").write_text("\n".join(judged_models(folder / "model.tflite")))
     return folder
 
 
@@ -124,6 +133,71 @@ def lay_out_heatmap(folder: Path, ramp: np.ndarray, calibration: stlm_edge.manif
     levels = (np.clip((ramp - calibration.map_low) / span, 0, 1) * 255).round().astype(int)
     alpha = (255 * 0.65 * _FADE).round().astype(np.uint8)[levels]
     np.stack([rgb[:, 2], rgb[:, 1], rgb[:, 0], alpha], axis=1).tofile(folder / "ramp.argb")
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def headers() -> list[tuple[bytes, str]]:
+    """Pictures' files, and what is to be found in them: size and orientation, why they are refused, ? if damaged."""
+    cases = []
+    picture = tiny_picture(1, width=70, height=50)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            cases.append((saved(picture, kind, exif=exif), f"70 50 {orientation}"))
+        whole = cases[-1][0]
+        cases += [(whole[: int(len(whole) * share)], "truncated") for share in (0.1, 0.5, 0.9)]
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for at in RNG.integers(0, min(len(whole), 400), size=3):
+                damaged[at] = RNG.integers(256)
+            cases.append((bytes(damaged), "?"))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    cases += [(saved(picture, "JPEG", xmp=xmp), "70 50 6"), (saved(picture, "WEBP", lossless=True), "70 50 1")]
+    cases += [(saved(picture, "BMP"), "70 50 1"), (saved(picture, "JPEG", progressive=True), "70 50 1")]
+    cases += [(saved(picture.convert("CMYK"), "JPEG"), "CMYK"), (saved(picture.convert("L"), "JPEG"), "70 50 1")]
+    two = {"save_all": True, "append_images": [tiny_picture(2, width=70, height=50)]}
+    cases += [(saved(picture, "PNG", **two), "animated"), (saved(picture, "WEBP", **two), "animated")]
+    cases += [(saved(picture, "GIF"), "(a GIF)"), (saved(picture, "TIFF"), "(a TIFF)"), (b"", "(the file is empty)")]
+    cases += [(b"words in a file called .png", "not a picture"), (b"\0\0\0\x18ftypheic" + bytes(16), "not a picture")]
+    large = bytearray(saved(picture, "PNG"))
+    large[16:24] = (20_000).to_bytes(4, "big") * 2
+    return [*cases, (bytes(large), "20000×20000, more than 100,000,000 pixels")]
+
+
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def judged_models(path: Path) -> list[str]:
+    """TFLite files, intact and damaged, each with what Python reads of them."""
+    contents = [None, b"{}", b'{"a": 1}', b"[]", b"not JSON", b'{"a": "1", "a": "2"}', b'{"a": "\xff"}']
+    contents += [json.dumps({"threshold": "0.5", "größe": "Δ" * 100, "empty": ""}).encode() + b" " * 100]
+    lines = []
+    for content in contents:
+        write_tflite(path, tiny_model(64, content))
+        lines.append(judged_model(path))
+    whole = path.read_bytes()
+    for turn in range(400):
+        damaged = bytearray(whole if turn % 8 else whole[: RNG.integers(len(whole))])
+        for at in RNG.integers(0, len(damaged) or 1, size=turn % 4 * 4):
+            damaged[at % len(damaged)] = RNG.integers(256)
+        path.write_bytes(damaged)
+        lines.append(judged_model(path))
+    return lines
+
+
+def judged_model(path: Path) -> str:
+    try:
+        answer = base64_of(json.dumps(read_metadata(path)).encode())
+    except UsageError:
+        answer = "refused"
+    return f"{base64_of(path.read_bytes())} {answer}"
 
 
 def judged_manifests(path: Path) -> list[str]:
@@ -187,12 +261,12 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     properties = {"fixtures": fixtures}
     select = ["--exclude-classname", ".*LiteRt.*", "--scan-classpath", str(core_test_classes)]
     report = jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
-    assert int(re.search(r"(\d+) tests successful", report)[1]) >= 18
+    assert int(re.search(r"(\d+) tests successful", report)[1]) >= 60
     found = json.loads((fixtures / "bench.json").read_text())
     total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")
     assert list(found) == list(schema()["properties"])
     assert list(found)[-1] == "done"
-    assert found["stlm_edge"] == stlm_edge.__version__
+    assert found["stlm_edge"] == "9.9"
     jsonschema.validate(found, schema())
     row = found["rows"][0]
     assert row["parity"] == pytest.approx(vars(total), abs=1e-9)
@@ -205,6 +279,44 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     assert wrong
     assert not row["passed"]
     assert row["latency_ms"] is None
+    wrong_and_timed = json.loads((fixtures / "bench-wrong.json").read_text())
+    jsonschema.validate(wrong_and_timed, schema())
+    (row,) = wrong_and_timed["rows"]
+    assert (row["passed"], row["timed_even_if_wrong"]) == (False, True)
+    assert row["queries"] >= 30
+    assert row["seconds"] >= 1
+    assert row["quantiles_ms"][50] == row["latency_ms"]["p50"]
+    assert row["energy_mj"] == pytest.approx(2000 * row["seconds"] / row["queries"], rel=0.5)
+    assert row["peak_memory_mb"] == 123.4
+    machine = wrong_and_timed["machine"]
+    told = (machine["throttling_events"], machine["governor"], machine["power_mode"])
+    assert told == (1, "schedutil", "battery saver")
     failed = json.loads((fixtures / "bench-failed.json").read_text())
     jsonschema.validate(failed, schema())
     assert failed["rows"][0]["failure"] == "the bundle is damaged"
+
+
+def test_headers_are_judged_as_the_page_judges_them(
+    core_test_classes: Path, core_classes: Path, fixtures: Path, tmp_path: Path
+) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed (Debian: nodejs)")
+    select = ["--select-method", "org.stlm_edge.core.SameAsPythonTest#headersOfPictures"]
+    jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], {"fixtures": fixtures}, *select)
+    found = (fixtures / "headers-java.txt").read_text("utf-8").splitlines()
+    for path in page_files():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    lines = (fixtures / "headers.txt").read_text("utf-8").splitlines()
+    tasks = [{"task": "header", "file": line.split(" ")[0]} for line in lines]
+    units = Path(__file__).parents[1] / "web/units.mjs"
+    done = subprocess.run([node, units, tmp_path], input=json.dumps(tasks), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout)
+    assert len(found) == len(theirs) > 450
+    for mine, answer in zip(found, theirs, strict=True):
+        if header := answer.get("answer"):
+            assert mine == f"{header['width']} {header['height']} {header['orientation']}"
+        elif not mine.startswith("not a picture"):  # which names other kinds, and the app
+            assert mine == answer["problem"]

@@ -78,6 +78,19 @@ class BundleTest {
         assertTrue(refusal(folder.resolve("nowhere")).contains("no such bundle folder"));
     }
 
+    /** Core ML's and OpenVINO's artifacts are folders. */
+    @Test
+    void aBundleForAnotherDeviceIsRefusedByItsRuntimesName() throws Exception {
+        String text = new String(Files.readAllBytes(bundle().resolve("manifest.json")), StandardCharsets.UTF_8);
+        String file = Manifest.parse(text.getBytes(StandardCharsets.UTF_8)).artifact;
+        String folder = text.replace('"' + file + '"', "\"model.mlpackage/" + file + '"')
+                .replace("\"artifact\": \"model.mlpackage/" + file + '"', "\"artifact\": \"model.mlpackage\"")
+                .replace("\"onnxruntime\"", "\"coreml\"");
+        BundleException problem = assertThrows(
+                BundleException.class, () -> Manifest.parse(folder.getBytes(StandardCharsets.UTF_8)));
+        assertTrue(problem.getMessage().contains("made for coreml"), problem.getMessage());
+    }
+
     @Test
     void linksAreRefused() throws Exception {
         Path bundle = bundle();

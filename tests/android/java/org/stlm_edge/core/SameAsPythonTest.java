@@ -1,8 +1,12 @@
 package org.stlm_edge.core;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
@@ -12,6 +16,7 @@ import java.util.Arrays;
 import java.util.Base64;
 import java.util.Collections;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
@@ -139,7 +144,7 @@ class SameAsPythonTest {
             }
             throw new AssertionError("an unknown picture");
         };
-        SelfCheck check = SelfCheck.run(bundle, playback, Fixture::decode, 25, (what, done, of) -> {});
+        SelfCheck check = checked(bundle, playback, new SelfCheck.Effort(25, 0, false));
         BenchFile.Device device = new BenchFile.Device();
         device.packages = Collections.singletonMap("gson", "2.10");
         BenchFile.Row row = new BenchFile.Row();
@@ -148,10 +153,89 @@ class SameAsPythonTest {
         row.runtime = "litert";
         row.manifest = bundle.manifest;
         row.check = check;
-        BenchFile.write(Fixture.FOLDER.resolve("bench.json").toFile(), "self-check", device, row);
+        BenchFile.write(Fixture.FOLDER.resolve("bench.json").toFile(), "9.9", "self-check", device, row);
+        row.check = checked(bundle, playback, new SelfCheck.Effort(25, 1, true));
+        row.peakMemoryMb = 123.4;
+        device.governor = "schedutil";
+        device.powerMode = "battery saver";
+        BenchFile.write(Fixture.FOLDER.resolve("bench-wrong.json").toFile(), "9.9", "self-check", device, row);
         row.check = null;
         row.manifest = null;
         row.failure = "the bundle is damaged";
-        BenchFile.write(Fixture.FOLDER.resolve("bench-failed.json").toFile(), "self-check", device, row);
+        BenchFile.write(Fixture.FOLDER.resolve("bench-failed.json").toFile(), "9.9", "self-check", device, row);
+    }
+
+    private static SelfCheck checked(Bundle bundle, Model model, SelfCheck.Effort effort) throws Exception {
+        Vitals.Meters meters = new Vitals.Meters() {
+            @Override
+            public Double milliwatts() {
+                return 2000.0;
+            }
+
+            @Override
+            public Double storedMillijoules() {
+                return null;
+            }
+
+            @Override
+            public Integer thermalStatus() {
+                return 1;
+            }
+        };
+        return SelfCheck.run(bundle, model, Fixture::decode, effort, meters, (what, done, of) -> {});
+    }
+
+    /** Each line: the file in base64, and its size and orientation, why it is refused, or ? for a damaged one. */
+    @Test
+    void headersOfPictures() throws Exception {
+        StringBuilder answers = new StringBuilder();
+        for (String line : Fixture.text("headers.txt").trim().split("\n")) {
+            String expected = line.split(" ", 2)[1];
+            ByteBuffer file = ByteBuffer.wrap(Base64.getDecoder().decode(line.split(" ")[0]));
+            String answer;
+            try {
+                PictureHeader header = PictureHeader.read(file);
+                answer = header.width + " " + header.height + " " + header.orientation;
+                assertTrue(expected.equals("?") || expected.equals(answer), expected + ", not " + answer);
+            } catch (IOException refused) {
+                answer = refused.getMessage();
+                assertTrue(expected.equals("?") || answer.contains(expected), expected + ", not " + answer);
+            }
+            answers.append(answer).append('\n');
+        }
+        Files.write(Fixture.FOLDER.resolve("headers-java.txt"), answers.toString().getBytes("UTF-8"));
+    }
+
+    /** Each line: the file in base64, and Python's answer, entries as JSON in base64, or that it refused it. */
+    @Test
+    void metadataOfTfliteFiles() throws Exception {
+        Path file = Fixture.FOLDER.resolve("model.tflite");
+        int refused = 0;
+        String[] lines = Fixture.text("metadata.txt").trim().split("\n");
+        for (String line : lines) {
+            Files.write(file, Base64.getDecoder().decode(line.split(" ")[0]));
+            String expected = line.split(" ")[1];
+            try {
+                Map<String, String> found = TfliteMetadata.read(file.toFile());
+                assertNotEquals("refused", expected, "" + found);
+                assertEquals(Json.parse(Base64.getDecoder().decode(expected), "expected"), found);
+            } catch (BundleException problem) {
+                assertEquals("refused", expected, problem.getMessage());
+                assertTrue(problem.getMessage().contains("not an intact TFLite file"), problem.getMessage());
+                assertFalse(problem.getMessage().contains("\n"));
+                refused++;
+            }
+        }
+        assertTrue(refused > 50 && refused < lines.length - 50, refused + " of " + lines.length + " refused");
+    }
+
+    @Test
+    void aThresholdIsANumberOrRefused() throws Exception {
+        assertEquals(0.25, TfliteMetadata.threshold(Collections.singletonMap("threshold", "0.25")));
+        for (String odd : new String[] {"", "high", "NaN", "Infinity"}) {
+            assertThrows(BundleException.class,
+                    () -> TfliteMetadata.threshold(Collections.singletonMap("threshold", odd)));
+        }
+        assertThrows(BundleException.class, () -> TfliteMetadata.threshold(Collections.emptyMap()));
     }
 }

@@ -7,8 +7,12 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import android.content.Context;
 import com.google.ai.edge.litert.LiteRtException;
 import java.io.File;
+import java.nio.file.DirectoryStream;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.Paths;
 import java.util.Collections;
+import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -18,6 +22,8 @@ import org.stlm_edge.core.BundleException;
 import org.stlm_edge.core.Fixture;
 import org.stlm_edge.core.GoldenPicture;
 import org.stlm_edge.core.SelfCheck;
+import org.stlm_edge.core.TfliteMetadata;
+import org.stlm_edge.core.Vitals;
 
 /** The app's own model class, given bundles exported for android and the real LiteRT. */
 class LiteRtModelTest {
@@ -46,7 +52,8 @@ class LiteRtModelTest {
                 }
             }
             assertTrue(largest < 1e-6, precision + " differs from Python's interpreter by " + largest);
-            SelfCheck check = SelfCheck.run(bundle, model, Fixture::decode, 20, (what, done, of) -> {});
+            SelfCheck check = SelfCheck.run(bundle, model, Fixture::decode, new SelfCheck.Effort(20, 0, false),
+                    Vitals.NONE, (what, done, of) -> {});
             assertEquals("", check.parity.problems());
             BenchFile.Device device = new BenchFile.Device();
             device.packages = Collections.emptyMap();
@@ -56,8 +63,42 @@ class LiteRtModelTest {
             row.manifest = bundle.manifest;
             row.check = check;
             row.loadMs = loadMs;
-            BenchFile.write(BUNDLES.resolve(precision + ".json").toFile(), "self-check", device, row);
+            BenchFile.write(BUNDLES.resolve(precision + ".json").toFile(), "9.9", "self-check", device, row);
         }
+    }
+
+    @Test
+    void aLoneModelKnowsItsThreshold() throws Exception {
+        for (String precision : new String[] {"fp32", "fp16", "int8"}) {
+            Bundle bundle = bundle(precision);
+            Map<String, String> entries = TfliteMetadata.read(bundle.artifact());
+            assertEquals(bundle.manifest.calibration.threshold, TfliteMetadata.threshold(entries));
+        }
+    }
+
+    /** XNNPACK keeps a pool of as many threads, the caller's among them, as it was given. */
+    @Test
+    void theChosenThreadsRun() throws Exception {
+        Bundle bundle = bundle("fp32");
+        byte[] picture = new byte[bundle.manifest.size * bundle.manifest.size * 3];
+        int before = nativeThreads();
+        for (int threads : new int[] {1, 2, 4}) {
+            try (LiteRtModel model = new LiteRtModel(new Context(), bundle, false, threads)) {
+                model.run(picture);
+                assertEquals(threads - 1, nativeThreads() - before, threads + " threads");
+            }
+        }
+    }
+
+    /** Those that Java didn't start. */
+    private static int nativeThreads() throws Exception {
+        int count = 0;
+        try (DirectoryStream<Path> tasks = Files.newDirectoryStream(Paths.get("/proc/self/task"))) {
+            for (Path task : tasks) {
+                count += new String(Files.readAllBytes(task.resolve("comm"))).trim().equals("java") ? 1 : 0;
+            }
+        }
+        return count;
     }
 
     /** The app relies on it: with the GPU alone there is no silent fall-back to the CPU. */

@@ -14,8 +14,11 @@ import android.media.ImageReader;
 import android.os.Handler;
 import android.os.HandlerThread;
 import android.util.Size;
+import android.view.Display;
+import android.view.Surface;
 import java.nio.ByteBuffer;
 import java.util.Collections;
+import org.stlm_edge.core.Orientation;
 import org.stlm_edge.core.YuvPicture;
 
 /** Camera2's frames, each as a picture with the EXIF orientation that turns it upright. */
@@ -35,18 +38,18 @@ final class Camera {
 
     private final Context context;
     private final Listener listener;
-    private final int displayDegrees;
+    private final Display display;
     private final HandlerThread thread = new HandlerThread("camera");
     private final Handler handler;
     private CameraDevice device; // these on the camera's thread only
     private ImageReader reader;
     private boolean closed;
-    private int orientation;
+    private int mounted;
+    private boolean front;
 
-    /** {@code displayDegrees}: how far the display is turned from the device's natural position. */
-    Camera(Context context, int displayDegrees, Listener listener) {
+    Camera(Context context, Display display, Listener listener) {
         this.context = context;
-        this.displayDegrees = displayDegrees;
+        this.display = display;
         this.listener = listener;
         thread.start();
         handler = new Handler(thread.getLooper());
@@ -78,23 +81,31 @@ final class Camera {
                 return;
             }
             CameraCharacteristics facts = manager.getCameraCharacteristics(chosen);
-            orientation = orientation(facts);
+            Integer degrees = facts.get(CameraCharacteristics.SENSOR_ORIENTATION);
+            Integer facing = facts.get(CameraCharacteristics.LENS_FACING);
+            mounted = degrees == null ? 0 : degrees;
+            front = facing != null && facing == CameraCharacteristics.LENS_FACING_FRONT;
             Size size = size(facts);
             reader = ImageReader.newInstance(size.getWidth(), size.getHeight(), ImageFormat.YUV_420_888, 2);
             reader.setOnImageAvailableListener(this::read, handler);
             manager.openCamera(chosen, new Opened(), handler);
         } catch (CameraAccessException | RuntimeException refused) {
-            fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+            fail(context.getString(R.string.camera_failed, Words.of(context, refused)));
         }
     }
 
-    /** The sensor is mounted turned, and the display may be turned too. */
-    private int orientation(CameraCharacteristics facts) {
-        Integer mounted = facts.get(CameraCharacteristics.SENSOR_ORIENTATION);
-        Integer facing = facts.get(CameraCharacteristics.LENS_FACING);
-        boolean front = facing != null && facing == CameraCharacteristics.LENS_FACING_FRONT;
-        int degrees = ((mounted == null ? 0 : mounted) + (front ? displayDegrees : 360 - displayDegrees)) % 360;
-        return degrees == 90 ? 6 : degrees == 180 ? 3 : degrees == 270 ? 8 : 1;
+    /** Asked for each frame: a device that is turned over upside down tells nobody of it. */
+    private int displayDegrees() {
+        switch (display.getRotation()) {
+            case Surface.ROTATION_90:
+                return 90;
+            case Surface.ROTATION_180:
+                return 180;
+            case Surface.ROTATION_270:
+                return 270;
+            default:
+                return 0;
+        }
     }
 
     private static Size size(CameraCharacteristics facts) {
@@ -124,7 +135,7 @@ final class Camera {
                 device.createCaptureSession(
                         Collections.singletonList(reader.getSurface()), new Started(request.build()), handler);
             } catch (CameraAccessException | RuntimeException refused) {
-                fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+                fail(context.getString(R.string.camera_failed, Words.of(context, refused)));
             }
         }
 
@@ -156,7 +167,7 @@ final class Camera {
             try {
                 session.setRepeatingRequest(request, null, handler);
             } catch (CameraAccessException | RuntimeException refused) {
-                fail(context.getString(R.string.camera_failed, Judge.said(refused)));
+                fail(context.getString(R.string.camera_failed, Words.of(context, refused)));
             }
         }
 
@@ -176,9 +187,11 @@ final class Camera {
                     image.getWidth(), image.getHeight(),
                     bytes(planes[0]), planes[0].getRowStride(),
                     bytes(planes[1]), bytes(planes[2]), planes[1].getRowStride(), planes[1].getPixelStride());
-            listener.frame(picture, orientation);
+            listener.frame(picture, Orientation.ofCamera(mounted, front, displayDegrees()));
         } catch (IllegalStateException gone) {
             // The reader was closed meanwhile.
+        } catch (OutOfMemoryError full) {
+            fail(Words.of(context, full));
         }
     }
 

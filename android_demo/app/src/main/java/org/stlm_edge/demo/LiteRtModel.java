@@ -8,10 +8,10 @@ import com.google.ai.edge.litert.TensorBuffer;
 import java.util.List;
 import org.stlm_edge.core.Bundle;
 import org.stlm_edge.core.BundleException;
-import org.stlm_edge.core.Model;
+import org.stlm_edge.core.Judge;
 
 /** A bundle's .tflite on LiteRT: float32 RGB 0 to 255 in, the anomaly map out. One thread at a time may use it. */
-final class LiteRtModel implements Model, AutoCloseable {
+final class LiteRtModel implements Judge.Loaded {
     private final Environment environment;
     private final CompiledModel model;
     private final List<TensorBuffer> inputs;

@@ -8,41 +8,28 @@ import android.content.Intent;
 import android.content.pm.PackageManager;
 import android.net.Uri;
 import android.os.Bundle;
-import android.view.Surface;
+import android.os.Handler;
+import android.os.Looper;
 import android.widget.Button;
 import android.widget.SeekBar;
 import android.widget.TextView;
+import java.util.concurrent.Executors;
+import org.stlm_edge.core.Judge;
 import org.stlm_edge.core.YuvPicture;
 
 /** Point at a part, or pick a photo: verdict, score, heatmap. */
 @SuppressWarnings("deprecation") // framework classes alone: androidx has newer ways
-public final class MainActivity extends Activity implements Judge.Listener {
+public final class MainActivity extends Activity implements Judge.Listener<Shot> {
     private static final int PICK = 1;
     private static final int PERMISSION = 2;
 
-    private Judge judge;
-    private Judge.Result shown;
-    private String delegate = "";
+    private Judge<Shot> judge; // outlives a rotation, and says again then what it said last
     private Camera camera;
     private boolean live;
-    private boolean opened;
     private VerdictView picture;
     private TextView verdict;
     private TextView details;
     private Button cameraButton;
-
-    /** What outlives a rotation. */
-    private static final class Kept {
-        final Judge judge;
-        final Judge.Result shown;
-        final String delegate;
-
-        Kept(Judge judge, Judge.Result shown, String delegate) {
-            this.judge = judge;
-            this.shown = shown;
-            this.delegate = delegate;
-        }
-    }
 
     @Override
     protected void onCreate(Bundle saved) {
@@ -60,20 +47,19 @@ public final class MainActivity extends Activity implements Judge.Listener {
         opacity.setOnSeekBarChangeListener(new Slider(value -> picture.setOpacity(value / 100f)));
         picture.setOpacity(opacity.getProgress() / 100f);
         live = saved != null && saved.getBoolean("live");
-        Kept kept = (Kept) getLastNonConfigurationInstance();
-        judge = kept == null ? new Judge(this) : kept.judge;
-        if (kept != null) {
-            opened = true;
-            delegate = kept.delegate;
-            if (kept.shown != null) {
-                judged(kept.shown);
-            }
-        }
+        @SuppressWarnings("unchecked")
+        Judge<Shot> kept = (Judge<Shot>) getLastNonConfigurationInstance();
+        judge = kept == null ? newJudge() : kept;
+    }
+
+    private Judge<Shot> newJudge() {
+        Handler main = new Handler(Looper.getMainLooper());
+        return new Judge<>(new LiteRtEngine(this), Executors.newSingleThreadExecutor(), main::post);
     }
 
     @Override
     public Object onRetainNonConfigurationInstance() {
-        return new Kept(judge, shown, delegate);
+        return judge;
     }
 
     @Override
@@ -86,10 +72,7 @@ public final class MainActivity extends Activity implements Judge.Listener {
     protected void onStart() {
         super.onStart();
         judge.listen(this);
-        if (!opened) {
-            judge.open();
-        }
-        opened = true;
+        judge.resume();
         if (live) {
             startCamera();
         }
@@ -101,7 +84,6 @@ public final class MainActivity extends Activity implements Judge.Listener {
         judge.listen(null);
         if (!isChangingConfigurations()) {
             judge.pause(); // in the background the model's memory is given back
-            opened = false;
         }
         super.onStop();
     }
@@ -126,7 +108,7 @@ public final class MainActivity extends Activity implements Judge.Listener {
         try {
             startActivityForResult(pick, PICK);
         } catch (ActivityNotFoundException none) {
-            failed(getString(R.string.no_picker));
+            judge.fail(getString(R.string.no_picker));
         }
     }
 
@@ -157,7 +139,7 @@ public final class MainActivity extends Activity implements Judge.Listener {
             live = true;
             startCamera();
         } else if (request == PERMISSION) {
-            failed(getString(R.string.camera_denied));
+            judge.fail(getString(R.string.camera_denied));
         }
     }
 
@@ -166,8 +148,8 @@ public final class MainActivity extends Activity implements Judge.Listener {
             return;
         }
         cameraButton.setText(R.string.stop_camera);
-        Judge judge = this.judge;
-        camera = new Camera(getApplicationContext(), displayDegrees(), new Camera.Listener() {
+        Judge<Shot> judge = this.judge;
+        camera = new Camera(getApplicationContext(), getWindowManager().getDefaultDisplay(), new Camera.Listener() {
             @Override
             public boolean wants() {
                 return !judge.busy();
@@ -180,7 +162,7 @@ public final class MainActivity extends Activity implements Judge.Listener {
 
             @Override
             public void failed(String words) {
-                runOnUiThread(() -> MainActivity.this.failed(words));
+                judge.fail(words);
             }
         });
     }
@@ -193,30 +175,16 @@ public final class MainActivity extends Activity implements Judge.Listener {
         cameraButton.setText(R.string.camera);
     }
 
-    private int displayDegrees() {
-        switch (getWindowManager().getDefaultDisplay().getRotation()) {
-            case Surface.ROTATION_90:
-                return 90;
-            case Surface.ROTATION_180:
-                return 180;
-            case Surface.ROTATION_270:
-                return 270;
-            default:
-                return 0;
-        }
+    @Override
+    public void opened(String running) {
+        verdict.setText(R.string.welcome);
+        verdict.setTextColor(details.getCurrentTextColor());
+        picture.show(null);
+        details.setText(getString(R.string.ready, running));
     }
 
     @Override
-    public void opened(String delegate) {
-        this.delegate = delegate;
-        if (shown == null) {
-            details.setText(getString(R.string.ready, delegate));
-        }
-    }
-
-    @Override
-    public void judged(Judge.Result result) {
-        shown = result;
+    public void judged(Judge.Result<Shot> result) {
         picture.show(result);
         String word = getString(result.verdict.anomalous ? R.string.anomalous : R.string.normal);
         if (!word.contentEquals(verdict.getText())) { // TalkBack reads it whenever it is set
@@ -226,14 +194,16 @@ public final class MainActivity extends Activity implements Judge.Listener {
             picture.setContentDescription(getString(R.string.picture_of, word));
         }
         details.setText(getString(
-                R.string.details, result.verdict.score, result.verdict.threshold, Judge.milliseconds(result.modelMs),
-                Judge.milliseconds(result.totalMs), delegate));
+                R.string.details, result.verdict.score, result.verdict.threshold, Words.milliseconds(result.modelMs),
+                Words.milliseconds(result.totalMs), result.running));
     }
 
     @Override
     public void failed(String words) {
         live = false;
         stopCamera();
+        picture.show(null);
+        picture.setContentDescription(getString(R.string.picture));
         verdict.setText(R.string.no_verdict);
         verdict.setTextColor(getResources().getColor(R.color.failed, getTheme()));
         details.setText(words);

@@ -5,14 +5,18 @@ import android.app.ActivityManager;
 import android.content.Context;
 import android.content.Intent;
 import android.content.IntentFilter;
+import android.content.pm.PackageManager;
 import android.os.BatteryManager;
 import android.os.Build;
 import android.os.Bundle;
+import android.os.PowerManager;
 import android.view.View;
 import android.view.WindowManager;
 import android.widget.ProgressBar;
 import android.widget.TextView;
+import java.io.BufferedReader;
 import java.io.File;
+import java.io.FileReader;
 import java.io.IOException;
 import java.util.Collections;
 import java.util.Locale;
@@ -21,18 +25,22 @@ import org.stlm_edge.core.BenchFile;
 import org.stlm_edge.core.Latency;
 import org.stlm_edge.core.Parity;
 import org.stlm_edge.core.SelfCheck;
+import org.stlm_edge.core.Vitals;
 
 /**
  * Proves that this phone says what the trained model said, and measures how fast. Started by its button, or by
  *
  * <pre>am start -n org.stlm_edge.demo/.SelfCheckActivity --es bundle NAME --ei queries N --es delegate cpu|gpu</pre>
  *
- * where NAME is a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
+ * and by more extras, if wanted: {@code --ei threads N --ei seconds N --ez even_if_wrong true}. NAME is a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
  * external files; an old one is gone as soon as this begins.
  */
 public final class SelfCheckActivity extends Activity {
     private static final int QUERIES = 128;
     private static final int MAX_QUERIES = 100_000;
+    private static final int MAX_SECONDS = 3600;
+    private static final File STATUS = new File("/proc/self/status");
+    private static final File GOVERNOR = new File("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor");
 
     private Thread worker;
     private TextView headline;
@@ -70,6 +78,7 @@ public final class SelfCheckActivity extends Activity {
     }
 
     private void start(Intent intent) {
+        progress.setVisibility(View.VISIBLE);
         Thread before = worker;
         worker = new Thread(() -> {
             if (before != null) {
@@ -90,12 +99,16 @@ public final class SelfCheckActivity extends Activity {
         String name = intent.getStringExtra("bundle");
         String asked = intent.getStringExtra("delegate");
         boolean gpu = asked == null ? settings.gpu() : asked.equals("gpu");
-        int queries = Math.max(1, Math.min(intent.getIntExtra("queries", QUERIES), MAX_QUERIES));
+        int queries = within(1, intent.getIntExtra("queries", QUERIES), MAX_QUERIES);
+        int seconds = within(0, intent.getIntExtra("seconds", 0), MAX_SECONDS);
+        int threads = within(1, intent.getIntExtra("threads", settings.threads()), Settings.cores());
+        SelfCheck.Effort effort =
+                new SelfCheck.Effort(queries, seconds, intent.getBooleanExtra("even_if_wrong", false));
         BenchFile.Row row = new BenchFile.Row();
         row.bundle = name == null ? settings.picked() ? "picked" : "embedded" : Bundles.plain(name);
         row.name = row.bundle + (gpu ? " gpu" : " cpu");
         row.runtime = gpu ? "litert gpu" : "litert cpu (XNNPACK)";
-        row.threads = gpu ? 1 : settings.threads();
+        row.threads = gpu ? 1 : threads;
         File folder = context.getExternalFilesDir(null);
         File answer = folder == null ? null : new File(folder, BenchFile.NAME);
         BenchFile.Device device = device(context);
@@ -108,30 +121,35 @@ public final class SelfCheckActivity extends Activity {
             if (asked != null && !asked.equals("gpu") && !asked.equals("cpu")) {
                 throw new IOException(getString(R.string.bad_delegate));
             }
-            check(context, row, name, gpu, queries);
+            check(context, row, name, gpu, effort);
         } catch (OutOfMemoryError full) {
             row.failure = getString(R.string.out_of_memory);
         } catch (InterruptedException stopped) {
             row.failure = getString(R.string.stopped);
         } catch (Exception | LinkageError refused) {
-            row.failure = gpu ? getString(R.string.gpu_refused_here, Judge.said(refused)) : Judge.said(refused);
+            row.failure = gpu
+                    ? getString(R.string.gpu_refused_here, Words.of(context, refused))
+                    : Words.of(context, refused);
         }
         try {
             if (answer == null) {
                 throw new IOException(getString(R.string.no_storage));
             }
             String command = "self-check --bundle " + row.bundle + " --queries " + queries
-                    + " --delegate " + (gpu ? "gpu" : "cpu");
+                    + (seconds > 0 ? " --seconds " + seconds : "") + " --threads " + row.threads
+                    + (effort.evenIfWrong ? " --even-if-wrong" : "") + " --delegate " + (gpu ? "gpu" : "cpu");
             device.celsiusAfter = celsius(context);
-            BenchFile.write(answer, command, device, row);
+            BenchFile.write(answer, version(context), command, device, row);
         } catch (IOException full) {
-            problem = Judge.said(full);
+            problem = Words.of(context, full);
         }
         String words = problem;
         runOnUiThread(() -> show(row, words));
     }
 
-    private void check(Context context, BenchFile.Row row, String name, boolean gpu, int queries) throws Exception {
+    private void check(Context context, BenchFile.Row row, String name, boolean gpu, SelfCheck.Effort effort)
+            throws Exception {
+        Double before = Vitals.peakMemoryMb(STATUS);
         long started = System.nanoTime();
         org.stlm_edge.core.Bundle bundle = name == null
                 ? Bundles.open(context, new Settings(context))
@@ -139,7 +157,9 @@ public final class SelfCheckActivity extends Activity {
         row.manifest = bundle.manifest;
         try (LiteRtModel model = new LiteRtModel(context, bundle, gpu, row.threads)) {
             row.loadMs = (System.nanoTime() - started) / 1e6;
-            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, queries, this::at);
+            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, effort, new PhoneMeters(context), this::at);
+            Double peak = Vitals.peakMemoryMb(STATUS);
+            row.peakMemoryMb = before == null || peak == null || peak <= before ? null : peak; // not another's peak
         }
     }
 
@@ -162,8 +182,8 @@ public final class SelfCheckActivity extends Activity {
             }
             if (row.check.milliseconds.length > 0) {
                 Latency latency = new Latency(row.check.milliseconds);
-                text.append('\n').append(getString(R.string.latency, Judge.milliseconds(latency.p50),
-                        Judge.milliseconds(latency.p90), Judge.milliseconds(latency.p99),
+                text.append('\n').append(getString(R.string.latency, Words.milliseconds(latency.p50),
+                        Words.milliseconds(latency.p90), Words.milliseconds(latency.p99),
                         row.check.milliseconds.length));
             }
         }
@@ -190,6 +210,30 @@ public final class SelfCheckActivity extends Activity {
         device.kernel = "Linux " + System.getProperty("os.version");
         device.language = "Java, Android Runtime";
         device.packages = Collections.singletonMap("com.google.ai.edge.litert", context.getString(R.string.litert));
+        device.governor = governor();
+        PowerManager power = (PowerManager) context.getSystemService(POWER_SERVICE);
+        device.powerMode = power.isPowerSaveMode() ? "battery saver" : "normal";
         return device;
+    }
+
+    /** Null where Android keeps it from apps, as many phones do. */
+    private static String governor() {
+        try (BufferedReader file = new BufferedReader(new FileReader(GOVERNOR))) {
+            return file.readLine();
+        } catch (IOException closed) {
+            return null;
+        }
+    }
+
+    private static String version(Context context) throws IOException {
+        try {
+            return context.getPackageManager().getPackageInfo(context.getPackageName(), 0).versionName;
+        } catch (PackageManager.NameNotFoundException gone) {
+            throw new IOException(gone);
+        }
+    }
+
+    private static int within(int least, int value, int most) {
+        return Math.max(least, Math.min(value, most));
     }
 }

@@ -2,10 +2,10 @@ package org.stlm_edge.demo;
 
 import android.content.Context;
 import android.content.SharedPreferences;
-import org.stlm_edge.core.Manifest;
+import org.stlm_edge.core.ThresholdField;
 
 /** What the user chose; kept between starts. */
-final class Settings {
+final class Settings implements ThresholdField.Store {
     private final SharedPreferences kept;
 
     Settings(Context context) {
@@ -61,19 +61,17 @@ final class Settings {
 
     /** Null: the bundle's own. */
     Double threshold() {
-        return kept.contains("threshold") ? Double.valueOf(kept.getFloat("threshold", 0)) : null;
+        String kept = get();
+        return kept == null ? null : ThresholdField.parse(kept);
     }
 
-    double threshold(Manifest manifest) {
-        Double chosen = threshold();
-        return chosen == null ? manifest.calibration.threshold : chosen;
+    @Override
+    public String get() {
+        return kept.getString("threshold", null);
     }
 
-    void setThreshold(Double threshold) {
-        if (threshold == null) {
-            kept.edit().remove("threshold").apply();
-        } else {
-            kept.edit().putFloat("threshold", threshold.floatValue()).apply();
-        }
+    @Override
+    public void set(String threshold) {
+        kept.edit().putString("threshold", threshold).apply();
     }
 }

@@ -16,6 +16,7 @@ import android.widget.Toast;
 import java.io.IOException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import org.stlm_edge.core.ThresholdField;
 
 /** Threads, delegate, threshold, and which bundle. They take effect when the main screen comes back. */
 public final class SettingsActivity extends Activity {
@@ -26,6 +27,7 @@ public final class SettingsActivity extends Activity {
     private Settings settings;
     private TextView status;
     private EditText threshold;
+    private ThresholdField field;
 
     @Override
     protected void onCreate(Bundle saved) {
@@ -49,9 +51,12 @@ public final class SettingsActivity extends Activity {
         delegate.setOnCheckedChangeListener((group, id) -> settings.setGpu(id == R.id.gpu));
 
         threshold = (EditText) findViewById(R.id.threshold);
+        field = new ThresholdField(settings);
+        threshold.setText(field.show());
         findViewById(R.id.pick).setOnClickListener(view -> pick());
         findViewById(R.id.embedded).setOnClickListener(view -> {
             settings.setPicked(false);
+            threshold.setText(field.show());
             showBundle();
         });
         showBundle();
@@ -59,23 +64,12 @@ public final class SettingsActivity extends Activity {
 
     @Override
     protected void onPause() {
-        keepThreshold();
-        super.onPause();
-    }
-
-    private void keepThreshold() {
-        String text = threshold.getText().toString().trim().replace(',', '.');
-        Double value = null;
         try {
-            value = text.isEmpty() ? null : Double.valueOf(text);
-        } catch (NumberFormatException words) {
-            value = -1.0;
-        }
-        if (value != null && !(value >= 0 && value <= 1)) {
+            field.left(threshold.getText().toString());
+        } catch (IllegalArgumentException refused) {
             Toast.makeText(this, R.string.bad_threshold, Toast.LENGTH_LONG).show();
-            value = null;
         }
-        settings.setThreshold(value);
+        super.onPause();
     }
 
     private void pick() {
@@ -98,9 +92,12 @@ public final class SettingsActivity extends Activity {
             try {
                 Bundles.install(context, folder);
                 new Settings(context).setPicked(true);
-                main.post(this::showBundle);
+                main.post(() -> {
+                    threshold.setText(field.show());
+                    showBundle();
+                });
             } catch (IOException | RuntimeException refused) {
-                main.post(() -> status.setText(Judge.said(refused)));
+                main.post(() -> status.setText(Words.of(context, refused)));
             }
         });
     }
@@ -117,16 +114,15 @@ public final class SettingsActivity extends Activity {
                 int which = chosen.picked() ? R.string.picked_bundle : R.string.embedded_bundle;
                 words = context.getString(R.string.bundle_is, context.getString(which), manifest.precision,
                         manifest.size);
-                own = String.valueOf(manifest.calibration.threshold);
+                own = ThresholdField.text(manifest.calibration.threshold);
             } catch (IOException | RuntimeException refused) {
-                words = Judge.said(refused);
+                words = Words.of(context, refused);
             }
             String said = words;
             String hint = own;
             main.post(() -> {
                 status.setText(said);
                 threshold.setHint(hint);
-                threshold.setText(chosen.threshold() == null ? "" : chosen.threshold().toString());
             });
         });
     }

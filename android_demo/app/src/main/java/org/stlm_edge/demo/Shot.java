@@ -1,34 +1,51 @@
 package org.stlm_edge.demo;
 
-import android.content.ContentResolver;
 import android.content.Context;
 import android.graphics.Bitmap;
 import android.graphics.BitmapFactory;
 import android.graphics.Canvas;
 import android.graphics.Matrix;
 import android.graphics.Paint;
-import android.media.ExifInterface;
 import android.net.Uri;
+import java.io.File;
 import java.io.FileNotFoundException;
+import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.OutputStream;
+import java.io.RandomAccessFile;
+import java.nio.channels.FileChannel;
+import org.stlm_edge.core.Judge;
+import org.stlm_edge.core.Orientation;
 import org.stlm_edge.core.Picture;
+import org.stlm_edge.core.PictureHeader;
 
 /** A picture from the camera or a file, as it lies, and the EXIF orientation that turns it upright. */
-final class Shot {
-    private static final long MAX_PIXELS = 100_000_000;
+final class Shot implements Judge.Shot {
+    private static final long MAX_FILE_BYTES = 256_000_000;
     private static final long MAX_DECODED_PIXELS = 24_000_000; // 96 MB
     private static final int PREVIEW = 1280;
 
-    final Picture picture;
-    final int orientation;
     /** Upright, small enough to show. */
     final Bitmap preview;
+
+    private final Picture picture;
+    private final int orientation;
 
     private Shot(Picture picture, int orientation, Bitmap preview) {
         this.picture = picture;
         this.orientation = orientation;
         this.preview = preview;
+    }
+
+    @Override
+    public Picture picture() {
+        return picture;
+    }
+
+    @Override
+    public int orientation() {
+        return orientation;
     }
 
     /** A camera frame. */
@@ -48,43 +65,50 @@ final class Shot {
      * phone asks for; every other one is judged pixel by pixel as on a desk.
      */
     static Shot read(Context context, Uri photo) throws IOException {
-        BitmapFactory.Options header = new BitmapFactory.Options();
-        header.inJustDecodeBounds = true;
-        decode(context, photo, header);
-        long pixels = (long) header.outWidth * header.outHeight;
-        if (header.outWidth < 1 || header.outHeight < 1) {
-            throw new IOException(context.getString(R.string.not_a_picture));
+        File file = new File(context.getCacheDir(), "photo");
+        try {
+            copy(context, photo, file);
+            return read(context, file);
+        } finally {
+            file.delete();
         }
-        if (pixels > MAX_PIXELS) {
-            throw new IOException(context.getString(R.string.too_large, header.outWidth, header.outHeight));
+    }
+
+    private static Shot read(Context context, File file) throws IOException {
+        PictureHeader header;
+        try (RandomAccessFile opened = new RandomAccessFile(file, "r")) {
+            header = PictureHeader.read(opened.getChannel().map(FileChannel.MapMode.READ_ONLY, 0, opened.length()));
         }
         BitmapFactory.Options options = BitmapPicture.options();
         options.inSampleSize = 1;
+        long pixels = (long) header.width * header.height;
         while (pixels / options.inSampleSize / options.inSampleSize > MAX_DECODED_PIXELS) {
             options.inSampleSize *= 2;
         }
-        int orientation;
-        try (InputStream file = open(context.getContentResolver(), photo)) {
-            orientation = new ExifInterface(file).getAttributeInt(ExifInterface.TAG_ORIENTATION, 1);
-        } catch (IOException none) {
-            orientation = 1; // a format without EXIF
-        }
-        Bitmap bitmap = decode(context, photo, options);
+        Bitmap bitmap = BitmapFactory.decodeFile(file.getPath(), options);
         if (bitmap == null) {
             throw new IOException(context.getString(R.string.not_a_picture));
         }
-        return new Shot(new BitmapPicture(bitmap), orientation, upright(bitmap, orientation));
+        return new Shot(new BitmapPicture(bitmap), header.orientation, upright(bitmap, header.orientation));
     }
 
-    private static Bitmap decode(Context context, Uri photo, BitmapFactory.Options options) throws IOException {
-        try (InputStream file = open(context.getContentResolver(), photo)) {
-            return BitmapFactory.decodeStream(file, null, options);
+    private static void copy(Context context, Uri photo, File file) throws IOException {
+        try (InputStream from = open(context, photo); OutputStream to = new FileOutputStream(file)) {
+            byte[] chunk = new byte[1 << 16];
+            long left = MAX_FILE_BYTES;
+            for (int count; (count = from.read(chunk)) >= 0; ) {
+                left -= count;
+                if (left < 0) {
+                    throw new IOException(context.getString(R.string.too_large, MAX_FILE_BYTES / 1_000_000));
+                }
+                to.write(chunk, 0, count);
+            }
         }
     }
 
-    private static InputStream open(ContentResolver resolver, Uri photo) throws IOException {
+    private static InputStream open(Context context, Uri photo) throws IOException {
         try {
-            InputStream file = resolver.openInputStream(photo);
+            InputStream file = context.getContentResolver().openInputStream(photo);
             if (file != null) {
                 return file;
             }
@@ -95,18 +119,17 @@ final class Shot {
     }
 
     private static Bitmap upright(Bitmap bitmap, int orientation) {
-        boolean sideways = orientation >= 5 && orientation <= 8;
+        boolean sideways = Orientation.isSideways(orientation);
         float scale = Math.min(1, (float) PREVIEW / Math.max(bitmap.getWidth(), bitmap.getHeight()));
         int width = Math.max(1, Math.round(bitmap.getWidth() * scale));
         int height = Math.max(1, Math.round(bitmap.getHeight() * scale));
         Matrix turn = new Matrix();
         turn.postScale(scale, scale);
         turn.postTranslate(-width / 2f, -height / 2f);
-        if (orientation == 2 || orientation == 4 || orientation == 5 || orientation == 7) {
+        if (Orientation.isMirrored(orientation)) {
             turn.postScale(-1, 1);
         }
-        int[] degrees = {0, 0, 0, 180, 180, 270, 90, 90, 270};
-        turn.postRotate(orientation >= 1 && orientation <= 8 ? degrees[orientation] : 0);
+        turn.postRotate(Orientation.degrees(orientation));
         turn.postTranslate((sideways ? height : width) / 2f, (sideways ? width : height) / 2f);
         Bitmap upright = Bitmap.createBitmap(
                 sideways ? height : width, sideways ? width : height, Bitmap.Config.ARGB_8888);

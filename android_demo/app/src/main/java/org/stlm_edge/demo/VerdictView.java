@@ -7,6 +7,7 @@ import android.graphics.Paint;
 import android.graphics.RectF;
 import android.util.AttributeSet;
 import android.view.View;
+import org.stlm_edge.core.Judge;
 
 /** The picture, as large as it fits, with the heatmap over it. */
 public final class VerdictView extends View {
@@ -20,7 +21,13 @@ public final class VerdictView extends View {
         super(context, attributes);
     }
 
-    void show(Judge.Result result) {
+    /** Null: nothing. */
+    void show(Judge.Result<Shot> result) {
+        if (result == null) {
+            picture = null;
+            invalidate();
+            return;
+        }
         picture = result.shot.preview;
         heatmap = Bitmap.createBitmap(result.heatmap, result.size, result.size, Bitmap.Config.ARGB_8888);
         invalidate();

@@ -39,6 +39,10 @@ public final class BenchFile {
 
         /** Name to version. */
         public Map<String, String> packages;
+        /** How the processor's clock is chosen. */
+        public String governor;
+        /** Whether the phone saves its battery. */
+        public String powerMode;
     }
 
     /** The row's own facts. */
@@ -51,6 +55,8 @@ public final class BenchFile {
 
         public int threads = 1;
         public Double loadMs;
+        /** Resident, of a process that did nothing else. */
+        public Double peakMemoryMb;
         /** Why there is no check, or null. */
         public String failure;
         /** Null when it failed before. */
@@ -61,8 +67,8 @@ public final class BenchFile {
 
     private BenchFile() {}
 
-    /** Writes it whole or not at all. */
-    public static void write(File file, String command, Device device, Row row) throws IOException {
+    /** Writes it whole or not at all. {@code version} is that of stlm-edge. */
+    public static void write(File file, String version, String command, Device device, Row row) throws IOException {
         File temporary = new File(file.getPath() + ".tmp");
         try (Writer text = new OutputStreamWriter(new FileOutputStream(temporary), StandardCharsets.UTF_8);
                 JsonWriter json = new JsonWriter(text)) {
@@ -72,9 +78,9 @@ public final class BenchFile {
             json.name("headline").value(headline(row));
             json.name("date").value(now());
             json.name("command").value(command);
-            json.name("stlm_edge").value("0.1.0");
+            json.name("stlm_edge").value(version);
             json.name("machine");
-            machine(json, device);
+            machine(json, device, row.check == null ? null : row.check.throttlingEvents);
             json.name("devices").beginArray().endArray();
             json.name("data").nullValue();
             json.name("rows").beginArray();
@@ -119,7 +125,7 @@ public final class BenchFile {
         return format.format(new Date());
     }
 
-    private static void machine(JsonWriter json, Device device) throws IOException {
+    private static void machine(JsonWriter json, Device device, Integer throttlingEvents) throws IOException {
         json.beginObject();
         json.name("device").value(device.device);
         json.name("processor").value(device.processor);
@@ -128,13 +134,15 @@ public final class BenchFile {
         json.name("cores").value(device.cores);
         json.name("cores_of_machine").value(device.cores);
         json.name("memory_gb").value(device.memoryGb);
-        for (String unknown : new String[] {"virtual", "governor", "load_before", "load_after", "power_mode"}) {
-            json.name(unknown).nullValue();
-        }
+        json.name("virtual").nullValue();
+        json.name("governor").value(device.governor);
+        json.name("load_before").nullValue(); // Android keeps /proc/loadavg from apps
+        json.name("load_after").nullValue();
+        json.name("power_mode").value(device.powerMode);
         json.name("clocks").beginObject().endObject();
         celsius(json, "celsius_before", device.celsiusBefore);
         celsius(json, "celsius_after", device.celsiusAfter);
-        json.name("throttling_events").nullValue();
+        json.name("throttling_events").value(throttlingEvents);
         json.name("system").value(device.system);
         json.name("kernel").value(device.kernel);
         json.name("python").value("none: " + device.language);
@@ -181,8 +189,8 @@ public final class BenchFile {
         json.endArray();
         json.name("load_ms").value(row.loadMs);
         json.name("first_inference_ms").value(row.check == null ? null : (Number) row.check.firstInferenceMs);
-        json.name("peak_memory_mb").nullValue();
-        json.name("timed_even_if_wrong").value(false);
+        json.name("peak_memory_mb").value(row.peakMemoryMb);
+        json.name("timed_even_if_wrong").value(row.check != null && row.check.timedEvenIfWrong);
         json.name("placement").nullValue(); // LiteRT does not tell
         json.name("warmup").value(timed ? row.check.warmup : 0);
         json.name("steady").value(timed ? (Boolean) row.check.steady : null);
@@ -191,13 +199,18 @@ public final class BenchFile {
         latency(json, "latency_ms", timed ? new Latency(row.check.milliseconds) : null);
         latency(json, "end_to_end_ms", timed ? new Latency(row.check.wholeMilliseconds) : null);
         json.name("throughput").beginArray().endArray();
-        json.name("energy_mj").nullValue();
+        json.name("energy_mj").value(timed ? row.check.millijoules : null);
         json.name("round_p50_ms").beginArray();
         for (double median : timed ? row.check.roundMedians : Collections.<Double>emptyList()) {
             json.value(median);
         }
         json.endArray();
         json.name("accuracy").nullValue();
+        json.name("quantiles_ms").beginArray();
+        for (int percent = 0; timed && percent <= 100; percent++) {
+            json.value(Latency.percentile(row.check.milliseconds, percent / 100.0));
+        }
+        json.endArray();
         json.endObject();
     }
 

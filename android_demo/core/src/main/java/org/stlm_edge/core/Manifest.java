@@ -169,6 +169,12 @@ public final class Manifest {
         files = files(fields);
         artifact = fields.string("artifact", PATH, "a plain path");
         if (!files.containsKey(artifact)) {
+            for (String path : files.keySet()) {
+                if (path.startsWith(artifact + "/")) {
+                    throw new BundleException(fields.at("artifact") + ": " + artifact + " is a folder, made for "
+                            + runtime + "; expected one file, export a bundle by  stlm-export --target android");
+                }
+            }
             throw new BundleException(fields.at("artifact") + ": " + artifact + " is not in files");
         }
         size = input(fields.object("input"));

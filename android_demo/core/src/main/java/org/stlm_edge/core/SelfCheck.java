@@ -27,16 +27,37 @@ public final class SelfCheck {
     public int warmup;
     /** The warm-up ended because its medians had settled. */
     public boolean steady;
-    /** Milliseconds from a resized picture to its map and score; empty when parity failed. */
+    /** Milliseconds from a resized picture to its map and score; empty when it wasn't timed. */
     public double[] milliseconds = {};
     /** Milliseconds from a picture's file to its verdict: decode, resize, run, judge. */
     public double[] wholeMilliseconds = {};
     /** Medians of ten rounds of {@link #milliseconds}: a device that heats up shows in them. */
     public final List<Double> roundMedians = new ArrayList<>();
+    /** It failed parity, and was timed since that was asked for. */
+    public boolean timedEvenIfWrong;
+    /** Of a query of {@link #milliseconds}, the whole phone's, mJ; null where it doesn't tell. */
+    public Double millijoules;
+    /** How often the phone slowed itself down meanwhile; null where it doesn't tell. */
+    public Integer throttlingEvents;
 
     private final List<byte[]> tensors = new ArrayList<>();
     private final List<byte[]> files = new ArrayList<>();
     private final Progress progress;
+    private Vitals vitals;
+
+    /** How long to time for: so many queries, and so many seconds of them, at least. */
+    public static final class Effort {
+        public final int queries;
+        public final int seconds;
+        /** A model that fails parity is timed too. */
+        public final boolean evenIfWrong;
+
+        public Effort(int queries, int seconds, boolean evenIfWrong) {
+            this.queries = queries;
+            this.seconds = seconds;
+            this.evenIfWrong = evenIfWrong;
+        }
+    }
 
     private SelfCheck(Manifest manifest, Progress progress) {
         parity = new Parity(manifest);
@@ -44,18 +65,21 @@ public final class SelfCheck {
     }
 
     /**
-     * Runs it. A model that fails parity is not timed.
+     * Runs it. A model that fails parity is timed only where that is asked for.
      *
      * @throws InterruptedException when the thread was interrupted
      * @throws Exception when the bundle can't be read or the model fails
      */
     public static SelfCheck run(
-            Bundle bundle, Model model, GoldenPicture.Decoder decoder, int queries, Progress progress)
+            Bundle bundle, Model model, GoldenPicture.Decoder decoder, Effort effort, Vitals.Meters meters,
+            Progress progress)
             throws Exception {
         SelfCheck check = new SelfCheck(bundle.manifest, progress);
         check.compare(bundle, model, decoder);
-        if (check.passed()) {
-            check.time(bundle.manifest, model, decoder, queries);
+        check.timedEvenIfWrong = effort.evenIfWrong && !check.passed();
+        if (check.passed() || check.timedEvenIfWrong) {
+            check.vitals = new Vitals(meters);
+            check.time(bundle.manifest, model, decoder, effort);
         }
         return check;
     }
@@ -80,46 +104,62 @@ public final class SelfCheck {
         }
     }
 
-    private void time(Manifest manifest, Model model, GoldenPicture.Decoder decoder, int queries) throws Exception {
+    private void time(Manifest manifest, Model model, GoldenPicture.Decoder decoder, Effort effort) throws Exception {
         Query graph = number -> Verdict.scoreOf(model.run(tensors.get(number % tensors.size())));
         Query whole = number -> {
             Picture picture = decoder.decode(files.get(number % files.size()));
-            Verdict.of(model.run(Resize.toSquare(picture, manifest.size)), manifest.calibration.threshold);
+            Verdict.scoreOf(model.run(Resize.toSquare(picture, manifest.size)));
         };
         List<Double> medians = new ArrayList<>();
         while (!steady && medians.size() < MOST_WARM_UP_ROUNDS) {
-            medians.add(median(round(graph, WARM_UP_QUERIES)));
+            medians.add(median(round(graph, WARM_UP_QUERIES, 0, false)));
             warmup += WARM_UP_QUERIES;
             steady = medians.size() >= 3 && settled(medians.subList(medians.size() - 3, medians.size()));
         }
-        int each = (queries + ROUNDS - 1) / ROUNDS;
-        double[] all = new double[each * ROUNDS];
-        int eachWhole = (each + 7) / 8;
-        double[] allWhole = new double[eachWhole * ROUNDS];
+        int each = (effort.queries + ROUNDS - 1) / ROUNDS;
+        double eachMs = effort.seconds * 1e3 / ROUNDS;
         for (int turn = 0; turn < ROUNDS; turn++) {
-            progress.at("latency", turn * each, all.length);
-            double[] round = round(graph, each);
-            System.arraycopy(round, 0, all, turn * each, each);
+            progress.at("latency", turn, ROUNDS);
+            double[] round = round(graph, each, eachMs, true);
             roundMedians.add(median(round));
-            System.arraycopy(round(whole, eachWhole), 0, allWhole, turn * eachWhole, eachWhole);
+            milliseconds = joined(milliseconds, round);
+            wholeMilliseconds = joined(wholeMilliseconds, round(whole, (round.length + 7) / 8, 0, false));
         }
-        milliseconds = all;
-        wholeMilliseconds = allWhole;
+        Double all = vitals.millijoules();
+        millijoules = all == null ? null : Double.valueOf(all / milliseconds.length);
+        throttlingEvents = vitals.throttlingEvents();
     }
 
-    /** So many queries; one more, before them, is not counted. */
-    private static double[] round(Query query, int queries) throws Exception {
+    /** So many queries, and more until so many milliseconds are full; one, before them, is not counted. */
+    private double[] round(Query query, int queries, double milliseconds, boolean metered) throws Exception {
         double[] taken = new double[queries];
-        for (int number = -1; number < queries; number++) {
+        int count = 0;
+        double sum = 0;
+        milliseconds(query, 0);
+        if (metered) {
+            vitals.begin(System.nanoTime());
+        }
+        while (count < queries || sum < milliseconds) {
             if (Thread.interrupted()) {
                 throw new InterruptedException("the self-check was stopped");
             }
-            double one = milliseconds(query, Math.max(number, 0));
-            if (number >= 0) {
-                taken[number] = one;
+            taken = count < taken.length ? taken : Arrays.copyOf(taken, 2 * count);
+            taken[count] = milliseconds(query, count);
+            sum += taken[count++];
+            if (metered) {
+                vitals.between(System.nanoTime());
             }
         }
-        return taken;
+        if (metered) {
+            vitals.end(System.nanoTime());
+        }
+        return Arrays.copyOf(taken, count);
+    }
+
+    private static double[] joined(double[] one, double[] other) {
+        double[] both = Arrays.copyOf(one, one.length + other.length);
+        System.arraycopy(other, 0, both, one.length, other.length);
+        return both;
     }
 
     private static double milliseconds(Query query, int number) throws Exception {

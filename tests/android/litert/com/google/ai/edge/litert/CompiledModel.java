@@ -1,6 +1,7 @@
 package com.google.ai.edge.litert;
 
 import android.content.res.AssetManager;
+import com.sun.jna.Callback;
 import com.sun.jna.Memory;
 import com.sun.jna.Pointer;
 import java.util.Collections;
@@ -10,11 +11,18 @@ import java.util.Set;
 
 /**
  * As Java sees release 2.3 (litert/kotlin/src/main/kotlin/com/google/ai/edge/litert/Model.kt); what the app calls works
- * on a JVM, by the C API. CPU options are taken and not passed on.
+ * on a JVM, by the C API.
  */
 public final class CompiledModel extends JniHandle {
+    private static final Freed KEPT = memory -> {}; // Java frees it
+
     private final Environment environment;
     private final Pointer model;
+
+    /** What the C API calls when it needs a payload no more. */
+    public interface Freed extends Callback {
+        void call(Pointer memory);
+    }
 
     private CompiledModel(Environment environment, Pointer model, Pointer options) throws LiteRtException {
         super(
@@ -25,11 +33,16 @@ public final class CompiledModel extends JniHandle {
     }
 
     public static final class CpuOptions {
-        public CpuOptions(Integer numThreads, Integer xnnPackFlags, String xnnPackWeightCachePath) {}
+        final Integer numThreads;
+
+        public CpuOptions(Integer numThreads, Integer xnnPackFlags, String xnnPackWeightCachePath) {
+            this.numThreads = numThreads;
+        }
     }
 
     public static final class Options {
         private final Accelerator accelerator;
+        private Memory cpu;
 
         public Options(Set<? extends Accelerator> accelerators) {
             accelerator = accelerators.iterator().next();
@@ -39,7 +52,12 @@ public final class CompiledModel extends JniHandle {
             accelerator = accelerators[0];
         }
 
-        public void setCpuOptions(CpuOptions options) {}
+        /** To the C API these are TOML under the accelerator's name. */
+        public void setCpuOptions(CpuOptions options) {
+            String text = "num_threads = " + options.numThreads + "\n";
+            cpu = new Memory(text.length() + 1);
+            cpu.setString(0, text);
+        }
     }
 
     public static CompiledModel create(AssetManager assets, String name, Options options, Environment environment)
@@ -52,6 +70,10 @@ public final class CompiledModel extends JniHandle {
         Pointer chosen = Native.made("LiteRtCreateOptions");
         int set = options.accelerator == Accelerator.GPU ? 2 : 1;
         Native.call("LiteRtSetOptionsHardwareAccelerators", chosen, set);
+        if (options.cpu != null) {
+            Native.call("LiteRtAddOpaqueOptions", chosen,
+                    Native.made("LiteRtCreateOpaqueOptions", "xnnpack", options.cpu, KEPT));
+        }
         return new CompiledModel(environment, model, chosen);
     }
 
