@@ -29,7 +29,7 @@ _BINARIES = {"wasm": "ort-wasm-simd-threaded.wasm", "webgpu": "ort-wasm-simd-thr
 _SCRIPTS = (
     *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs"),
     *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs"),
-)
+)  # written as .js: not every server knows .mjs, and no browser takes a module that isn't said to be JavaScript
 _PAGE = Path(__file__).parent / "web"
 _SCHEMA = Path(__file__).parent / "schemas" / "manifest-1.schema.json"
 _SITE = "site.json"
@@ -63,12 +63,19 @@ def add_page(out: Path, bundles: Sequence[Path]) -> None:
         runtime = out / "runtime"
         runtime.mkdir(parents=True, exist_ok=True)
         unpack(RUNTIME, [f"dist/{name}" for name in (*_BINARIES.values(), *_SCRIPTS)], runtime)
+        for name in _SCRIPTS:
+            (runtime / name).replace(runtime / name.replace(".mjs", ".js"))
         shutil.copyfile(_SCHEMA, out / "manifest.schema.json")
         site = {
             "stlm_edge": stlm_edge.__version__,
-            "runtime": {
-                "version": RUNTIME.version,
-                "bytes": {backend: (runtime / name).stat().st_size for backend, name in _BINARIES.items()},
+            "runtime": {"version": RUNTIME.version}
+            | {
+                backend: {
+                    "path": f"runtime/{name}",
+                    "bytes": (runtime / name).stat().st_size,
+                    "sha256": sha256_of(runtime / name),
+                }
+                for backend, name in _BINARIES.items()
             },
             "bundles": [
                 {

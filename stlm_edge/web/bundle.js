@@ -1,12 +1,12 @@
 // A bundle: manifest.json, the packed model, golden/. Nothing of it is trusted: sizes before contents, then sha256.
 
-import { fetchAtMost, forget } from "./fetching.js";
+import { fetchAtMost, fetchListed, forget } from "./fetching.js";
 import { Problem, check, parse } from "./strict_json.js";
 
-const AGAIN = "copy the site again or export it anew";
 const MAX_MANIFEST_BYTES = 1 << 20;
 const MAX_MODEL_BYTES = 256e6;
 const MAX_GOLDEN_BYTES = 8e6;
+const RUNTIMES = ["onnxruntime-web", "onnxruntime"]; // the second: for a CPU, in ONNX too
 const KNOWN = {
   preprocessing: "exif-upright, rgb, antialiased-bilinear (Pillow), v1",
   sixteen_bit: "round(value / 257)",
@@ -21,6 +21,10 @@ export function readManifest(text, schema, name = "manifest.json") {
     throw new Problem(`${name}: bundle format ${String(version).slice(0, 20)}, this page reads 1; export anew`);
   }
   check(manifest, schema, name);
+  if (!RUNTIMES.includes(manifest.runtime)) {
+    const { target, runtime } = manifest;
+    throw new Problem(`${name}: a bundle of target ${target}, for ${runtime}; this page runs those of target web`);
+  }
   const wrong = contradiction(manifest);
   if (wrong) throw new Problem(`${name}: ${wrong}`);
   const { preprocessing, sixteen_bit } = manifest.input;
@@ -44,21 +48,8 @@ export async function openBundle(base, schema) {
     throw error;
   }
   const listed = new Map(manifest.files.map((file) => [file.path, file]));
-  const read = async (path, progress) => {
-    const file = listed.get(path);
-    const url = new URL(path, base);
-    const bytes = await fetchAtMost(url, file.bytes, progress);
-    if (bytes.length === file.bytes && (await sha256(bytes)) === file.sha256) return bytes;
-    await forget(url);
-    const found = bytes.length === file.bytes ? "sha256 differs" : `${bytes.length} bytes instead of ${file.bytes}`;
-    throw new Problem(`${path}: not the file that the manifest lists (${found}); ${AGAIN}`);
-  };
+  const read = (path, progress) => fetchListed(new URL(path, base), listed.get(path), "the manifest", progress);
   return { manifest, read };
-}
-
-async function sha256(bytes) {
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Why the parts of a manifest can't all be true, or nothing. The same rules as the Python package's. */

@@ -7,7 +7,7 @@ const WHY_NOT = {
   OverconstrainedError: "there is no camera that suits; plug another in, or drop pictures",
 };
 
-/** A running camera. `frame()` resolves to an ImageBitmap, or to null after `stop()` or when the camera is gone. */
+/** A running camera. `frame()` resolves to an ImageBitmap, or to null after `stop()`, and throws when it is gone. */
 export async function openCamera() {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error("Camera: this page has none here; it needs https, or localhost");
@@ -19,14 +19,27 @@ export async function openCamera() {
   } catch (error) {
     throw new Error(`Camera: ${WHY_NOT[error.name] ?? error.message}`);
   }
+  let stopped = false;
+  const stop = () => {
+    stopped = true;
+    for (const track of stream.getTracks()) track.stop();
+  };
   const video = document.createElement("video");
   video.muted = true;
   video.playsInline = true;
   video.srcObject = stream;
-  await video.play();
-  const running = () => stream.getVideoTracks()[0].readyState === "live";
-  return {
-    frame: async () => (running() ? createImageBitmap(video) : null),
-    stop: () => stream.getTracks().forEach((track) => track.stop()),
+  try {
+    await video.play();
+  } catch (error) {
+    stop();
+    throw new Error(`Camera: it gives no picture (${error.message}); try again, or drop pictures`);
+  }
+  const frame = async () => {
+    if (stopped) return null;
+    if (stream.getVideoTracks()[0].readyState !== "live") {
+      throw new Error("Camera: it is gone; plug it in, or allow it again, then press the button once more");
+    }
+    return createImageBitmap(video);
   };
+  return { frame, stop, stopped: () => stopped };
 }

@@ -42,7 +42,25 @@ export async function fetchAtMost(url, limit, progress = () => {}) {
   return bytes;
 }
 
+/** The bytes at a URL, which are those that `lister` lists: so many, and of this sha256. */
+export async function fetchListed(url, { path, bytes: size, sha256 }, lister, progress) {
+  const bytes = await fetchAtMost(url, size, progress);
+  if (bytes.length === size && (await digest(bytes)) === sha256) return bytes;
+  await forget(url);
+  const found = bytes.length === size ? "sha256 differs" : `${bytes.length} bytes instead of ${size}`;
+  throw new Problem(`${path}: not the file that ${lister} lists (${found}); copy the site again or export it anew`);
+}
+
+async function digest(bytes) {
+  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(found, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** Let the service worker's copy of a file go that turned out to be wrong, so that the server is asked again. */
 export async function forget(url) {
-  for (const name of await caches.keys()) await (await caches.open(name)).delete(url);
+  try {
+    for (const name of await caches.keys()) await (await caches.open(name)).delete(url);
+  } catch {
+    // A browser that refuses a page its caches keeps nothing in them.
+  }
 }

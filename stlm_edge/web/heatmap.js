@@ -1,46 +1,52 @@
 // Anomaly maps as pictures: a dark-to-bright colour scale with the threshold in its middle.
 
+const MOST_DRAWN = 640; // longer side; the screen enlarges it
 const ANCHORS = [
   [4, 5, 18], [48, 16, 88], [104, 26, 112], [160, 42, 98], [212, 72, 66], [244, 120, 30], [252, 178, 36], [252, 255, 164],
 ];
 
-/** RGB of the 256 levels, three bytes each. */
-export const COLOURS = new Uint8Array(256 * 3);
+/** RGBA of the 256 levels; the colour fades in from a quarter of the scale and is all there from its middle on. */
+const COLOURS = new Uint8Array(256 * 4);
 for (let level = 0; level < 256; level++) {
   const place = (level / 255) * (ANCHORS.length - 1);
   const below = Math.min(Math.trunc(place), ANCHORS.length - 2);
   for (let channel = 0; channel < 3; channel++) {
     const low = ANCHORS[below][channel], high = ANCHORS[below + 1][channel];
-    COLOURS[level * 3 + channel] = Math.round(low + (place - below) * (high - low));
+    COLOURS[level * 4 + channel] = Math.round(low + (place - below) * (high - low));
   }
+  COLOURS[level * 4 + 3] = Math.round(255 * Math.min(Math.max((level / 255 - 0.25) / 0.25, 0), 1));
+}
+const PIXELS = new Uint32Array(COLOURS.buffer);
+
+/** A bitmap to lay over that of a picture: the map S×S in colours, as large as the screen needs. */
+export function heatmapOver(shown, map, calibration) {
+  const scale = Math.min(1, MOST_DRAWN / Math.max(shown.width, shown.height));
+  const width = Math.max(1, Math.round(shown.width * scale)), height = Math.max(1, Math.round(shown.height * scale));
+  const canvas = new OffscreenCanvas(width, height);
+  const rgba = layer(map, Math.sqrt(map.length), calibration, width, height);
+  canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
+  return canvas.transferToImageBitmap();
 }
 
-/**
- * RGBA width×height to lay over the picture. Normal surface stays clear; the colour fades in from a quarter of the scale
- * and is all there from the threshold on.
- */
+/** RGBA width×height to lay over the picture. Normal surface stays clear; from the threshold on the colour is all there. */
 export function layer(map, side, calibration, width, height) {
   const levels = new Float32Array(map.length);
   const span = Math.max(calibration.map_high - calibration.map_low, 1e-9);
   for (let i = 0; i < map.length; i++) {
     levels[i] = Math.round(255 * Math.min(Math.max((map[i] - calibration.map_low) / span, 0), 1));
   }
-  const rgba = new Uint8ClampedArray(width * height * 4);
+  const pixels = new Uint32Array(width * height);
   const columns = places(side, width), rows = places(side, height);
   for (let y = 0, at = 0; y < height; y++) {
     const top = rows.low[y] * side, bottom = rows.high[y] * side, down = rows.share[y];
-    for (let x = 0; x < width; x++, at += 4) {
+    for (let x = 0; x < width; x++, at++) {
       const left = columns.low[x], right = columns.high[x], across = columns.share[x];
       const above = levels[top + left] + across * (levels[top + right] - levels[top + left]);
       const under = levels[bottom + left] + across * (levels[bottom + right] - levels[bottom + left]);
-      const level = Math.round(above + down * (under - above));
-      rgba[at] = COLOURS[level * 3];
-      rgba[at + 1] = COLOURS[level * 3 + 1];
-      rgba[at + 2] = COLOURS[level * 3 + 2];
-      rgba[at + 3] = Math.round(255 * Math.min(Math.max((level / 255 - 0.25) / 0.25, 0), 1));
+      pixels[at] = PIXELS[Math.round(above + down * (under - above))];
     }
   }
-  return rgba;
+  return new Uint8ClampedArray(pixels.buffer);
 }
 
 /** Bilinear: for each of `to` pixels the two of `from` it lies between, and how near to the second. */

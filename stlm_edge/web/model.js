@@ -8,6 +8,15 @@ import { Problem, check, parse } from "./strict_json.js";
 import { compareOne, problems, total } from "./verdict.js";
 
 const PRECISIONS = { webgpu: ["fp16", "fp32"], wasm: ["int8", "fp32", "fp16"] }; // the best one first
+const BINARY = {
+  type: "object",
+  required: ["path", "bytes", "sha256"],
+  properties: {
+    path: { type: "string", pattern: "^runtime/[a-z.-]+$" },
+    bytes: { type: "integer", maximum: 64e6 },
+    sha256: { type: "string" },
+  },
+};
 const SITE = {
   type: "object",
   required: ["stlm_edge", "runtime", "bundles"],
@@ -15,8 +24,8 @@ const SITE = {
     stlm_edge: { type: "string" },
     runtime: {
       type: "object",
-      required: ["version", "bytes"],
-      properties: { version: { type: "string" }, bytes: { type: "object" } },
+      required: ["version", "wasm", "webgpu"],
+      properties: { version: { type: "string" }, wasm: BINARY, webgpu: BINARY },
     },
     bundles: {
       type: "array",
@@ -80,13 +89,14 @@ async function openOn(backend, site, schema, threads, progress) {
   if (!listed) throw new Problem("site.json: no bundle in it that this page can run; export the site anew");
   const began = performance.now();
   const { manifest, read } = await openBundle(new URL(`${listed.folder}/`, import.meta.url), schema);
-  const sizes = [manifest.files.find((file) => file.path === manifest.artifact).bytes, site.runtime.bytes[backend] ?? 0];
+  const engine = site.runtime[backend];
+  const sizes = [manifest.files.find((file) => file.path === manifest.artifact).bytes, engine.bytes];
   const done = [0, 0];
   const part = (index) => (bytes) => {
     done[index] = bytes;
     progress(done[0] + done[1], sizes[0] + sizes[1]);
   };
-  const [model, binary] = await Promise.all([read(manifest.artifact, part(0)), fetchBinary(backend, part(1))]);
+  const [model, binary] = await Promise.all([read(manifest.artifact, part(0)), fetchBinary(engine, part(1))]);
   const runtime = await openRuntime(backend, binary, model, manifest, threads);
   if (backend === "webgpu") await prove(manifest, read, runtime);
   return { name: listed.name, manifest, read, runtime, loadMs: performance.now() - began };

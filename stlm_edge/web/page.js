@@ -2,7 +2,7 @@
 
 import { openCamera } from "./camera.js";
 import { Engine } from "./engine.js";
-import { serveOffline } from "./offline.js";
+import { lookForNewer, serveOffline } from "./offline.js";
 import { showCheck } from "./show_check.js";
 import { remember, show } from "./show_verdict.js";
 
@@ -10,14 +10,18 @@ import { remember, show } from "./show_verdict.js";
 // &even-if-wrong.
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
-const engine = new Engine(({ what, done, of }) => {
+let engine = null;
+let model = null;
+let failure = "The model is not loaded yet; wait for it, then drop the pictures again";
+let live = null;
+let filming = false; // from the press on: while the browser asks whether it may, too
+
+function progress({ what, done, of }) {
   const bar = $(what === "model" ? "loaded" : "checked");
   bar.max = of;
   bar.value = done;
   if (what !== "model") $("checking-what").textContent = sentence(what);
-});
-let model = null;
-let live = null;
+}
 
 function complain(message) {
   const line = document.createElement("li");
@@ -27,7 +31,8 @@ function complain(message) {
 
 async function judgeFiles(files) {
   $("problems").replaceChildren();
-  if (!model) return complain("The model is not loaded yet; wait for it, then drop the pictures again");
+  if (!model) return complain(failure);
+  live?.stop();
   for (const file of files) {
     try {
       const found = { name: file.name, ...(await engine.ask("judge", { file })) };
@@ -41,20 +46,25 @@ async function judgeFiles(files) {
 }
 
 async function runCamera() {
+  if (filming) return;
   $("problems").replaceChildren();
+  filming = true;
   try {
     live = await openCamera();
     $("camera").textContent = "Stop the camera";
     $("keep").hidden = false;
     for (let frame = await live.frame(); frame; frame = await live.frame()) {
-      live.latest = { name: "Camera", ...(await engine.ask("judge", { frame }, [frame])) };
-      show(live.latest, model.calibration);
+      const found = { name: "Camera", ...(await engine.ask("judge", { frame }, [frame])) };
+      if (live.stopped()) break;
+      live.latest = found;
+      show(found, model.calibration);
     }
   } catch (error) {
     complain(error.message);
   }
   live?.stop();
   live = null;
+  filming = false;
   $("camera").textContent = "Use the camera";
   $("keep").hidden = true;
 }
@@ -96,15 +106,24 @@ async function answerBench() {
   await fetch("answer", { method: "PUT", body: JSON.stringify(answer) });
 }
 
+/** A page that is still loading, or could not, takes it at once, lest it get files of both. */
+function offerNewer() {
+  if (!model) location.reload();
+  $("newer").textContent = " A newer version is here: load the page again to use it.";
+}
+
 async function start() {
-  const kept = asked.has("bench") ? false : await serveOffline();
+  const kept = asked.has("bench") ? false : await serveOffline(offerNewer);
+  engine = new Engine(progress);
   try {
     model = await engine.ask("open", { backend: asked.get("backend"), threads: Number(asked.get("threads")) });
   } catch (error) {
     $("where").textContent = "The model could not be loaded.";
     $("loading").hidden = true;
-    complain(error.message);
-    if (asked.has("bench")) await fetch("answer", { method: "PUT", body: JSON.stringify({ problem: error.message }) });
+    failure = error.message;
+    complain(failure);
+    if (asked.has("bench")) await fetch("answer", { method: "PUT", body: JSON.stringify({ problem: failure }) });
+    else lookForNewer().catch(() => {}); // what is kept and what the server has may not belong together
     return;
   }
   $("loading").hidden = true;

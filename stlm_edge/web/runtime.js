@@ -1,14 +1,15 @@
 // The packed model on onnxruntime-web: its WebGPU build where the browser has that, its WebAssembly build otherwise.
 
-import { fetchAtMost } from "./fetching.js";
+import { fetchListed } from "./fetching.js";
 import { Problem } from "./strict_json.js";
 import { scoreOfMap } from "./verdict.js";
 
 const FILES = {
-  webgpu: { script: "ort.webgpu.min.mjs", glue: "ort-wasm-simd-threaded.asyncify.mjs", binary: "ort-wasm-simd-threaded.asyncify.wasm" },
-  wasm: { script: "ort.wasm.min.mjs", glue: "ort-wasm-simd-threaded.mjs", binary: "ort-wasm-simd-threaded.wasm" },
+  webgpu: { script: "ort.webgpu.min.js", glue: "ort-wasm-simd-threaded.asyncify.js" },
+  wasm: { script: "ort.wasm.min.js", glue: "ort-wasm-simd-threaded.js" },
 };
-const MAX_BINARY_BYTES = 64e6;
+
+const AGAIN = "copy the site again or export it anew";
 
 /** Why WebGPU can't run a model of this precision here, or nothing. */
 export async function whyNoWebGpu(precision) {
@@ -23,19 +24,24 @@ export function mostThreads() {
   return globalThis.crossOriginIsolated ? Math.max(1, Math.min(8, navigator.hardwareConcurrency || 1)) : 1;
 }
 
-/** The bytes of the runtime's WebAssembly binary, which `openRuntime` takes. */
-export function fetchBinary(backend, progress) {
-  return fetchAtMost(new URL(`runtime/${FILES[backend].binary}`, import.meta.url), MAX_BINARY_BYTES, progress);
+/** The bytes of the runtime's WebAssembly binary, as site.json lists it, which `openRuntime` takes. */
+export function fetchBinary(listed, progress) {
+  return fetchListed(new URL(listed.path, import.meta.url), listed, "site.json", progress);
 }
 
 /**
  * What runs a model: `run(square)` takes size×size×3 RGB bytes and resolves to { map, score }.
  *
- * Throws a Problem when the model can't be opened, or isn't what the manifest says.
+ * Throws a Problem when the runtime can't be loaded, or the model can't be opened or isn't what the manifest says.
  */
 export async function openRuntime(backend, binary, model, manifest, threads) {
   const { script, glue } = FILES[backend];
-  const ort = await import(new URL(`runtime/${script}`, import.meta.url));
+  let ort;
+  try {
+    ort = await import(new URL(`runtime/${script}`, import.meta.url));
+  } catch (error) {
+    throw new Problem(`runtime/${script}: ${oneLine(error)}; ${AGAIN}`);
+  }
   ort.env.logLevel = "error";
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmBinary = binary;
@@ -44,6 +50,7 @@ export async function openRuntime(backend, binary, model, manifest, threads) {
   try {
     session = await ort.InferenceSession.create(model, { executionProviders: [backend], logSeverityLevel: 3 });
   } catch (error) {
+    if (/no available backend/.test(error.message)) throw new Problem(`runtime/${glue}: ${oneLine(error)}; ${AGAIN}`);
     throw new Problem(`${manifest.artifact}: ${oneLine(error)}; export the bundle anew`);
   }
   const { input, outputs } = manifest;

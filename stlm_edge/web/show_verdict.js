@@ -1,19 +1,13 @@
 // A verdict on the screen: picture, heatmap, score against the threshold; and the strip of those before it.
 
-import { layer } from "./heatmap.js";
-
 const MOST_REMEMBERED = 24;
 const $ = (id) => document.getElementById(id);
 
-/** `found`: name, anomalous, score, map (S×S), shown (ImageBitmap), milliseconds. */
+/** `found`: name, anomalous, score, milliseconds, and the bitmaps `shown` and `heat`. */
 export function show(found, calibration) {
-  const { shown, map } = found;
   const picture = $("picture"), heat = $("heat");
-  picture.width = heat.width = shown.width;
-  picture.height = heat.height = shown.height;
-  picture.getContext("2d").drawImage(shown, 0, 0);
-  const rgba = layer(map, Math.sqrt(map.length), calibration, shown.width, shown.height);
-  heat.getContext("2d").putImageData(new ImageData(rgba, shown.width, shown.height), 0, 0);
+  draw(picture, found.shown);
+  draw(heat, found.heat);
   heat.style.opacity = $("opacity").value / 100;
 
   const verdict = $("verdict");
@@ -48,6 +42,12 @@ export function remember(found, calibration) {
   $("history").hidden = false;
   for (const each of $("strip").querySelectorAll("button")) each.setAttribute("aria-pressed", each === button);
   if ($("strip").children.length > MOST_REMEMBERED) $("strip").lastElementChild.remove();
+}
+
+function draw(canvas, bitmap) {
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
 }
 
 function kind(found) {

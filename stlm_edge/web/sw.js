@@ -28,7 +28,6 @@ self.addEventListener("activate", (event) => {
       for (const name of await caches.keys()) {
         if (name.startsWith(PLACE) && name !== CACHE) await caches.delete(name);
       }
-      await clients.claim();
     })(),
   );
 });

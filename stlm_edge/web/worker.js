@@ -1,6 +1,7 @@
 // Everything that takes long runs here, one task after the other, so that the page stays responsive.
 
 import { benchFile } from "./bench_file.js";
+import { heatmapOver } from "./heatmap.js";
 import { openModel } from "./model.js";
 import { loadFile, loadFrame } from "./picture.js";
 import { selfCheck } from "./self_check.js";
@@ -23,15 +24,17 @@ const tasks = {
     return { site, backend, threads, note, precision, size: input.size, calibration, teacher: provenance.teacher ?? null };
   },
 
-  /** The verdict on a file or a camera's frame, its map, and a bitmap to show. */
+  /** The verdict on a file or a camera's frame, and two bitmaps to show: the picture and the heatmap over it. */
   async judge({ file, frame }) {
     const { runtime, manifest } = model;
     const began = performance.now();
     const { square, shown } = file ? await loadFile(file, manifest.input.size) : loadFrame(frame, manifest.input.size);
     const answer = await runtime.run(square);
     checkFinite(answer);
-    const anomalous = isAnomalous(answer.score, manifest.calibration.threshold);
-    return { anomalous, ...answer, shown, milliseconds: performance.now() - began };
+    const { map, score } = answer;
+    const anomalous = isAnomalous(score, manifest.calibration.threshold);
+    const milliseconds = performance.now() - began;
+    return { anomalous, score, milliseconds, shown, heat: heatmapOver(shown, map, manifest.calibration) };
   },
 
   async check(given) {
@@ -48,7 +51,7 @@ onmessage = ({ data: { id, task, given } }) => {
   last = last.then(async () => {
     try {
       const answer = await tasks[task](given);
-      postMessage({ id, answer }, answer?.shown ? [answer.shown, answer.map.buffer] : []);
+      postMessage({ id, answer }, answer?.shown ? [answer.shown, answer.heat] : []);
     } catch (error) {
       const problem = error instanceof Problem ? error.message : `something unforeseen went wrong: ${error}`;
       postMessage({ id, problem });

@@ -3,23 +3,34 @@
 //   node browser.mjs CONFIG     CONFIG is JSON: chromium, tools (a folder of npm packages), root (what is served), shots
 
 import { createRequire } from "node:module";
-import { readFile } from "node:fs/promises";
+import { cp, readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
 
 const config = JSON.parse(process.argv[2]);
 const { chromium } = createRequire(join(config.tools, "package.json"))("./playwright-core");
 const axe = await readFile(join(config.tools, "axe-core", "axe.min.js"), "utf8");
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json", ".wasm": "application/wasm" };
+const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json" }; // as some servers have it: neither .mjs nor .wasm
 
-/** A static server like any other: no special headers. */
+const ISOLATED = { "Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Opener-Policy": "same-origin" };
+
+/** A static server like any other: no special headers, but under isolated/. The model of slow/ waits for `release`. */
+let release, asked;
+const released = new Promise((resolve) => (release = resolve));
+const modelAsked = new Promise((resolve) => (asked = resolve));
 function serve() {
   const server = createServer(async (request, response) => {
     const path = normalize(decodeURIComponent(new URL(request.url, "http://x").pathname));
     try {
       const file = join(config.root, path.endsWith("/") ? `${path}index.html` : path);
       const content = await readFile(file);
-      response.writeHead(200, { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" }).end(content);
+      if (path === "/slow/fp32/model.onnx") {
+        asked();
+        await released;
+      }
+      const headers = path.startsWith("/isolated/") ? ISOLATED : {};
+      headers["Content-Type"] = TYPES[extname(file)] ?? "application/octet-stream";
+      response.writeHead(200, headers).end(content);
     } catch {
       response.writeHead(404).end();
     }
@@ -63,20 +74,35 @@ async function judge(page, file) {
   return { ...(await verdict(page)), problems: await problems(page) };
 }
 
-async function accessibility(page) {
+/** Pictures of the page, narrow and wide; resolves to what axe says against either. */
+async function look(page, name) {
+  const found = [];
   await page.evaluate(axe); // by the debugger, which no Content-Security-Policy hinders
-  const { violations } = await page.evaluate(() => globalThis.axe.run(document));
-  return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" | ")}`);
-}
-
-async function screenshots(page, name) {
   for (const width of [390, 1280]) {
     await page.setViewportSize({ width, height: 900 });
     await page.screenshot({ path: join(config.shots, `${name}-${width}.png`), fullPage: true });
     const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-    if (wider > 0) throw new Error(`${name}: at ${width} pixels the page is ${wider} too wide`);
+    if (wider > 0) found.push(`${name}: at ${width} pixels the page is ${wider} too wide`);
+    const { violations } = await page.evaluate(() => globalThis.axe.run(document));
+    for (const { id, nodes } of violations) {
+      found.push(`${name} ${width} ${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" | ")}`);
+    }
   }
+  return found;
 }
+
+/** From here on, the longest time in which the page did nothing: `blocked(page)`, in ms. */
+const watch = (page) =>
+  page.evaluate(() => {
+    globalThis.longest = 0;
+    let last = performance.now();
+    setInterval(() => {
+      const now = performance.now();
+      globalThis.longest = Math.max(globalThis.longest, now - last);
+      last = now;
+    }, 10);
+  });
+const blocked = (page) => page.evaluate(() => globalThis.longest);
 
 const scenarios = {
   async use() {
@@ -85,7 +111,7 @@ const scenarios = {
     await ready(page);
     const found = { ready_ms: Date.now() - began, where: await page.textContent("#where"), axe: [], judged: {} };
     found.isolated = await page.evaluate(() => crossOriginIsolated);
-    await screenshots(page, "empty");
+    found.axe.push(...(await look(page, "empty")));
     for (const file of config.pictures) {
       const judged = await judge(page, file);
       found.first_verdict_ms ??= Date.now() - began;
@@ -103,30 +129,19 @@ const scenarios = {
     found.history = await page.locator("#strip button").count();
     await page.locator("#strip button").last().click();
     found.looked_back = await verdict(page);
-    found.axe.push(...(await accessibility(page)));
 
-    await page.evaluate(() => {
-      globalThis.longest = 0;
-      let last = performance.now();
-      setInterval(() => {
-        const now = performance.now();
-        globalThis.longest = Math.max(globalThis.longest, now - last);
-        last = now;
-      }, 10);
-    });
+    await watch(page);
     await page.click("#check");
     await page.waitForSelector("#checked-result:visible, #problems li");
     found.check_problems = await problems(page);
-    found.unresponsive_ms = await page.evaluate(() => globalThis.longest);
+    found.unresponsive_ms = await blocked(page);
     found.headline = await page.textContent("#headline");
     found.rows = await page.locator("#rows tr").allTextContents();
     const [download] = await Promise.all([page.waitForEvent("download"), page.click("#download")]);
     found.bench = await readFile(await download.path(), "utf8");
-    await screenshots(page, "used");
-    found.axe.push(...(await accessibility(page)));
+    found.axe.push(...(await look(page, "used")));
     await page.emulateMedia({ colorScheme: "dark" });
-    await screenshots(page, "dark");
-    found.axe.push(...(await accessibility(page)));
+    found.axe.push(...(await look(page, "dark")));
     await context.close();
     return { ...found, ...seen };
   },
@@ -136,8 +151,7 @@ const scenarios = {
     await ready(page);
     const refused = {};
     for (const [name, file] of Object.entries(config.refused)) refused[name] = (await judge(page, file)).problems;
-    await screenshots(page, "refused");
-    const axe = await accessibility(page);
+    const axe = await look(page, "refused");
     const read = async ([path, size]) => {
       const { loadFile } = await import("./picture.js");
       const file = await (await fetch(`/pictures/${path}`)).blob();
@@ -156,8 +170,68 @@ const scenarios = {
       const { context, page } = await open(path);
       await page.waitForSelector("#problems li");
       found[path] = await problems(page);
+      await page.setInputFiles("#files", config.pictures[0]);
+      await page.waitForFunction(() => !document.getElementById("files").value);
+      found[path].push(...(await problems(page)));
       await context.close();
     }
+    return found;
+  },
+
+  async loading() {
+    const { context, page } = await open("slow/");
+    await modelAsked;
+    await page.waitForFunction(() => document.getElementById("loaded").value > 0); // the runtime has come
+    const found = { early: (await judge(page, config.pictures[0])).problems, axe: await look(page, "loading") };
+    release();
+    await ready(page);
+    found.loading_hidden = await page.isHidden("#loading");
+    await context.close();
+    return found;
+  },
+
+  // A server that isolates its pages, and one whose service worker can't be installed.
+  async served() {
+    const found = {};
+    for (const path of ["isolated/", "no-icon/"]) {
+      const { context, page } = await open(path);
+      await ready(page);
+      found[path] = { offline: false, judged: await judge(page, config.pictures[0]) };
+      if (path === "isolated/") {
+        await page.waitForFunction(() => document.getElementById("facts").textContent.includes("without a network"));
+        found[path].offline = await page.evaluate(async (model) => Boolean(await caches.match(model)), "fp32/model.onnx");
+      }
+      await context.close();
+    }
+    return found;
+  },
+
+  // The site is exported anew: while one page is open, and before a page that had not come to its model.
+  async updated() {
+    const exportAnew = (name) =>
+      cp(join(config.root, name), join(config.root, "updated"), { recursive: true, filter: (path) => !path.endsWith("/runtime") });
+    const { context, page } = await open("updated/");
+    const kept = () => document.getElementById("facts").textContent.includes("without a network");
+    await page.waitForFunction(kept);
+    const found = { before: await judge(page, config.pictures[0]) };
+    found.before.threshold = await page.textContent("#threshold");
+    await exportAnew("second");
+    await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).update()); // browsers do so by themselves, later
+    await page.waitForFunction(() => document.getElementById("newer").textContent);
+    found.offered = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    await page.reload();
+    await page.waitForFunction(kept);
+    found.after = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    found.caches = await page.evaluate(async () => (await caches.keys()).length);
+
+    await page.evaluate(async () => {
+      for (const name of await caches.keys()) await (await caches.open(name)).delete(new URL("fp32/model.onnx", location));
+    });
+    await exportAnew("third");
+    await page.reload();
+    await page.waitForFunction(kept);
+    found.interrupted = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    await context.close();
     return found;
   },
 
@@ -171,15 +245,52 @@ const scenarios = {
 
     const { context, page, seen } = await open("tiny/", { permissions: ["camera"] });
     await ready(page);
-    await page.click("#camera");
-    await page.waitForFunction(() => document.getElementById("name").textContent === "Camera");
+    await page.evaluate(() => {
+      globalThis.streams = [];
+      const devices = navigator.mediaDevices, getUserMedia = devices.getUserMedia.bind(devices);
+      devices.getUserMedia = async (wanted) => {
+        const stream = await getUserMedia(wanted);
+        globalThis.streams.push(stream);
+        return stream;
+      };
+    });
+    const named = (name) => page.waitForFunction((expected) => document.getElementById("name").textContent === expected, name);
+    const ended = () => page.waitForFunction(() => document.getElementById("camera").textContent === "Use the camera");
+    const running = () => page.evaluate(() => globalThis.streams.flatMap((stream) => stream.getTracks()).filter((track) => track.readyState === "live").length);
+    await page.evaluate(() => {
+      document.getElementById("camera").click();
+      document.getElementById("camera").click(); // while the browser asks
+    });
+    await named("Camera");
     found.live = await verdict(page);
+    found.opened = await page.evaluate(() => globalThis.streams.length);
+    found.axe = await look(page, "camera");
+    await watch(page);
+    await page.waitForTimeout(2000);
+    found.unresponsive_ms = await blocked(page);
     await page.click("#keep");
     found.kept = await page.locator("#strip button").count();
+
+    await page.setInputFiles("#files", config.pictures[0]);
+    await ended();
+    await page.waitForFunction(() => document.querySelectorAll("#strip li").length === 2);
+    await page.waitForTimeout(500);
+    found.dropped = { ...(await verdict(page)), running: await running() };
+
+    await page.evaluate(() => (document.getElementById("name").textContent = ""));
     await page.click("#camera");
-    await page.waitForFunction(() => document.getElementById("camera").textContent === "Use the camera");
+    await named("Camera");
+    found.problems = await problems(page);
+    await page.evaluate(() => globalThis.streams.at(-1).getTracks()[0].stop()); // what pulling its plug does
+    await ended();
+    found.gone = await problems(page);
+
+    await page.evaluate(() => (HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException("no", "AbortError"))));
+    await page.click("#camera");
+    await page.waitForFunction(() => document.querySelector("#problems li")?.textContent.includes("no picture"));
+    found.no_picture = { problems: await problems(page), running: await running() };
     await context.close();
-    return { ...found, problems: seen.console };
+    return { ...found, console: seen.console };
   },
 
   // Also by a graphics adapter that the processor plays, where the browser is told to.

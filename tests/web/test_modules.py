@@ -142,6 +142,9 @@ def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: 
         "a key stands twice": intact.replace('"target"', '"target": "x", "target"', 1),
         "bundle format 2": changed(manifest, "format_version", to=2),
         "bundle format undefined": "[]",
+        "a bundle of target cpu, for coreml; this page runs those of target web": changed(
+            manifest, "runtime", to="coreml"
+        ),
         "unknown key": changed(manifest, "input", "more", to=1),
         "score_rule: missing": changed(manifest, "score_rule"),
         "expected at most 4096": changed(manifest, "input", "size", to=1 << 30),
@@ -166,6 +169,12 @@ def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: 
     for words, answer in zip(wrong, answers, strict=True):
         assert words in answer.get("problem", "accepted"), words
         assert "\n" not in answer["problem"]
+
+
+def test_a_browser_without_caches_still_says_what_is_wrong(in_node: Ask, tiny_bundle: Path) -> None:
+    wrong = changed(json.loads((tiny_bundle / MANIFEST).read_text()), "verdict_delta", to=0.5)
+    (answer,) = in_node([{"task": "opened", "text": wrong, "schema": schema()}])
+    assert "verdict_delta" in answer["problem"]
 
 
 def test_damaged_manifests_never_show_another_error(in_node: Ask, tiny_bundle: Path) -> None:

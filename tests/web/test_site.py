@@ -109,6 +109,7 @@ def test_the_runtimes_files_are_the_packages(site: Path) -> None:
 
     with tarfile.open(npm.fetch(RUNTIME)) as archive:
         for path in (site / "runtime").iterdir():
-            published = archive.extractfile(f"package/dist/{path.name}")
+            name = path.name.replace(".js", ".mjs")
+            published = archive.extractfile(f"package/dist/{name}")
             assert published is not None
             assert hashlib.sha256(published.read()).digest() == hashlib.sha256(path.read_bytes()).digest()
