@@ -25,7 +25,7 @@ class Package:
 
     @property
     def file(self) -> str:
-        return f"{self.name}-{self.version}.tgz"
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
 def fetch(package: Package) -> Path:
