@@ -78,10 +78,8 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def browse(
-    node: str, chromium: str, runtime: None, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., dict[str, Any]]:
-    """Runs scenarios of browser.mjs and returns what was seen, by scenario."""
+def tools(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two packages that drive and judge a browser."""
     tools = tmp_path_factory.mktemp("tools")
     (tools / "package.json").write_text("{}")
     for package in (PLAYWRIGHT, AXE):
@@ -90,6 +88,12 @@ def browse(
         (tools / package.name / "package").rename(tools / "package")
         (tools / package.name).rmdir()
         (tools / "package").rename(tools / package.name)
+    return tools
+
+
+@pytest.fixture(scope="session")
+def browse(node: str, chromium: str, runtime: None, tools: Path) -> Callable[..., dict[str, Any]]:
+    """Runs scenarios of browser.mjs and returns what was seen, by scenario."""
 
     def run(root: Path, scenarios: list[str], **given: Any) -> dict[str, Any]:
         shots = root / "screenshots"
