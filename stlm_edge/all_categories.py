@@ -15,12 +15,14 @@ from stlm_edge.errors import UsageError
 from stlm_edge.evaluate import METRICS, evaluate
 from stlm_edge.files import write_text
 from stlm_edge.metrics import FPR_LIMIT
+from stlm_edge.processes import said_once
 from stlm_edge.runtimes.torch import Torch
 from stlm_edge.train import Job, train
 
 FIGURES = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "image_f1": "Image F1"}
 
 
+@said_once()
 def train_all(job: Job, out: Path, resume: bool = False) -> dict[str, Path]:
     """Train a model for each category into `out/<category>`; returns the paths of their checkpoints.
 

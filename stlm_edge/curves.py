@@ -1,5 +1,6 @@
 """A training's curves and pictures, for TensorBoard or Weights & Biases."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,22 +21,25 @@ class Curves(Protocol):
     def close(self) -> None: ...
 
 
-def open_curves(kind: str, out: Path, config: Mapping[str, Any]) -> Curves:
-    """Curves of the run in `out`. Raises UsageError where what `kind` needs is not installed."""
+def open_curves(kind: str, out: Path, config: Mapping[str, Any], first: int = 0) -> Curves:
+    """Curves of the run in `out`, to be written on from step `first`: what an interrupted run has beyond is hidden.
+
+    Raises UsageError where what `kind` needs is not installed.
+    """
     if kind == "wandb":
         try:
             import wandb
         except ImportError:
             raise UsageError("--curves wandb: not installed; pip install wandb, or use --curves tensorboard") from None
         return _WeightsAndBiases(wandb, out, config)
-    return _TensorBoard(out)
+    return _TensorBoard(out, first)
 
 
 class _TensorBoard:
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, first: int):
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(out / FOLDER))
+        self.writer = SummaryWriter(str(out / FOLDER), purge_step=first or None)
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -51,7 +55,10 @@ class _TensorBoard:
 class _WeightsAndBiases:
     def __init__(self, wandb: Any, out: Path, config: Mapping[str, Any]):
         self.wandb = wandb
-        self.run = wandb.init(project="stlm-edge", name=out.name, dir=str(out), config=dict(config), resume="allow")
+        name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]  # the same run again after --resume
+        self.run = wandb.init(
+            project="stlm-edge", id=name, name=out.name, dir=str(out), config=dict(config), resume="allow"
+        )
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)

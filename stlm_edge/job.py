@@ -58,6 +58,7 @@ def asked_for(job: Job) -> dict[str, Any]:
         raise UsageError(str(error)) from None
     if job.teacher not in TEACHERS:
         raise UsageError(f"teacher {job.teacher}: unknown; this release has {', '.join(TEACHERS)}")
+    _check_init(job)
     if not 0 < job.val_fraction < 1:
         raise UsageError(f"--val-fraction {job.val_fraction}: expected a share between 0 and 1, such as 0.15")
     asked = {
@@ -76,6 +77,11 @@ def asked_for(job: Job) -> dict[str, Any]:
         "patience": job.patience,
     }
     return json.loads(json.dumps(asked))  # tuples become the lists that will be read back
+
+
+def category_of(job: Job) -> str:
+    """The category's name; of data that are not divided, their folder's."""
+    return job.category or job.data.resolve().name
 
 
 def split(job: Job) -> tuple[list[Path], list[Path]]:
@@ -106,12 +112,27 @@ def begin(model: STLM, teacher: Teacher, job: Job, pictures: Pictures) -> None:
         if isinstance(teacher, EfficientNetLite0):
             teacher.fit(in_batches(pictures))
         if init == "vit_t":
-            start.copy_mobile_sam(open_teacher("vit_t", job.teacher_weights if job.teacher == "vit_t" else None), model)
+            start.copy_mobile_sam(teacher if job.teacher == "vit_t" else open_teacher("vit_t"), model)
     else:
         start.load(start.SHIPPED if init == "generic" else Path(init), model, teacher, frozen=not job.recipe.plain_lr)
     if init != "random":
         model.fa.begin_from_cosines()
     model.denoising.load_state_dict(model.plain.state_dict())
+
+
+def _check_init(job: Job) -> None:
+    """Refuse beginnings that a frozen plain stream would keep, though they are not the teacher's features."""
+    init = job.init or job.recipe.start
+    if job.recipe.plain_lr or init not in ("random", "vit_t"):
+        return
+    recipe = f"--recipe {job.recipe.name} keeps the plain stream as it begins"
+    if init == "random":
+        raise UsageError(f"--init random: {recipe}; leave out --init, or train by --recipe paper")
+    if job.teacher != "vit_t":
+        raise UsageError(
+            f"--init vit_t: {recipe}, as MobileSAM's, so that {job.teacher} would teach nothing; give --teacher vit_t, "
+            "or a SAM and --recipe standard"
+        )
 
 
 def in_batches(pictures: Pictures, batch: int = 16) -> Iterator[Tensor]:

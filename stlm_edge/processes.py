@@ -42,6 +42,17 @@ def open_fabric(bf16: bool) -> Fabric:
 
 
 @contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Let only the first process of a machine say a UsageError or JobError that torchrun's processes have in common."""
+    try:
+        yield
+    except (UsageError, JobError) as error:
+        if _SUPERVISED in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+
+
+@contextlib.contextmanager
 def losing_a_peer_ends_the_job() -> Iterator[None]:
     """Turn the communication error that follows another process's death into one line, or into silence where the
     process that started this one says the line. Raises JobError."""
@@ -66,6 +77,7 @@ def supervise(count: int, advice: str = "start it again with --resume") -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), _SUPERVISED: "1"}
+    shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))}
     processes: list[subprocess.Popen] = []
     said: list[IO[str]] = []
     try:

@@ -26,7 +26,8 @@ class Recipe:
     """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
     fa_lr: float
     """At 0, feature aggregation stays the sum of cosine distances that it begins as, and only its statistics adapt."""
-    fa_loss: Literal["cross-entropy+dice", "focal+l1"]
+    fa_loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"]
+    """Against the mask's share of each cell, or the nearest pixel's; "focal+l1" as published."""
     fa_detached: bool
     """Whether feature aggregation learns from the streams without changing them."""
     freeze_batch_norm: bool
@@ -35,7 +36,8 @@ class Recipe:
     pseudo_anomalies: tuple[str, ...]
     """Kinds of them, each equally likely; data/pseudo_anomalies.py has the table."""
     rotation: bool
-    """Turn pictures as published for MVTec AD's categories; no clean picture then comes twice, and none is cached."""
+    """Turn pictures as published for MVTec AD's categories: of those that are turned no clean picture comes twice, and
+    none is cached."""
     validations: int
     """How often the pseudo-anomalies on held-out pictures are judged."""
 
@@ -99,3 +101,11 @@ RECIPES = {
         ),
     )
 }
+
+
+def for_teacher(recipe: Recipe, is_stand_in: bool) -> Recipe:
+    """The recipe as a teacher wants it: `standard` with SAM trains the plain stream and the decoder too, since no start
+    that copies SAM is shipped, and the teacher itself answers the clean pictures. Not measured yet."""
+    if recipe.name != "standard" or is_stand_in:
+        return recipe
+    return replace(recipe, plain_lr=3e-4, decoder_lr=3e-4, denoising_target="teacher")

@@ -58,8 +58,8 @@ def load(path: Path, model: STLM, teacher: Teacher, frozen: bool = False) -> dic
             if of_another and (frozen or isinstance(teacher, EfficientNetLite0)):
                 raise UsageError(
                     f"{path}: distilled from {card.get('teacher')}, and the teacher is {teacher.name}; make a start of "
-                    f"it by benchmarks/generic_start.py --teacher {teacher.name} and give that as --init, or train by "
-                    "--recipe standard"
+                    f"it by benchmarks/generic_start.py --teacher {teacher.name} and give that as --init"
+                    + (", or train by --recipe standard" if isinstance(teacher, Sam) else "")
                 )
             for name, tensor in expected.items():
                 if name not in file.keys() or file.get_slice(name).get_shape() != list(tensor.shape):  # noqa: SIM118

@@ -6,10 +6,12 @@ feature aggregation learns the mask from their difference. Every sample follows 
 resumed run ends with the same weights as an uninterrupted one, and several processes see together what one alone would.
 """
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,27 @@ from stlm_edge.calibrate import calibrate
 from stlm_edge.clean_targets import CleanTargets, PlainStream, seen_targets
 from stlm_edge.curves import open_curves
 from stlm_edge.data.batches import AnomalousPictures, Pictures, batches
+from stlm_edge.data.rotation import is_turned
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.feature_cache import FeatureCache
 from stlm_edge.files import replacing
-from stlm_edge.job import Job, asked_for, begin, digest, split
+from stlm_edge.job import Job, asked_for, begin, category_of, digest, split
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import read_picture
-from stlm_edge.processes import losing_a_peer_ends_the_job, open_fabric
-from stlm_edge.recipes import Recipe
+from stlm_edge.processes import losing_a_peer_ends_the_job, open_fabric, said_once
+from stlm_edge.recipes import Recipe, for_teacher
 from stlm_edge.teachers import Teacher, open_teacher
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.two_streams import TwoStreams, freeze, make_optimisers, schedule, set_rates
 from stlm_edge.validation import Validation
 
 LOG_EVERY = 10
 LONG = 3600  # seconds; a training that takes longer says so
+PATIENT_VALIDATIONS = 20  # at least, where --patience is given
 
 
 def train(job: Job, out: Path, resume: bool = False) -> Path:
@@ -51,15 +57,17 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
     Interrupted, it goes on where the last saved step was when called again with `resume`. Started in several processes
     (torchrun, or processes.supervise), each takes its share of every batch and the first one writes.
     """
-    with losing_a_peer_ends_the_job():
+    with said_once(), losing_a_peer_ends_the_job():
         return _train(job, out, resume)
 
 
 def _train(job: Job, out: Path, resume: bool) -> Path:
+    job = replace(job, recipe=for_teacher(job.recipe, job.teacher == EfficientNetLite0.name))
     asked = asked_for(job)
     finished = out / run_folder.CHECKPOINT
     if resume and finished.exists():
         run_folder.compare(out, asked)
+        _compare_rate(finished, job.false_alarm_rate)
         return finished
     held_out_paths, paths = split(job)
     recipe, pictures, held_out = job.recipe, Pictures(paths, job.size), Pictures(held_out_paths, job.size)
@@ -76,7 +84,8 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         pictures[index]
     source = any_of(procedural, patches_of(pictures))
     if job.textures is not None:
-        source = any_of(folder_of(job.textures), source)
+        foreign = folder_of(job.textures)
+        source = foreign if recipe.name == "paper" else any_of(foreign, source)  # as published: nothing else
 
     fabric = open_fabric(recipe.bf16)
     processes, first_process = fabric.world_size, fabric.is_global_zero
@@ -99,12 +108,13 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     freeze(model, recipe)
     step, *optimisers = fabric.setup(TwoStreams(model, recipe), *make_optimisers(model, recipe))
-    clean_targets = CleanTargets(_answer(model, teacher, recipe, fabric.device), keep=not recipe.rotation)
-    samples = AnomalousPictures(
-        pictures, source, job.seed, recipe.pseudo_anomalies, job.category if recipe.rotation else None
-    )
+    turned_as = category_of(job) if recipe.rotation else None
+    come_again = not is_turned(turned_as)
+    clean_targets = CleanTargets(_answer(model, teacher, recipe, come_again, fabric.device), keep=come_again)
+    samples = AnomalousPictures(pictures, source, job.seed, recipe.pseudo_anomalies, turned_as)
     validation = Validation(held_out, source, job.seed)
-    validate_every = max(1, total // recipe.validations)
+    validate_every = max(1, total // max(recipe.validations, PATIENT_VALIDATIONS if job.patience else 0))
+    fast = ByOneDNN() if fabric.device.type == "cpu" and not _is_mixed(fabric) else contextlib.nullcontext()
 
     first, seconds_before, waited, best = 0, 0.0, 0, 0.0
     if (out / run_folder.STATE).exists():
@@ -115,7 +125,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             optimiser.load_state_dict(kept)
     fabric.barrier()
     log = run_folder.open_log(out, first) if first_process else None
-    curves = open_curves(job.curves, out, asked | found) if first_process else None
+    curves = open_curves(job.curves, out, asked | found, first) if first_process else None
     workers = _workers(fabric) if job.workers is None else job.workers
     share = batches(samples, first, total, recipe.batch, fabric.global_rank, processes, workers)
 
@@ -129,13 +139,14 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             set_rates(optimisers, rate)
             images, clean, masks = _next(share)
             image, mask = fabric.to_device((torch.from_numpy(images), torch.from_numpy(masks)))
-            wanted = clean_targets(clean, fabric.device)
-            seen = seen_targets(teacher, image, mask, wanted) if recipe.plain_lr else None
-            losses = step(image, mask, wanted, seen)
-            loss = torch.stack(list(losses.values())).sum()
-            if not math.isfinite(loss.item()):
-                raise JobError(f"step {number}: the loss is {loss.item()}; check the pictures, or lower the rates")
-            fabric.backward(loss)
+            with fast:
+                wanted = clean_targets(clean, fabric.device)
+                seen = seen_targets(teacher, image, mask, wanted) if recipe.plain_lr else None
+                losses = step(image, mask, wanted, seen)
+                loss = torch.stack(list(losses.values())).sum()
+                if not math.isfinite(loss.item()):
+                    raise JobError(f"step {number}: the loss is {loss.item()}; check the pictures, or lower the rates")
+                fabric.backward(loss)
             if recipe.cosine_schedule:
                 nn.utils.clip_grad_norm_(step.parameters(), 5.0)
             for optimiser in optimisers:
@@ -151,7 +162,8 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             figures: dict[str, float] = {}
             if done % validate_every == 0:
                 step.eval()
-                figures, sheet = validation.measure(model)  # the same in every process
+                figures, sheet = validation.measure(model)
+                figures = fabric.broadcast(figures)  # each process has its own statistics, and all must stop together
                 step.train()
                 waited, best = (0, figures["pixel_auroc"]) if figures["pixel_auroc"] > best else (waited + 1, best)
                 if curves:
@@ -173,7 +185,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     provenance |= {
         "recipe": recipe.name,
         "steps": number + 1,
-        "data": job.category or job.data.resolve().name,
+        "data": category_of(job),
         "teacher": teacher.description,
         "teacher_sha256": teacher.digest,
         "torch": torch.__version__,
@@ -202,18 +214,38 @@ def calibrated(model: STLM, held_out: Pictures, false_alarm_rate: float) -> Cali
 def save_state(
     path: Path, model: STLM, optimisers: list[torch.optim.Optimizer], step: int, seconds: float, **more: Any
 ) -> None:
-    """Write where training stands, for --resume."""
+    """Write where training stands, for --resume. Raises JobError when it cannot be written."""
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), **more}
-    with replacing(path) as temporary:
-        torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
+    try:
+        with replacing(path) as temporary:
+            torch.save(state | {"optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or "no room?"
+        raise JobError(f"{path}: cannot be written ({reason}); free some, and go on by --resume") from None
 
 
-def _answer(model: STLM, teacher: Teacher, recipe: Recipe, device: torch.device) -> Callable[[np.ndarray], Maps]:
-    """Who says of a clean picture, S×S×3 uint8, what the denoising stream is to learn."""
-    if recipe.denoising_target == "teacher" and not teacher.is_stand_in and not recipe.rotation:
+def _compare_rate(finished: Path, rate: float) -> None:
+    calibration = checkpoint.load(finished).calibration
+    if calibration is not None and calibration.false_alarm_rate != rate:
+        raise UsageError(
+            f"{finished}: its threshold is for a false-alarm rate of {calibration.false_alarm_rate:g}, asked for is "
+            f"{rate:g}; resume with the same one, or find a bundle's threshold anew by stlm-calibrate"
+        )
+
+
+def _answer(
+    model: STLM, teacher: Teacher, recipe: Recipe, come_again: bool, device: torch.device
+) -> Callable[[np.ndarray], Maps]:
+    """Who says of a clean picture, S×S×3 uint8, what the denoising stream is to learn; pictures that `come_again` are
+    worth keeping on disk."""
+    if recipe.denoising_target == "teacher" and not teacher.is_stand_in and come_again:
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
     return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
+
+
+def _is_mixed(fabric: Fabric) -> bool:
+    return fabric.strategy.precision.precision != "32-true"
 
 
 def _workers(fabric: Fabric) -> int:

@@ -46,9 +46,10 @@ class TwoStreams(nn.Module):
                 wanted = F.interpolate(mask, logits.shape[2:], mode="bilinear").ge(0.5).to(logits.dtype)
                 losses |= {"focal": focal_loss(logits.sigmoid(), wanted), "l1": l1_loss(logits.sigmoid(), wanted)}
             else:
-                area = F.avg_pool2d(mask, STRIDE)
-                losses["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, area)
-                losses["dice"] = dice_loss(logits.sigmoid(), area)
+                nearest = recipe.fa_loss == "cross-entropy+dice on nearest pixels"
+                wanted = F.interpolate(mask, logits.shape[2:]) if nearest else F.avg_pool2d(mask, STRIDE)
+                losses["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, wanted)
+                losses["dice"] = dice_loss(logits.sigmoid(), wanted)
         return losses
 
     def train(self, mode: bool = True) -> "TwoStreams":

@@ -15,7 +15,7 @@ from stlm_edge.recipes import RECIPES
 from stlm_edge.train import Job
 
 NAMES = ["bolt", "cap", "nut"]
-SHORT = replace(RECIPES["quick"], steps=2, batch=2, start="random")
+SHORT = replace(RECIPES["quick"], steps=2, batch=2, start="random", plain_lr=1e-4)
 
 
 @pytest.fixture(scope="module")

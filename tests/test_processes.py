@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from stlm_edge.processes import supervise
 
 SCRIPT = """
 import dataclasses, sys
@@ -68,7 +71,7 @@ def losses(run: Path) -> list[float]:
 
 def test_two_processes_have_the_losses_of_one(pictures, script, tmp_path):
     runs = {}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, command, count in (("one", [sys.executable], 1), ("own", [sys.executable], 2), ("torchrun", torchrun, 2)):
         process = started(command, script, pictures, tmp_path / name, 11, count)
         _, errors = process.communicate(timeout=300)
@@ -109,6 +112,47 @@ def test_what_is_wrong_is_said_once(pictures, script, tmp_path):
     assert [line for line in errors.splitlines() if line.startswith("error")] == [
         f"error: {tmp_path / 'run'}: exists and is not a training run; choose another --out"
     ]
+
+
+def test_under_torchrun_too(pictures, script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    _, errors = started(torchrun, script, pictures, tmp_path / "run", 2, 2).communicate(timeout=120)
+    assert errors.count("error: ") == errors.count("exists and is not a training run") == 1
+
+
+def test_processes_stop_together_when_their_figures_differ(pictures, script, tmp_path):
+    differing = tmp_path / "differing.py"
+    differing.write_text(
+        "import os, itertools\nfrom stlm_edge import validation\n"
+        "measured = validation.Validation.measure\ncount = itertools.count(1)\n"
+        "def measure(self, model):\n"
+        "    figures, sheet = measured(self, model)\n"
+        "    better = next(count) / 100 if os.environ['RANK'] == '1' else 0.5\n"
+        "    return figures | {'pixel_auroc': better}, sheet\n"
+        "validation.Validation.measure = measure\n"
+        + SCRIPT.replace("bf16=False,", "bf16=False, validations=20, fa_lr=1e-3,").replace(
+            "save_every=2,", "save_every=2, patience=2,"
+        )
+    )
+    process = started([sys.executable], differing, pictures, tmp_path / "run", 20, 2)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]  # the first process's figures, the same at each
+    assert {"cross_entropy", "dice"} <= rows[0].keys()
+
+
+def test_the_processes_share_the_cores(monkeypatch, tmp_path):
+    (tmp_path / "said.py").write_text(
+        "import os, sys, pathlib\n"
+        "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(os.environ['OMP_NUM_THREADS'])\n"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "said.py"), str(tmp_path)])
+    assert supervise(2) == 0
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [str(max(1, torch.get_num_threads() // 2))] * 2
 
 
 def test_a_batch_that_the_processes_cannot_share(pictures, script, tmp_path):

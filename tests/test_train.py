@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from stlm_edge.data.batches import AnomalousPictures
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.job import Job, split
 from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.tiny_vit import TinyViT
 from stlm_edge.recipes import RECIPES
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
+from stlm_edge.teachers.sam import Sam
 from stlm_edge.train import train
 from stlm_edge.two_streams import freeze, make_optimisers
 
@@ -87,9 +91,17 @@ def test_training_learns(run):
     assert rows[-1]["plain"] + rows[-1]["denoising"] < 0.9 * (rows[0]["plain"] + rows[0]["denoising"])
 
 
-def test_held_out_pictures_are_not_trained_on(run, pictures, tmp_path):
-    config = json.loads((run / "config.json").read_text())
-    assert config["training_pictures"] + config["held_out_pictures"] == 20
+def test_held_out_pictures_are_not_trained_on(pictures, tmp_path, monkeypatch):
+    seen = []
+
+    def remembered(pictures, *more):
+        seen.extend(path.name for path in pictures.paths)
+        return AnomalousPictures(pictures, *more)
+
+    monkeypatch.setattr(train_module, "AnomalousPictures", remembered)
+    train(dataclasses.replace(job(pictures), recipe=dataclasses.replace(RECIPE, steps=1)), tmp_path / "run")
+    held_out = [path.name.partition("_")[2] for path in (tmp_path / "run" / "calibration").iterdir()]
+    assert sorted([*held_out, *seen]) == sorted(path.name for path in pictures.iterdir())
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, pictures, tmp_path):
@@ -176,11 +188,28 @@ def test_an_impossible_size(pictures, tmp_path, size):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_pictures(tmp_path):
-    for number in range(3):
+@pytest.mark.parametrize("count", [1, 15])
+def test_too_few_pictures(tmp_path, count):
+    for number in range(count):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
-    with pytest.raises(UsageError, match="3 normal pictures; at least 16 are needed"):
+    with pytest.raises(UsageError, match=f"{count} normal pictures; at least 16 are needed"):
         train(job(tmp_path), tmp_path / "run")
+
+
+def test_pictures_of_mixed_sizes_and_modes(pictures, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    modes = ("RGB", "L", "RGBA", "P", "I;16")
+    for number, path in enumerate(sorted(pictures.iterdir())):
+        picture, mode = Image.open(path).resize((40 + 7 * number, 90 - number)), modes[number % len(modes)]
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        else:
+            picture = picture.convert(mode)
+        picture.save(folder / path.name)
+    opened = checkpoint.load(train(job(folder), tmp_path / "run"))
+    assert 0 < opened.calibration.threshold < 1
+    assert opened.provenance["training_pictures"] == 12
 
 
 def test_an_unreadable_picture_stops_before_training(pictures, tmp_path):
@@ -194,6 +223,13 @@ def test_an_unreadable_picture_stops_before_training(pictures, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def a_start(folder):
+    """A start's file of the small network, random weights in it."""
+    torch.manual_seed(7)
+    start.save(folder / "start.safetensors", STLM(ModelConfig(64, (1, 1, 1, 1))), EfficientNetLite0(), {})
+    return folder / "start.safetensors"
+
+
 def test_what_a_recipe_freezes_stays():
     model = STLM(ModelConfig(64, (1, 1, 1, 1)))
     recipe = RECIPES["quick"]
@@ -205,11 +241,11 @@ def test_what_a_recipe_freezes_stays():
 
 
 def test_quick_changes_the_denoising_stream_alone(pictures, tmp_path):
-    recipe = dataclasses.replace(RECIPES["quick"], start="random", steps=3, batch=2)
-    trained = load_file(train(dataclasses.replace(job(pictures), recipe=recipe), tmp_path / "run"))
-    torch.manual_seed(0)
-    before = STLM(ModelConfig(64, (1, 1, 1, 1))).state_dict()
-    for name, tensor in before.items():
+    recipe = dataclasses.replace(RECIPES["quick"], steps=3, batch=2)
+    mine, before = a_start(tmp_path), STLM(ModelConfig(64, (1, 1, 1, 1)))
+    start.load(mine, before, EfficientNetLite0())
+    trained = load_file(train(dataclasses.replace(job(pictures, init=str(mine)), recipe=recipe), tmp_path / "run"))
+    for name, tensor in before.state_dict().items():
         if name.startswith(("plain.", "mask_decoder.", "prompt_encoder.")):
             assert torch.equal(trained[name], tensor), name
     assert not torch.equal(trained["denoising.neck.0.weight"], trained["plain.neck.0.weight"])
@@ -227,11 +263,19 @@ def test_the_paper_recipe_is_the_published_one():
     assert not recipe.cosine_schedule
 
 
-def test_a_finished_run_is_resumed_without_its_data(run, tmp_path):
-    gone = dataclasses.replace(job(Path(json.loads((run / "config.json").read_text())["data"])))
+def test_a_finished_run_is_resumed_without_its_data(run, pictures):
     began = (run / "checkpoint.safetensors").stat().st_mtime_ns
-    assert train(gone, run, resume=True) == run / "checkpoint.safetensors"
+    away = pictures.rename(pictures.with_name("away"))
+    try:
+        assert train(job(pictures), run, resume=True) == run / "checkpoint.safetensors"
+    finally:
+        away.rename(pictures)
     assert (run / "checkpoint.safetensors").stat().st_mtime_ns == began
+
+
+def test_a_finished_run_is_not_resumed_for_another_false_alarm_rate(run, pictures):
+    with pytest.raises(UsageError, match=r"is for a false-alarm rate of 0\.01, asked for is 0\.05; resume"):
+        train(job(pictures, false_alarm_rate=0.05), run, resume=True)
 
 
 def test_validation_is_logged_and_kept_for_tensorboard(run):
@@ -249,6 +293,95 @@ def test_patience_ends_a_training_that_no_longer_improves(pictures, tmp_path):
     stuck = dataclasses.replace(job(pictures), recipe=stuck, patience=3)
     opened = checkpoint.load(train(stuck, tmp_path / "run"))
     assert opened.provenance["steps"] < 40
+
+
+def test_patience_has_quick_validated_more_than_once(pictures, tmp_path):
+    recipe = dataclasses.replace(RECIPES["quick"], steps=40, batch=2, denoising_lr=1e-12)
+    patient = dataclasses.replace(job(pictures, init=str(a_start(tmp_path)), patience=3), recipe=recipe)
+    assert checkpoint.load(train(patient, tmp_path / "run")).provenance["steps"] < 40
+
+
+@pytest.mark.parametrize("recipe", ["quick", "standard"])
+@pytest.mark.parametrize(
+    ("init", "line"),
+    [
+        ("random", "--init random: --recipe {} keeps the plain stream as it begins; leave out --init"),
+        ("vit_t", "--init vit_t: --recipe {} keeps .* efficientnet-lite0 would teach nothing; give --teacher vit_t"),
+    ],
+)
+def test_a_beginning_that_would_teach_nothing(pictures, tmp_path, recipe, init, line):
+    with pytest.raises(UsageError, match=line.format(recipe)):
+        train(dataclasses.replace(job(pictures, init=init), recipe=RECIPES[recipe]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class CountingSam(Sam):
+    """A small SAM with made-up weights that counts the pictures it is asked about."""
+
+    asked = 0
+
+    def __init__(self, *_):
+        torch.manual_seed(3)
+        super().__init__("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64, native_size=64)
+
+    def forward(self, image):
+        CountingSam.asked += len(image)
+        return super().forward(image)
+
+
+@pytest.fixture
+def counting_sam(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_module, "open_teacher", CountingSam)
+    return CountingSam
+
+
+def asked_by(sam, pictures, out, **changes):
+    """How many pictures SAM is asked about by two epochs of `paper`, pseudo-anomalies included."""
+    recipe = dataclasses.replace(RECIPES["paper"], epochs=2, validations=1)
+    before = sam.asked
+    train(dataclasses.replace(job(pictures, teacher="vit_t", **changes), recipe=recipe), out)
+    return sam.asked - before
+
+
+def test_sams_answers_to_clean_pictures_are_kept_for_the_next_run(counting_sam, pictures, tmp_path):
+    first = asked_by(counting_sam, pictures, tmp_path / "first")
+    second = asked_by(counting_sam, pictures, tmp_path / "second")
+    assert first - second == 12  # each of the clean pictures once, in the first run only
+    assert len(list((tmp_path / "cache").rglob("*.maps"))) == 12
+
+
+def test_of_a_category_that_is_turned_no_answer_is_kept(counting_sam, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data" / "bottle")
+    turned = asked_by(counting_sam, tmp_path / "data" / "bottle", tmp_path / "turned")
+    assert turned >= 24  # each clean picture in both epochs
+    assert not list((tmp_path / "cache").rglob("*.maps"))
+
+
+def test_standard_with_sam_learns_from_sam(counting_sam, pictures, tmp_path):
+    recipe = dataclasses.replace(RECIPES["standard"], steps=4, batch=2)
+    asked = dataclasses.replace(job(pictures, teacher="vit_t", init=str(a_start(tmp_path))), recipe=recipe)
+    began = load_file(a_start(tmp_path))
+    trained = load_file(train(asked, tmp_path / "run"))
+    assert counting_sam.asked
+    assert not torch.equal(trained["plain.neck.0.weight"].half(), began["plain.neck.0.weight"])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["denoising_target"] == "teacher"
+
+
+def test_a_full_disk_ends_the_training_with_one_line(pictures, tmp_path):
+    script = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from test_train import job, train\nfrom stlm_edge.errors import exit_with_one_line\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))\n"
+        "with exit_with_one_line():\n"
+        "    train(job(Path(sys.argv[2])), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(pictures), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(r"error: .*state\.pt: cannot be written \(.*\); free some, and go on by --resume", done.stderr)
+    assert not list((tmp_path / "run").glob("*.part"))
 
 
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.15, 8), (0.5, 10), (0.9, 12)])
@@ -273,13 +406,10 @@ def test_a_worker_that_dies_ends_the_training_with_one_line(pictures, tmp_path, 
 
 
 def test_init_takes_a_start_of_ones_own(pictures, tmp_path):
-    torch.manual_seed(7)
-    mine = STLM(ModelConfig(64, (1, 1, 1, 1)))
-    start.save(tmp_path / "start.safetensors", mine, EfficientNetLite0(), {})
+    mine = a_start(tmp_path)
     recipe = dataclasses.replace(RECIPES["quick"], steps=2, batch=2)
-    mine_too = dataclasses.replace(job(pictures, init=str(tmp_path / "start.safetensors")), recipe=recipe)
-    trained = load_file(train(mine_too, tmp_path / "run"))
-    torch.testing.assert_close(trained["plain.neck.0.weight"], mine.plain.neck[0].weight, atol=1e-3, rtol=1e-3)
+    trained = load_file(train(dataclasses.replace(job(pictures, init=str(mine)), recipe=recipe), tmp_path / "run"))
+    assert torch.equal(trained["plain.neck.0.weight"].half(), load_file(mine)["plain.neck.0.weight"])
 
 
 def test_textures_without_pictures(pictures, tmp_path):

@@ -3,7 +3,8 @@
 STLM's training derives from DeSTSeg's (X. Zhang et al., CVPR 2023; github.com/apple/ml-destseg, train.py and
 data/mvtec_dataset.py): some categories are turned by a random multiple of 90°, then by up to ±5°; some by up to ±5°
 only; the rest not at all, their orientation being part of what is normal. Empty corners are filled with grey 114.
-STLM's own lists name grid, screw and transistor several times over; for these three DeSTSeg's decision holds.
+STLM's own lists name grid, screw and transistor several times over; for these three DeSTSeg's decision holds. A
+category is known by its name alone: --category, or the data folder's own name.
 """
 
 import numpy as np
@@ -15,6 +16,11 @@ UPRIGHT = frozenset({"capsule", "metal_nut", "pill", "toothbrush", "transistor"}
 
 MOST_DEGREES = 5.0
 FILL = (114, 114, 114)
+
+
+def is_turned(category: str | None) -> bool:
+    """Whether `rotated` changes pictures of that category: then none comes twice."""
+    return category in ANY_SIDE_UP or category in SLIGHT
 
 
 def rotated(picture: np.ndarray, rng: np.random.Generator, category: str | None) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stlm_edge.data.rotation import ANY_SIDE_UP, SLIGHT, UPRIGHT, rotated
+from stlm_edge.data.rotation import ANY_SIDE_UP, SLIGHT, UPRIGHT, is_turned, rotated
 
 SIZE = 64
 MVTEC_AD = {
@@ -73,3 +73,10 @@ def test_the_generator_decides_the_turn():
     assert (first.dtype, first.shape, first.flags["C_CONTIGUOUS"]) == (np.uint8, (SIZE, SIZE, 3), True)
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+def test_is_turned_says_which_categories_change():
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for category in (*ANY_SIDE_UP, *SLIGHT, *UPRIGHT, "pcb1", None):
+        changed = not np.array_equal(rotated(picture, np.random.default_rng(1), category), picture)
+        assert is_turned(category) == changed, category
