@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stlm_edge.errors import UsageError
 from stlm_edge.picture import list_pictures, read_picture
 
 Source = Callable[[np.random.Generator, int], np.ndarray]
@@ -30,17 +31,32 @@ def patches_of(pictures: Sequence[np.ndarray]) -> Source:
 def folder_of(path: str | Path) -> Source:
     """Crops of the pictures in a folder, such as DTD's (M. Cimpoi et al., CVPR 2014), folders in it included.
 
-    Raises UsageError for a folder without pictures, and at use for a picture that cannot be read.
+    torchvision's own root, which holds dtd/dtd/images, will do too. Raises UsageError for a folder without pictures and
+    for pictures that are none, and at use for one whose rest cannot be read.
     """
     folder = Path(path)
+    for inside in (Path("dtd") / "dtd" / "images", Path("dtd") / "images", Path("images")):
+        if (folder / inside).is_dir():
+            folder = folder / inside
+            break
     nested = sorted(inner for inner in folder.glob("*/") if inner.is_dir()) if folder.is_dir() else []
     pictures = [picture for inner in nested for picture in list_pictures(inner)] or list_pictures(folder)
+    for picture in pictures:
+        _check(picture)
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
         picture = read_picture(pictures[int(rng.integers(len(pictures)))])
         return _turned(_crop(picture, rng, size, 0.5, 1.0), rng)
 
     return source
+
+
+def _check(picture: Path) -> None:
+    """Read a picture's header: a training should not find out at its hundredth step."""
+    try:
+        Image.open(picture).close()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{picture}: not a picture that can be read ({error}); take it out of the textures") from None
 
 
 def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
