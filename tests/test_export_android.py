@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,34 @@ def test_it_predicts_and_is_benched(
     assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("litert", True, 0)
     assert row["latency_ms"]["p50"] > 0
     assert "ai-edge-litert" in bench["machine"]["packages"]
+
+
+@pytest.mark.slow
+def test_the_fp32_file_runs_in_the_interpreter_before_litert(
+    exported_for_android: dict[str, Exported], tmp_path: Path
+) -> None:
+    """tflite-runtime 2.14, the last of its name, which wants numpy 1: what older devices have."""
+    venv.create(tmp_path / "old", with_pip=True)
+    python = tmp_path / "old" / "bin" / "python"
+    wanted = ["tflite-runtime==2.14.0", "numpy<2", "pillow"]
+    command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        pytest.skip(f"tflite-runtime cannot be installed here: {done.stderr.strip().splitlines()[-1][:200]}")
+    command = [python, "-m", "stlm_edge.bench", "--bundle", exported_for_android["fp32"].folder]
+    done = subprocess.run(
+        [*map(str, command), "--queries", "2", "--seconds", "0", "--out", str(tmp_path / "bench")],
+        env={"PYTHONPATH": str(Path(stlm_edge.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    (row,) = bench["rows"]
+    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("litert", True, 0)
+    assert bench["machine"]["packages"]["tflite-runtime"] == "2.14.0"
 
 
 def test_a_changed_threshold_in_the_artifact_is_seen(exported_for_android: dict[str, Exported], tmp_path: Path) -> None:
