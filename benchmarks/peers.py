@@ -5,8 +5,9 @@
 
 The peers live in an environment of their own, `--work`/environment, which the first run makes by pip from
 peers-requirements.txt. There each is fitted and exported by anomalib (`peers_anomalib.py`); interrupted, the same
-command takes up with the next one. int8 of a peer is onnxruntime's static quantization: QDQ, u8 activations, s8 weights
-by channel, ranges of the held-out pictures. STLM is packed by the steps of `stlm-export`, the first that holds.
+command takes up with the next one. int8 of a peer is onnxruntime's static quantization of convolutions and products:
+QDQ, u8 activations, s8 weights by channel, ranges of the held-out pictures. STLM is packed by the steps of
+`stlm-export`, the first that holds.
 
 Everything is then timed by the same onnxruntime with one thread, each network in a process of its own, taking turns
 (A B C A B C …), so that a busy machine slows all alike; a ratio is the median of the ratios within each turn. A query
@@ -381,13 +382,15 @@ def to_int8(exported: Path, folder: Path, pictures: Pictures) -> Path:
     folder.mkdir()
     with step(f"quantizing {exported.parents[2].name}"), replacing(made) as temporary:
         prepared = folder / "prepared.onnx"
-        quant_pre_process(str(exported), str(prepared), skip_symbolic_shape=True)
+        onnx.save(onnx.load(exported), prepared)  # in one file: the preparation loses weights that stand beside it
+        quant_pre_process(str(prepared), str(prepared), skip_symbolic_shape=True)
         name = onnx.load(prepared, load_external_data=False).graph.input[0].name
         quantize_static(
             str(prepared),
             str(temporary),
             Ranges(name, pictures.held_out),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],  # anomalib's last nodes hold NaN, which has no range
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
