@@ -18,10 +18,16 @@ import pytest
 from stlm_edge.bench.latency import parity_of
 from stlm_edge.bench.result import schema
 from stlm_edge.bundle import open_bundle
+from stlm_edge.data.demo import write_demo
+from stlm_edge.export import export
+from stlm_edge.job import Job
+from stlm_edge.recipes import RECIPES
+from stlm_edge.train import train
 
 if TYPE_CHECKING:
     from stlm_edge.export import Exported
 
+FOR_EACH_BUNDLE = ("anExportedBundleSaysWhatItSaysInPython", "aLoneModelKnowsItsThreshold")
 LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"
 
 
@@ -36,16 +42,21 @@ def bundles(
     """A folder with the bundles and, beside each, what Java found of it."""
     folder = tmp_path_factory.mktemp("android")
     for precision, exported in exported_for_android.items():
-        shutil.copytree(exported.folder, folder / precision)
-        (folder / f"{precision}-maps").mkdir()
-        bundle = open_bundle(exported.folder, threads=1)
-        for number, golden in enumerate(bundle.golden()):
-            bundle.runtime.run(golden.tensor)[0].tofile(folder / f"{precision}-maps/{number}.f32")
+        lay_out(exported.folder, folder, precision)
     shutil.copytree(tiny_bundle, folder / "onnx")
     properties = {"litert": LIBRARY, "bundles": folder}
     select = ["--select-class", "org.stlm_edge.demo.LiteRtModelTest"]
     jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *select)
     return folder
+
+
+def lay_out(bundle_folder: Path, folder: Path, precision: str) -> None:
+    """The bundle, and beside it what Python's interpreter makes of its golden pictures."""
+    shutil.copytree(bundle_folder, folder / precision)
+    (folder / f"{precision}-maps").mkdir()
+    bundle = open_bundle(bundle_folder, threads=1)
+    for number, golden in enumerate(bundle.golden()):
+        bundle.runtime.run(golden.tensor)[0].tofile(folder / f"{precision}-maps/{number}.f32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -64,3 +75,21 @@ def test_java_gives_the_verdicts_and_the_parity_that_python_gives(bundles: Path,
     assert row["latency_ms"]["p50"] > 0
     assert row["end_to_end_ms"]["p50"] > 0
     assert row["queries"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_full_network_gives_java_what_it_gives_python(
+    core_classes: Path, core_test_classes: Path, tmp_path: Path
+) -> None:
+    checkpoint = train(Job(write_demo(tmp_path / "data"), RECIPES["quick"].longer(0.05), 224), tmp_path / "run")
+    done = export("android", checkpoint=checkpoint, out=tmp_path / "bundle")
+    (tmp_path / "bundles").mkdir()
+    lay_out(done.folder, tmp_path / "bundles", done.manifest.precision)
+    select = [f"org.stlm_edge.demo.LiteRtModelTest#{name}(java.lang.String)" for name in FOR_EACH_BUNDLE]
+    words = [word for name in select for word in ("--select-method", name)]
+    properties = {"litert": LIBRARY, "bundles": tmp_path / "bundles"}
+    jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], properties, *words)
+    (row,) = json.loads((tmp_path / f"bundles/{done.manifest.precision}.json").read_text())["rows"]
+    assert row["passed"]
+    assert row["size_mb"] > 15

@@ -231,10 +231,10 @@ class SameAsPythonTest {
 
     @Test
     void aThresholdIsANumberOrRefused() throws Exception {
-        assertEquals(0.25, TfliteMetadata.threshold(Collections.singletonMap("threshold", "0.25")));
+        assertEquals(0.25, TfliteMetadata.threshold(Collections.singletonMap("stlm_edge.threshold", "0.25")));
         for (String odd : new String[] {"", "high", "NaN", "Infinity"}) {
             assertThrows(BundleException.class,
-                    () -> TfliteMetadata.threshold(Collections.singletonMap("threshold", odd)));
+                    () -> TfliteMetadata.threshold(Collections.singletonMap("stlm_edge.threshold", odd)));
         }
         assertThrows(BundleException.class, () -> TfliteMetadata.threshold(Collections.emptyMap()));
     }
