@@ -193,7 +193,8 @@ def _export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16 or int8 (default: the target's; for web all, with a page around them).", show_default=False
+            help="fp32, fp16, int8, palette6 (ios) (default: the target's; for web all, with a page around them).",
+            show_default=False,
         ),
     ] = None,
     via: Annotated[

@@ -39,7 +39,7 @@ TARGETS = (
         input_dtype="float32",
         score_output=False,
     ),
-    Target("ios", "model.mlpackage", "coreml", ("fp16", "int8")),
+    Target("ios", "model.mlpackage", "coreml", ("fp16", "int8", "palette6")),
     Target(
         "web",
         "model.onnx",

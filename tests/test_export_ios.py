@@ -15,6 +15,7 @@ import torch
 import stlm_edge
 from stlm_edge import targets
 from stlm_edge.converters import coreml as converter
+from stlm_edge.converters.onnx import quiet
 from stlm_edge.converters.shaping import folded
 from stlm_edge.coreml_package import MODEL, WEIGHTS, read_metadata, replace_metadata
 from stlm_edge.errors import JobError
@@ -44,7 +45,7 @@ def test_a_bundle_says_what_the_trained_model_says(
 
 
 def test_the_manifest_says_what_goes_in_and_out_and_what_checked_it(exported_for_ios: dict[str, Exported]) -> None:
-    assert targets.find("ios")[1] == "fp16"
+    assert targets.find("ios")[0].precisions == ("fp16", "int8", "palette6")
     for precision, done in exported_for_ios.items():
         manifest = stlm_edge.open(done.folder).manifest
         assert (manifest.target, manifest.runtime, manifest.precision) == ("ios", "coreml", precision)
@@ -163,7 +164,7 @@ def test_a_damaged_converter_does_not_pass(
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
 
-    def to_coreml(model: STLM, path: Path, calibration: object, precision: str, in_float32: object = ()) -> None:
+    def to_coreml(model: STLM, path: Path, calibration: object, precision: str, *_: object) -> None:
         shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
         if precision == "fp32":
             damage(path, model)
@@ -187,7 +188,12 @@ def test_where_the_gate_fails_more_is_computed_in_float32(
     tried: list[tuple[str, ...]] = []
 
     def to_coreml(
-        model: STLM, path: Path, calibration: object, precision: str, in_float32: tuple[str, ...] = ()
+        model: STLM,
+        path: Path,
+        calibration: object,
+        precision: str,
+        in_float32: tuple[str, ...] = (),
+        in_fp16: tuple[str, ...] = (),
     ) -> None:
         shutil.copytree(coreml_packages / "fp32.mlpackage", path)
         if precision == "fp16":
@@ -207,7 +213,9 @@ def test_what_is_never_finite_is_not_written(
 ) -> None:
     tried: list[object] = []
 
-    def to_coreml(model: STLM, path: Path, calibration: object, precision: str, in_float32: object = ()) -> None:
+    def to_coreml(
+        model: STLM, path: Path, calibration: object, precision: str, in_float32: object = (), *_: object
+    ) -> None:
         shutil.copytree(coreml_packages / "fp32.mlpackage", path)
         if precision == "fp16":
             tried.append(in_float32)
@@ -274,3 +282,36 @@ def test_bundles_in_any_order_are_the_same(even_checkpoint: Path, told_apart: Pa
     for precision, done in first.items():
         assert done.manifest.files == again[precision].manifest.files
         assert (done.parity, done.accuracy) == (again[precision].parity, again[precision].accuracy)
+
+
+@pytest.mark.slow
+def test_a_palette_is_small_and_the_gate_decides_on_it(
+    coreml_packages: Path, even_checkpoint: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    def to_coreml(model: STLM, path: Path, calibration: Any, precision: str, *_: object) -> None:
+        if precision == "fp32":
+            shutil.copytree(coreml_packages / "fp32.mlpackage", path)
+        elif tried:
+            shutil.copytree(tried[0], path)
+        else:
+            tried.append(tmp_path / "palette.mlpackage")
+            with quiet():
+                package = converter.compressed(converter.converted(model), precision)
+                converter.save(package, tried[0], calibration, model.config.size)
+            shutil.copytree(tried[0], path)
+
+    monkeypatch.setattr(converter, "to_coreml", to_coreml)
+    done = export(
+        "ios",
+        precision="palette6",
+        checkpoint=even_checkpoint,
+        data=told_apart,
+        out=tmp_path / "bundle",
+        allow_parity_loss=True,
+    )
+    assert done.manifest.parity_loss_allowed == bool(done.losses)
+    assert len(done.frontier) == 1 or done.frontier[0].losses
+    size = sum(file.bytes for file in done.manifest.artifact_files)
+    assert size < 0.45 * sum(path.stat().st_size for path in (coreml_packages / "fp16.mlpackage").rglob("*.*"))
