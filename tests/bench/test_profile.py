@@ -1,0 +1,39 @@
+"""Where an ONNX artifact's time goes: real profiles of onnxruntime, of a small network and of a tiny graph."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stlm_edge import checkpoint
+from stlm_edge.bench.profile import PARTS, REST, flop_of, matrix_product, nodes_of, part_of, profile_of
+from stlm_edge.export import flops
+from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+
+
+def test_every_part_of_the_network_is_found_and_all_its_operations(even_onnx: Path, even_checkpoint: Path) -> None:
+    runtime = OnnxRuntime(even_onnx, threads=1)
+    nodes = nodes_of(runtime, np.zeros((runtime.size, runtime.size, 3), np.uint8), runs=2)
+    assert {part_of(node) for node in nodes} >= {*PARTS, REST}
+    assert all(flop_of(node) == 0 for node in nodes if part_of(node) not in PARTS)
+    model = checkpoint.load(even_checkpoint).model
+    assert sum(map(flop_of, nodes)) == pytest.approx(flops(model), rel=0.03)  # which counts a few more kinds
+
+
+def test_a_profile_comes_from_a_process_of_its_own(tiny_bundle: Path) -> None:
+    found = profile_of(tiny_bundle, 1)
+    assert found is not None
+    assert found.parts[0].name == REST
+    assert all(part.ms > 0 and part.megabytes > 0 for part in found.parts)
+    assert found.gflop_per_second > 1
+    assert found.gigabyte_per_second > 0.1
+
+
+def test_no_profile_is_no_failure(tmp_path: Path) -> None:
+    assert profile_of(tmp_path / "missing", 1) is None
+
+
+def test_the_roof_is_a_real_matrix_product() -> None:
+    (found,) = matrix_product(24, 1)()
+    weights = np.random.default_rng(0).random((24, 24), np.float32)
+    np.testing.assert_allclose(found, weights @ weights, rtol=1e-5)
