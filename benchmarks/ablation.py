@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from patchcore import PatchCore
 from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
@@ -24,18 +25,21 @@ from torch import Tensor
 
 from stlm_edge import checkpoint
 from stlm_edge.bench.machine import describe
-from stlm_edge.data.datasets import Sample, test_samples
+from stlm_edge.data.batches import Pictures
+from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.pseudo_anomalies import KINDS
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.job import Job
+from stlm_edge.job import Job, in_batches
 from stlm_edge.metrics import PixelMetrics, image_auroc
 from stlm_edge.model import STLM
 from stlm_edge.model.stlm import SCORE_PIXELS
 from stlm_edge.picture import load, read_mask, read_picture
 from stlm_edge.recipes import RECIPES
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import train
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
 
 READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "1 − cos of the image embedding (k=1)": lambda first, second: first,
@@ -58,6 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "from random weights": {
         "start": "random", "plain_lr": 3e-4, "decoder_lr": 3e-4, "denoising_lr": 3e-4, "denoising_target": "teacher",
     },
+    "FA trained, against the mask's nearest pixels": {"fa_lr": 1e-4, "fa_loss": "cross-entropy+dice on nearest pixels"},
 }  # fmt: skip
 
 
@@ -85,13 +90,44 @@ def main() -> None:
             rows.append({"data": data.name, "change": f"score of {pixels} pixels", **row})
         for number, (name, changes) in enumerate(VARIANTS.items()):
             model = trained(data, changes, options, f"variant-{number}")
-            rows.append({"data": data.name, "change": name, **test.figures(test.maps(model))})
+            found = test.maps(model)
+            rows.append({"data": data.name, "change": name, **test.figures(found)})
             print(rows[-1], flush=True)
+            if "fa_lr" in changes:
+                first, second = test.distances(model)
+                combined = found * first * second
+                rows.append({"data": data.name, "change": f"{name}; FA's map times tlm_map", **test.figures(combined)})
+        rows += memory_banks(data, test)
         show(rows)
     if options.record:
         steps = RECIPES["quick"].longer(options.longer).steps
-        record = {"date": date.today().isoformat(), "machine": asdict(describe()), "steps": steps, "rows": rows}
+        record = {
+            "command": command(options),
+            "date": date.today().isoformat(),
+            "machine": asdict(describe(PACKAGES)),
+            "steps": steps,
+            "rows": rows,
+        }
         options.record.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def command(options: argparse.Namespace) -> str:
+    """What made the rows, with the names of the data sets and nothing of where they stand."""
+    data = " ".join(f"--data {folder.name}" for folder in options.data)
+    return f"python benchmarks/ablation.py {data} --longer {options.longer:g} --out RUN"
+
+
+def memory_banks(data: Path, test: "Test") -> list[dict[str, Any]]:
+    """What the teacher's own two maps tell, each alone in a PatchCore's memory of normal pictures."""
+    pictures = Pictures([sample.picture for sample in training_samples(data)], test.size)
+    teacher = EfficientNetLite0()
+    teacher.fit(in_batches(pictures))
+    rows = []
+    for k in (1, 2):
+        bank = PatchCore(lambda image, k=k: F.normalize(teacher(image)[k - 1], dim=1), pictures)
+        maps = torch.stack([torch.from_numpy(bank.distances(picture.numpy())) for picture in test.pictures])
+        rows.append({"data": data.name, "change": f"PatchCore of the teacher's map k={k}", **test.figures(maps)})
+    return rows
 
 
 class Test:

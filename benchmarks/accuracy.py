@@ -31,6 +31,7 @@ from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import train
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
 GOALS = {"mvtec_bottle_448": (0.995, 0.97, 0.91), "magnetic_tile": (0.85, 0.64, 0.60)}
 """Folder's name → least FIGURES of every seed's `quick`."""
 
@@ -58,7 +59,7 @@ def main() -> None:
         record = {
             "command": command(options),
             "date": date.today().isoformat(),
-            "machine": asdict(describe()),
+            "machine": asdict(describe(PACKAGES)),
             "rows": rows,
         }
         options.record.write_text(json.dumps(record, indent=2) + "\n")

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from patchcore import PatchCore, of_two_maps
 from torch import Tensor
 
-from stlm_edge import start
+from stlm_edge import run_folder, start
 from stlm_edge.calibrate import calibrate
 from stlm_edge.data.batches import Pictures, views
 from stlm_edge.data.datasets import test_samples, training_samples
@@ -79,20 +79,23 @@ def main() -> None:
         sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
         teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], options.size)))
     if options.init == "vit_t":
-        start.copy_mobile_sam(open_teacher("vit_t"), model)
+        start.copy_mobile_sam(teacher if options.teacher == "vit_t" else open_teacher("vit_t"), model)
     elif options.init:
         start.load(Path(options.init), model, teacher)
     model, teacher = model.to(device, memory_format=torch.channels_last), teacher.to(device)
     trained = [*model.plain.parameters(), *model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
     source = any_of(procedural, patches_of(pictures))
-    first, state_file, log = 0, options.out / "state.pt", options.out / "log.jsonl"
+    asked = {name: getattr(options, name) for name in ("steps", "size", "batch", "seed", "teacher", "init")}
+    run_folder.start(options.out, asked | {"pictures": len(everything)}, resume=True)
+    first, state_file = 0, options.out / run_folder.STATE
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         first = state["step"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimisers"][0])
 
+    log = run_folder.open_log(options.out, first + 1)
     began = time.monotonic()
     for step in range(first, options.steps):
         model.train()
@@ -112,8 +115,7 @@ def main() -> None:
         if done % PROBE_EVERY == 0 or done == options.steps:
             row = {"step": done, **probe(model, teacher, held_out), "seconds": round(time.monotonic() - began)}
             print(json.dumps(row), flush=True)
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            run_folder.log_row(log, row)
 
     if options.ship:
         card = {
@@ -123,7 +125,7 @@ def main() -> None:
             "steps": options.steps,
             "seed": options.seed,
             "date": date.today().isoformat(),
-            "curve": [json.loads(line) for line in log.read_text().splitlines()],
+            "curve": [json.loads(line) for line in (options.out / run_folder.LOG).read_text().splitlines()],
         }
         options.ship.parent.mkdir(exist_ok=True)
         start.save(options.ship, model.to(memory_format=torch.contiguous_format), teacher, card)

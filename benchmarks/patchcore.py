@@ -39,12 +39,16 @@ class PatchCore:
         kept = rng.permutation(len(memory))[:LARGEST_MEMORY]
         self.memory = memory[torch.from_numpy(np.sort(kept))]
 
-    @torch.inference_mode()
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        patches, grid = self._patches(image)
-        distance = torch.cdist(patches, self.memory).min(dim=1).values.reshape(grid)
+        distance = torch.from_numpy(self.distances(image))
         upsampled = F.interpolate(distance[None, None], size=image.shape[:2], mode="bilinear", align_corners=False)
         return gaussian_filter(upsampled[0, 0].numpy(), SIGMA), distance.max().item()
+
+    @torch.inference_mode()
+    def distances(self, image: np.ndarray) -> np.ndarray:
+        """Each patch's distance to the nearest in memory, h×w."""
+        patches, grid = self._patches(image)
+        return torch.cdist(patches, self.memory).min(dim=1).values.reshape(grid).numpy()
 
     @torch.inference_mode()
     def _patches(self, picture: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
