@@ -19,6 +19,7 @@ class OpenVINO:
     """
 
     name = "openvino"
+    provider = "CPU"
 
     def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
         openvino = import_openvino()
@@ -59,6 +60,11 @@ class OpenVINO:
         if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
             raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
         return anomaly_map, score
+
+    def placement(self) -> dict[str, int]:
+        """OpenVINO's device to the nodes of the graph as it runs them; it tells of the whole graph alone."""
+        (device,) = self.model.get_property("EXECUTION_DEVICES")
+        return {device: len(self.model.get_runtime_model().get_ops())}
 
     def _check_graph(self) -> int:
         ports = [*self.model.inputs, *self.model.outputs]

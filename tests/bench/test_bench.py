@@ -216,6 +216,21 @@ def test_what_runs_elsewhere_than_asked_is_a_failed_row(tiny_bundle: Path) -> No
     assert [(part.by, part.fell_back) for part in found.placement] == [("CPUExecutionProvider", True)]
 
 
+def test_litert_tells_what_xnnpack_took_over(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from tiny_tflite import tiny_model, write_tflite
+
+    from stlm_edge.runtimes.litert import LiteRT
+
+    write_tflite(tmp_path / "model.tflite", tiny_model(TINY_SIZE))
+    runtime = LiteRT(tmp_path / "model.tflite", 1)
+    assert runtime.placement() == {"XNNPACK": 3}
+    without = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    runtime.interpreter = Interpreter(str(tmp_path / "model.tflite"), experimental_op_resolver_type=without)
+    assert runtime.placement() == {"LiteRT's kernels": 3}
+
+
 def test_a_provider_that_is_not_there_is_a_failed_row(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     row = dataclasses.replace(unmeasured(bundle, 1, 1), runtime="onnxruntime/nonsense")

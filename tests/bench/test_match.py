@@ -80,6 +80,9 @@ def test_one_bundle_is_run_by_each_runtime_that_is_here(tiny_bundle: Path, tmp_p
     assert set(rows) >= {"tiny by onnxruntime", "tiny by openvino"}
     assert not any("azure" in name for name in rows), "which would ask a service"
     assert all(row["passed"] and row["latency_ms"] for row in rows.values())
+    (placed,) = rows["tiny by openvino"]["placement"]
+    assert (placed["by"], placed["fell_back"]) == ("CPU", False)
+    assert placed["nodes"] > 3
     assert set(found["machine"]["packages"]) >= {"onnxruntime", "openvino"}
 
 

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -79,6 +80,22 @@ def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
     assert found["machine"]["packages"]["onnxruntime"]
     assert found["headline"].startswith(f"tiny on {nobody} FAILED: ")
     assert f"{nobody}: FAILED: " in capsys.readouterr().err
+
+
+def test_a_bundle_goes_where_its_runtime_is_and_one_that_is_for_none_of_them_is_a_row(
+    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    for_jetson = tmp_path / "for-jetson"
+    shutil.copytree(tiny_bundle, for_jetson)
+    manifest = for_jetson / "manifest.json"
+    text = manifest.read_text().replace('"target": "cpu"', '"target": "jetson"')
+    manifest.write_text(text.replace('"runtime": "onnxruntime"', '"runtime": "tensorrt"'))
+    more = ("--bundle", str(for_jetson), "--device", "local")
+    found = bench(server, python, tiny_bundle, tmp_path / "out", *more, exit_code=1)
+    rows = {(row["name"], row["device"]): row for row in found["rows"]}
+    assert rows.keys() == {("tiny", None), ("tiny", server.device), ("for-jetson", None)}
+    assert rows["tiny", server.device]["passed"]
+    assert rows["for-jetson", None]["failure"] == "no device of this command is jetson with tensorrt"
 
 
 class Terminal(io.StringIO):
