@@ -13,7 +13,7 @@ allows: it ships only where the gate holds.
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ ct = import_coremltools()
 SMALLEST_NORMAL = 2**-14  # of fp16; hardware may take what is smaller for 0, and a norm of zeros by it for 0/0
 NORMS = ("layer_norm", "pow", "reduce_l2_norm", "reduce_mean", "rsqrt", "sqrt")  # whose squares may overflow in fp16
 IN_FLOAT32: tuple[tuple[str, ...], ...] = ((), NORMS)  # what the export tries, in this order
+LARGE = 2048  # values; smaller weights stay in fp16
 _END = ("sigmoid", "upsample_bilinear", "reshape", "topk", "reduce_mean")
 
 
@@ -43,14 +44,17 @@ def to_coreml(
     calibration: Calibration,
     precision: str = "fp16",
     in_float32: tuple[str, ...] = (),
+    in_fp16: Sequence[str] = (),
 ) -> None:
     """Write the model, which is in evaluation mode and stays as it is, as the folder `path`, which must not exist.
 
     `precision`: "fp32", "fp16", or of the weights "int8" or "palette6", where activations are fp16. `in_float32`: MIL
-    operations that are computed in float32 all the same.
+    operations that are computed in float32 all the same. `in_fp16`: layers whose names begin with one of these keep
+    fp16 weights.
     """
     with quiet():
-        save(compressed(converted(model, precision, in_float32), precision), path, calibration, model.config.size)
+        package = compressed(converted(model, precision, in_float32), precision, in_fp16)
+        save(package, path, calibration, model.config.size)
 
 
 def converted(model: STLM, precision: str = "fp16", in_float32: tuple[str, ...] = ()) -> Any:
@@ -91,17 +95,24 @@ def _after_logits(operation: Any) -> bool:
     return False
 
 
-def compressed(package: Any, precision: str) -> Any:
+def compressed(package: Any, precision: str, in_fp16: Sequence[str] = ()) -> Any:
     """The package with its weights in `precision`; it stays as it is where that is a float."""
     from coremltools.optimize import coreml as optimize
 
+    if precision not in ("int8", "palette6"):
+        return package
+    begins = tuple(f"p_{name.replace('.', '_')}" for name in in_fp16)  # as torch.export names parameters
+    names = optimize.get_weights_metadata(package, weight_threshold=LARGE) if begins else ()
+    kept = {name: None for name in names if name.startswith(begins)}
     if precision == "palette6":
-        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=6, weight_threshold=2048)
-        return optimize.palettize_weights(package, optimize.OptimizationConfig(global_config=palette))
-    if precision == "int8":
-        config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=2048)
-        return optimize.linear_quantize_weights(package, optimize.OptimizationConfig(global_config=config))
-    return package
+        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=6, weight_threshold=LARGE)
+        return optimize.palettize_weights(
+            package, optimize.OptimizationConfig(global_config=palette, op_name_configs=kept)
+        )
+    config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LARGE)
+    return optimize.linear_quantize_weights(
+        package, optimize.OptimizationConfig(global_config=config, op_name_configs=kept)
+    )
 
 
 def save(package: Any, path: Path, calibration: Calibration, size: int) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,8 @@ except ImportError as error:
 LABELS = ("normal", "anomalous")
 SPARE_BYTES = 1024  # of metadata, for what is written on site
 LINEAR, CONVOLUTIONS = ("FULLY_CONNECTED",), ("CONV_2D", "DEPTHWISE_CONV_2D")
-# Regular expressions for the names of layers; the export takes the first of each with which the gate holds.
-ALL, NONE = ".*", "(?!)"
+# Regular expressions for the names of layers; the export takes the first with which the gate holds.
 FP16 = (r"^(?!.*/(patch_embed|layers/0)/)", r"^(?!.*/(patch_embed|layers/[01])/)")
-INT8 = (  # linear layers, convolutions
-    (ALL, FP16[0]),
-    (ALL, NONE),
-    (r"^(?!.*(mask_decoder|layers/3/blocks/\d+/mlp))", NONE),
-)
 
 
 def to_tflite(model: STLM, path: Path, calibration: Calibration, provenance: dict[str, Any]) -> None:
@@ -80,19 +74,20 @@ def to_int8(
     calibration: Calibration,
     size: int,
     provenance: dict[str, Any],
-    layers: tuple[str, str] = INT8[0],
+    in_float: Sequence[str] = (),
 ) -> None:
     """Write `source`, which `to_tflite` made, with int8 weights. Raises JobError like `to_tflite`.
 
-    `layers`: regular expressions for the names of the linear layers and of the convolutions that are int8.
+    `in_float`: layers whose names begin with one of these, `plain.layers.2.blocks.0.attn.` say, stay in float.
     """
-    recipe, (linear, convolutions) = _half(FP16[0]), layers
+    recipe = _half(FP16[0])
+    begins = "|".join(re.escape(name.rstrip(".").replace(".", "/")) for name in in_float)
+    kept = rf"^({begins})(?!\w)" if in_float else "(?!)"
     for operator in LINEAR:
-        recipe.add_dynamic_config(linear, operator, 8)
+        recipe.add_dynamic_config(f"^(?!{kept})", operator, 8)
     for operator in CONVOLUTIONS:
-        recipe.add_weight_only_config(convolutions, operator, 8)
-    biases = "FLOAT16" if convolutions == NONE else "INT8"
-    _save(_quantized(source, recipe), path, _about(calibration, size, provenance), biases)
+        recipe.add_weight_only_config(f"^(?!{kept}){FP16[0]}", operator, 8)
+    _save(_quantized(source, recipe), path, _about(calibration, size, provenance), "INT8", kept)
 
 
 def _half(layers: str) -> recipe_manager.RecipeManager:
@@ -110,7 +105,7 @@ class _MapOnly(nn.Module):
         self.model = folded(model)
         grid = model.config.size // 16
         encoding = self.model.prompt_encoder.pe_layer(grid, grid)
-        self.model.prompt_encoder.pe_layer = _Constant(encoding)  # type: ignore[assignment]
+        self.model.prompt_encoder.pe_layer = _Constant(encoding)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return {"anomaly_map": self.model(image).anomaly_map}
@@ -141,13 +136,13 @@ def _quantized(source: Path, recipe: recipe_manager.RecipeManager) -> bytes:
     return bytes(content)
 
 
-def _save(content: bytes, path: Path, about: dict[str, str], biases: str = "FLOAT32") -> None:
+def _save(content: bytes, path: Path, about: dict[str, str], biases: str = "FLOAT32", in_float: str = "(?!)") -> None:
     """Name tensors by their modules, write with our metadata, and run what was written."""
     model = schema.ModelT.InitFromPackedBuf(content)
     _bring_inside(model, content)
     _check_operators(model)
     if biases != "FLOAT32":
-        _shrink_attention_biases(model, biases)
+        _shrink_attention_biases(model, biases, in_float)
     (graph,) = model.subgraphs
     names = {_readable(tensor.name.decode()) for tensor in graph.tensors}
     unique = len(names) == len(graph.tensors)
@@ -184,20 +179,25 @@ def _bring_inside(model: Any, content: bytes) -> None:
         buffer.offset = buffer.size = 0
 
 
-def _shrink_attention_biases(model: Any, kind: str) -> None:
+def _shrink_attention_biases(model: Any, kind: str, in_float: str) -> None:
     """Store the gathered attention biases, 1×heads×tokens×tokens, in fewer bits: in float32 they are 9 MB at S=224.
 
-    The interpreter brings them back to float32 once, when it loads the file, as it does with convolutions' weights.
+    As `kind`, but in float16 where `in_float`, a regular expression, finds the layer's name. The interpreter brings
+    them back to float32 once, when it loads the file, as it does with convolutions' weights.
     """
     (graph,) = model.subgraphs
     codes = [code.builtinCode for code in model.operatorCodes]
     add, dequantize = (codes.index(getattr(schema.BuiltinOperator, name)) for name in ("ADD", "DEQUANTIZE"))
     users = Counter(tensor.buffer for tensor in graph.tensors)
+    added = {
+        index: graph.tensors[operator.outputs[0]].name.decode()
+        for operator in graph.operators
+        if operator.opcodeIndex == add
+        for index in operator.inputs
+    }
     before = []
-    for index in sorted(
-        {index for operator in graph.operators if operator.opcodeIndex == add for index in operator.inputs}
-    ):
-        tensor = graph.tensors[index]
+    for index, layer in sorted(added.items()):
+        tensor, as_int8 = graph.tensors[index], kind == "INT8" and not re.search(in_float, layer)
         data = model.buffers[tensor.buffer].data
         if data is None or len(tensor.shape) != 4 or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] < 49:
             continue
@@ -206,9 +206,9 @@ def _shrink_attention_biases(model: Any, kind: str) -> None:
         stored.name, stored.shape, stored.type = (
             tensor.name + b"/stored",
             tensor.shape,
-            getattr(schema.TensorType, kind),
+            schema.TensorType.INT8 if as_int8 else schema.TensorType.FLOAT16,
         )
-        if kind == "INT8":
+        if as_int8:
             scale = np.maximum(np.abs(values).max(axis=(0, 2, 3)), 1e-9) / 127  # one per head
             stored.quantization = schema.QuantizationParametersT()
             stored.quantization.scale = scale.astype(np.float32)

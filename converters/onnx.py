@@ -122,11 +122,16 @@ def name_nodes(graph: "onnx.GraphProto") -> None:
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
         module = ast.literal_eval(scopes)[-2] if scopes else modules.get(node.input[0], "")
         modules.update(dict.fromkeys(node.output, module))
-        for found, spoken in SPOKEN.items():
-            module = re.sub(found, spoken, module)
-        name = "/".join(filter(None, [*module.split("."), node.op_type]))
+        name = "/".join(filter(None, [spoken(module), node.op_type]))
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+def spoken(module: str) -> str:
+    """A module's path, or its beginning, as its nodes' names begin: plain.layers.3.blocks.1.attn as above."""
+    for found, said in SPOKEN.items():
+        module = re.sub(found, said, module)
+    return module.replace(".", "/")
 
 
 def name_values(graph: "onnx.GraphProto") -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.bundle import stamp
-from stlm_edge.converters.onnx import quiet
+from stlm_edge.converters.onnx import quiet, spoken
 from stlm_edge.errors import UsageError
 from stlm_edge.manifest import Calibration
 from stlm_edge.openvino_metadata import GRAPH
@@ -27,16 +27,7 @@ from stlm_edge.runtimes.openvino import import_openvino
 
 openvino = import_openvino()
 
-# Regular expressions for the names of layers; the export takes the first of each with which the gate holds.
-ALL, NONE = ".*", "(?!)"
 IN_FLOAT32 = "/(patch_embed|stage0)/"
-INT8 = (  # linear layers, convolutions
-    (ALL, rf"^(?!.*{IN_FLOAT32})"),
-    (ALL, "^fa/"),
-    (ALL, NONE),
-    (r"^(?!.*(mask_decoder|stage3/block\d+/mlp))", NONE),
-)
-CONVOLUTIONS = ("Convolution", "GroupConvolution")
 SMALL = 4096  # values; what is smaller stays in float32
 PALETTE = 256
 
@@ -52,13 +43,13 @@ def to_int8(
     calibration: Calibration,
     size: int,
     pictures: Sequence[np.ndarray],
-    layers: tuple[str, str] = INT8[0],
+    in_float: Sequence[str] = (),
 ) -> None:
     """Quantize the ONNX file `source`; `pictures`, uint8 S×S×3, give the ranges.
 
-    `layers`: names of the linear layers that are computed in int8, and of the convolutions that store int8 weights.
+    `in_float`: layers whose modules' names begin with one of these stay in float.
     """
-    linear, convolutions = layers
+    kept = tuple(spoken(name) for name in in_float)
     try:
         with quiet():
             import nncf
@@ -67,7 +58,9 @@ def to_int8(
     model = _read(source)
     nodes = model.get_ordered_ops()
     names = [node.get_friendly_name() for node in nodes if node.get_type_name() not in ("Constant", "Parameter")]
-    chosen = {node.get_friendly_name() for node in nodes if _is_linear(node) and _named(node, linear)}
+    chosen = {
+        node.get_friendly_name() for node in nodes if _is_linear(node) and not node.get_friendly_name().startswith(kept)
+    }
     with quiet():
         model = nncf.quantize(
             model,
@@ -77,18 +70,18 @@ def to_int8(
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
         nodes = model.get_ordered_ops()
-        if any(_is_convolution(node) and _named(node, convolutions) for node in nodes):
-            kept = [
-                node.get_friendly_name()
-                for node in nodes
-                if node.get_type_name() in ("MatMul", "Gather")
-                or (_is_convolution(node) and not _named(node, convolutions))
-            ]
-            model = nncf.compress_weights(
-                model,
-                mode=nncf.CompressWeightsMode.INT8_SYM,
-                ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
-            )
+        others = [
+            node.get_friendly_name()
+            for node in nodes
+            if node.get_type_name() in ("MatMul", "Gather")
+            or re.search(IN_FLOAT32, node.get_friendly_name())
+            or node.get_friendly_name().startswith(kept)
+        ]
+        model = nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT8_SYM,
+            ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+        )
     _save(model, folder, calibration, size, half=True)
 
 
@@ -146,11 +139,3 @@ def _shrink(node: Any, half: bool) -> None:
 
 def _is_linear(node: Any) -> bool:
     return node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant"
-
-
-def _is_convolution(node: Any) -> bool:
-    return node.get_type_name() in CONVOLUTIONS
-
-
-def _named(node: Any, names: str) -> bool:
-    return re.search(names, node.get_friendly_name()) is not None

@@ -4,7 +4,6 @@ int8, symmetric, zero point 0, constant scales, one per tensor for activations a
 no bias quantized.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,10 @@ from stlm_edge.converters.typed_onnx import drop_unused, weights_of
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number
 
 
-def quantize(proto: onnx.ModelProto, pictures: Sequence[np.ndarray], in_float: str, islands: set[str]) -> None:
-    """Put Q/DQ before the linear layers that are neither islands nor named by `in_float`, in place."""
+def quantize(
+    proto: onnx.ModelProto, pictures: Sequence[np.ndarray], in_float: Sequence[str], islands: set[str]
+) -> None:
+    """Put Q/DQ before the linear layers that are neither islands nor begin with one of `in_float`, in place."""
     graph = proto.graph
     weights = weights_of(graph)
     layers = {
@@ -31,7 +32,7 @@ def quantize(proto: onnx.ModelProto, pictures: Sequence[np.ndarray], in_float: s
         and node.input[1] in weights
         and len(weights[node.input[1]].dims) == 2
         and node.name not in islands
-        and not re.search(in_float, node.input[1])
+        and not node.input[1].startswith(tuple(in_float))
     }
     reach = _reach(proto, set(layers), pictures)
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "zero_point"))

@@ -61,34 +61,51 @@ def shrink(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node.name)
-    undone: list[onnx.NodeProto] = []
-    places_of: dict[tuple[tuple[int, ...], bytes], str] = {}
+    into_tables(graph, np.uint8)
+    undone = []
     for weight in list(graph.initializer):
-        values = numpy_helper.to_array(weight)
-        in_float32 = any(re.search(IN_FLOAT32, user) for user in users.get(weight.name, []))
-        if values.dtype != np.float32 or values.size <= SMALL or in_float32:
+        values, name = numpy_helper.to_array(weight), weight.name
+        in_float32 = any(re.search(IN_FLOAT32, user) for user in users.get(name, []))
+        if values.dtype != np.float32 or values.size <= SMALL or in_float32 or np.abs(values).max() >= 65504:
             continue
-        name, nodes, parts = weight.name, [], {}
-        if values.ndim == 3:
-            columns = values.reshape(len(values), -1)
-            table, first, places = np.unique(columns, axis=1, return_index=True, return_inverse=True)
-            order = first.argsort()  # of appearance, so that windows of one size share their places
-            table, places = table[:, order], order.argsort()[places.ravel()]
-            if table.shape[1] <= TABLE:
-                places = places.reshape(values.shape[1:]).astype(np.uint8)
-                where = places_of.setdefault((places.shape, places.tobytes()), f"{name}_places")
-                parts = {f"{name}_table": table} | ({where: places} if where == f"{name}_places" else {})
-                nodes = [
-                    helper.make_node("Cast", [where], [f"{name}_index"], f"{name}/Cast", to=TensorProto.INT32),
-                    helper.make_node("Gather", [f"{name}_table", f"{name}_index"], [name], f"{name}/Gather", axis=1),
-                ]
-        if not nodes and np.abs(values).max() < 65504:
-            parts = {f"{name}_float16": values.astype(np.float16)}
-            nodes = [helper.make_node("Cast", [*parts], [name], f"{name}/Cast", to=TensorProto.FLOAT)]
-        if nodes:
-            graph.initializer.remove(weight)
-            graph.initializer.extend(numpy_helper.from_array(part, key) for key, part in parts.items())
-            undone += nodes
-    kept = list(graph.node)
+        graph.initializer.remove(weight)
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), f"{name}_float16"))
+        undone.append(helper.make_node("Cast", [f"{name}_float16"], [name], f"{name}/Cast", to=TensorProto.FLOAT))
+    _put_first(graph, undone)
+
+
+def into_tables(graph: onnx.GraphProto, kind: type[np.integer] = np.int32) -> None:
+    """Store attention biases, heads×tokens×tokens of few distinct columns, as tables and where their columns go.
+
+    Those places are of this kind; what is not int32 is cast to it, which not every runtime can do.
+    """
+    gathers = []
+    named: dict[tuple[tuple[int, ...], bytes], str] = {}
+    for weight in list(graph.initializer):
+        values, name = numpy_helper.to_array(weight), weight.name
+        if values.dtype != np.float32 or values.ndim != 3 or values.size <= SMALL:
+            continue
+        columns = values.reshape(len(values), -1)
+        table, first, places = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+        if table.shape[1] > TABLE:
+            continue
+        order = first.argsort()  # of appearance, so that windows of one size share their places
+        places = order.argsort()[places.ravel()].reshape(values.shape[1:]).astype(kind)
+        key = places.shape, places.tobytes()
+        if key not in named:
+            named[key] = f"{name}_places"
+            graph.initializer.append(numpy_helper.from_array(places, named[key]))
+            if kind != np.int32:
+                index = f"{name}_index"
+                gathers.append(helper.make_node("Cast", [named[key]], [index], f"{name}/Cast", to=TensorProto.INT32))
+                named[key] = index
+        graph.initializer.remove(weight)
+        graph.initializer.append(numpy_helper.from_array(table[:, order], f"{name}_table"))
+        gathers.append(helper.make_node("Gather", [f"{name}_table", named[key]], [name], f"{name}/Gather", axis=1))
+    _put_first(graph, gathers)
+
+
+def _put_first(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    following = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*undone, *kept])
+    graph.node.extend([*nodes, *following])

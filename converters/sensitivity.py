@@ -1,7 +1,8 @@
-"""Which linear layers int8 hurts most: each group of them alone, by what it does to the anomaly map.
+"""Which layers int8 hurts most: each group of them alone, by what it does to the anomaly map.
 
-Simulated in torch, where nothing has to be converted: weights in int8 with a scale per output channel, inputs in uint8
-with each picture's own range, as `quantization.py` writes them.
+Simulated in torch, where nothing has to be converted: weights in int8 with a scale per output channel and, of linear
+layers, inputs in uint8 with each picture's own range, as `quantization.py` writes them. Formats that store int8 weights
+of convolutions, or compute in float with all of them, name those groups too.
 """
 
 import copy
@@ -16,47 +17,59 @@ from stlm_edge.model import STLM
 from stlm_edge.progress import step
 
 PICTURES = 8  # of the calibration set, evenly from normal and pseudo-anomalous ones
-GROUPS = (  # a group is what one of these finds in layers' names
+# A group is what one of these finds in layers' names.
+LINEAR = (
     r"^(plain|denoising)\.layers\.\d+\.blocks\.\d+\.(attn\.|mlp\.fc1|mlp\.fc2)",
     r"^mask_decoder\.transformer\.layers\.\d+\.",
 )
+CONVOLUTIONS = (
+    r"^(plain|denoising)\.(layers\.[1-3]\.(downsample|blocks\.\d+\.local_conv)|neck)\.",
+    r"^fa\.(res|head)\.\d\.",
+)
+FIRST_CONVOLUTIONS = (r"^(plain|denoising)\.(patch_embed|layers\.0)\.",)
 
 
 @torch.inference_mode()
-def ranked(model: STLM, pictures: Sequence[np.ndarray]) -> list[tuple[str, float]]:
+def ranked(
+    model: STLM, pictures: Sequence[np.ndarray], groups: Sequence[str] = LINEAR, inputs: bool = True
+) -> list[tuple[str, float]]:
     """Names that the layers of a group begin with, and the map's mean difference with that group alone in int8.
 
-    The most harmful first. `pictures`: uint8 S×S×3. `model` stays as it is.
+    The most harmful first. `pictures`: uint8 S×S×3. `inputs`: whether linear layers' inputs are uint8 too. `model`
+    stays as it is.
     """
     copied = copy.deepcopy(model).eval()
-    groups: dict[str, list[nn.Linear]] = {}
+    members: dict[str, list[nn.Linear | nn.Conv2d]] = {}
     for name, module in copied.named_modules():
-        found = next((match for group in GROUPS if (match := re.search(group, name))), None)
-        if isinstance(module, nn.Linear) and found:
-            groups.setdefault(found.group(), []).append(module)
+        found = next((match for group in groups if (match := re.search(group, f"{name}."))), None)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and found:
+            members.setdefault(found.group(), []).append(module)
     chosen = [torch.from_numpy(picture)[None] for picture in pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]]
     expected = [copied(picture).anomaly_map for picture in chosen]
     damage = {}
-    with step("ranking layers by what int8 does to the map", len(groups)) as advance:
-        for name, layers in groups.items():
+    with step("ranking layers by what int8 does to the map", len(members)) as advance:
+        for name, layers in members.items():
             kept = [layer.weight.data for layer in layers]
-            hooks = [layer.register_forward_pre_hook(_in_uint8) for layer in layers]
+            linear = [layer for layer in layers if inputs and isinstance(layer, nn.Linear)]
+            hooks = [layer.register_forward_pre_hook(_in_uint8) for layer in linear]
             for layer in layers:
                 layer.weight.data = _in_int8(layer.weight.data)
             maps = [copied(picture).anomaly_map for picture in chosen]
             damage[name] = float(
                 np.mean([(one - other).abs().mean().item() for one, other in zip(maps, expected, strict=True)])
             )
-            for layer, weight, hook in zip(layers, kept, hooks, strict=True):
+            for layer, weight in zip(layers, kept, strict=True):
                 layer.weight.data = weight
+            for hook in hooks:
                 hook.remove()
             advance()
     return sorted(damage.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _in_int8(weight: Tensor) -> Tensor:
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round() * scale
+    rows = weight.flatten(1)
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+    return ((rows / scale).round() * scale).reshape(weight.shape)
 
 
 def _in_uint8(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

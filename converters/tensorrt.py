@@ -19,15 +19,11 @@ import onnx
 from stlm_edge.converters.fp16_islands import Island
 from stlm_edge.converters.onnx import save
 from stlm_edge.converters.qdq import quantize
+from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.converters.typed_onnx import cast_first, typed
 from stlm_edge.errors import JobError
 from stlm_edge.manifest import Calibration
-
-INT8 = (  # linear layers that int8 leaves in float16: what the export tries in turn
-    r"\.layers\.3\.blocks\.\d+\.mlp\.fc2|mask_decoder",
-    r"\.mlp\.fc2|\.layers\.3\.|mask_decoder",
-)
 
 
 def read(source: Path) -> onnx.ModelProto:
@@ -44,6 +40,7 @@ def to_fp16(proto: onnx.ModelProto, path: Path, calibration: Calibration, island
     """Write the graph in float16 but for `islands`. Raises JobError when it breaks a rule of TensorRT's."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    into_tables(copy.graph)
     typed(copy, {island.node for island in islands})
     _save(copy, path, calibration, "fp16")
 
@@ -54,17 +51,18 @@ def to_int8(
     calibration: Calibration,
     islands: Sequence[Island],
     pictures: Sequence[np.ndarray],
-    in_float: str = INT8[0],
+    in_float: Sequence[str] = (),
 ) -> None:
     """Write the graph with int8 linear layers, the rest as `to_fp16` does. Raises JobError likewise.
 
-    `pictures`, uint8 S×S×3 each, show the activations' ranges. `in_float`: a regular expression; linear layers whose
-    weight's name it finds stay in float16.
+    `pictures`, uint8 S×S×3 each, show the activations' ranges. `in_float`: linear layers whose names begin with one of
+    these stay in float16.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     within = {island.node for island in islands}
     quantize(copy, pictures, in_float, within)
+    into_tables(copy.graph)
     typed(copy, within)
     _save(copy, path, calibration, "int8")
 

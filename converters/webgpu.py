@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from stlm_edge.converters.fp16_islands import Island
 from stlm_edge.converters.onnx import OPSET, save
+from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.typed_onnx import cast_first, float_input, typed, without_score
 from stlm_edge.errors import JobError
 from stlm_edge.manifest import Calibration
@@ -80,6 +81,7 @@ def to_fp16(proto: onnx.ModelProto, path: Path, calibration: Calibration, island
     """Write the graph of `to_browser` in float16 but for `islands`. Raises JobError likewise."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    into_tables(copy.graph)
     typed(copy, {island.node for island in islands})
     _save(copy, path, calibration)
 

@@ -4,6 +4,7 @@ Each function yields steps. The first ones are in fp32 and prove the conversion 
 was asked for, with ever more of the network in float, until the export's gate holds.
 """
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,28 +65,30 @@ def _to_onnx(order: Order) -> Iterator[Step]:
     yield Step("fp32", in_float, (_onnxruntime,))
     if order.precision == "int8":
         from stlm_edge.converters.quantization import to_int8
+        from stlm_edge.converters.sensitivity import LINEAR
 
-        for kept in _ever_more(order):
+        for kept in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
                 to_int8(order.model, in_float, order.artifact, order.calibration, kept)
             yield Step("int8", order.artifact, (_onnxruntime,), kept=kept)
 
 
-def _ever_more(order: Order) -> Iterator[tuple[str, ...]]:
+def _ever_more(order: Order, groups: Sequence[str], inputs: bool = True) -> Iterator[tuple[str, ...]]:
     """What to keep in float: nothing, then ever more of the layers that int8 hurts most, by the start of their names.
 
-    They are ranked when the first of them has to be known.
+    `groups` and `inputs` are those of `sensitivity.ranked`, which is asked when the first of them has to be known.
     """
     from stlm_edge.converters.sensitivity import ranked
 
     yield ()
-    worst = [name for name, _ in ranked(order.model, order.pictures)]
+    worst = [name for name, _ in ranked(order.model, order.pictures, groups, inputs)]
     for count in KEPT:
         yield tuple(worst[:count])
 
 
 def _to_tflite(order: Order) -> Iterator[Step]:
-    from stlm_edge.converters.litert import FP16, INT8, to_fp16, to_int8, to_tflite
+    from stlm_edge.converters.litert import FP16, to_fp16, to_int8, to_tflite
+    from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
     in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
     with step("converting to TFLite, which takes a minute or two"):
@@ -98,30 +101,36 @@ def _to_tflite(order: Order) -> Iterator[Step]:
                 to_fp16(in_float, order.artifact, *about, names)
             yield Step("fp16", order.artifact, (_litert,))
     if order.precision == "int8":
-        for layers in INT8:
+        for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(in_float, order.artifact, *about, layers)
-            yield Step("int8", order.artifact, (_litert,))
+                to_int8(in_float, order.artifact, *about, kept)
+            yield Step("int8", order.artifact, (_litert,), kept=kept)
 
 
 def _to_coreml(order: Order) -> Iterator[Step]:
     from stlm_edge.converters.coreml import IN_FLOAT32, to_coreml
+    from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR
 
     with step("converting to Core ML, which takes a minute"):
         to_coreml(order.model, order.beside("fp32"), order.calibration, "fp32")
     yield Step("fp32", order.beside("fp32"), (_coreml,))
-    for in_float32 in IN_FLOAT32:
+    tries: Iterator[tuple[tuple[str, ...], tuple[str, ...]]] = ((in_float32, ()) for in_float32 in IN_FLOAT32)
+    if order.precision in ("int8", "palette6"):
+        more = _ever_more(order, LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS, inputs=False)
+        tries = itertools.chain([(IN_FLOAT32[0], ())], ((IN_FLOAT32[-1], kept) for kept in more))
+    for in_float32, kept in tries:
         shutil.rmtree(order.artifact, ignore_errors=True)
         with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
-            to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32)
+            to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32, kept)
         notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
         what = "everything but norms and the map's end" if in_float32 else "everything but the map's end"
-        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes, what=what)
+        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes, kept, what)
 
 
 def _to_openvino(order: Order) -> Iterator[Step]:
     from stlm_edge.converters.onnx import to_onnx
-    from stlm_edge.converters.openvino import INT8, to_int8, to_openvino
+    from stlm_edge.converters.openvino import to_int8, to_openvino
+    from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
     source, about = order.artifact.with_name("source.onnx"), (order.calibration, order.model.config.size)
     with step("converting to ONNX, which takes half a minute"):
@@ -135,16 +144,17 @@ def _to_openvino(order: Order) -> Iterator[Step]:
             to_openvino(source, order.artifact, *about, half=True)
         yield Step("fp16", order.artifact, (_openvino,), what="weights but stage 0's")
     if order.precision == "int8":
-        for layers in INT8:
+        for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(source, order.artifact, *about, order.pictures, layers)
-            yield Step("int8", order.artifact, (_openvino,))
+                to_int8(source, order.artifact, *about, order.pictures, kept)
+            yield Step("int8", order.artifact, (_openvino,), kept=kept)
 
 
 def _to_tensorrt(order: Order) -> Iterator[Step]:
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.converters.sensitivity import LINEAR
     from stlm_edge.runtimes.tensorrt import trtexec_line
 
     untyped = order.beside("untyped")
@@ -160,11 +170,11 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
             tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
-        kept = next(islands(graph, order.pictures))
-        for pattern in tensorrt.INT8:
+        hazards = next(islands(graph, order.pictures))
+        for kept in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
-                tensorrt.to_int8(graph, order.artifact, order.calibration, kept, order.pictures, pattern)
-            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(kept)))
+                tensorrt.to_int8(graph, order.artifact, order.calibration, hazards, order.pictures, kept)
+            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(hazards)), kept)
 
 
 def _in_half(order: Order, found: Sequence[Any], notes: tuple[str, ...]) -> Step:
@@ -187,6 +197,7 @@ def _to_browser(order: Order) -> Iterator[Step]:
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.onnx import to_onnx
     from stlm_edge.converters.quantization import to_int8
+    from stlm_edge.converters.sensitivity import LINEAR
 
     untyped, in_float = order.beside("untyped"), order.beside("fp32")
     with step("converting to ONNX, which takes half a minute"):
@@ -199,7 +210,7 @@ def _to_browser(order: Order) -> Iterator[Step]:
             webgpu.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
-        for weights in _ever_more(order):
+        for weights in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
                 to_int8(order.model, in_float, order.artifact, order.calibration, weights)
             yield Step("int8", order.artifact, (_onnxruntime,), notes, weights)

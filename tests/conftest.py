@@ -150,7 +150,7 @@ def exported_for_ios(
     from stlm_edge.converters import coreml
     from stlm_edge.export import export
 
-    def copied(model: object, path: Path, calibration: object, precision: str, in_float32: object = ()) -> None:
+    def copied(model: object, path: Path, calibration: object, precision: str, *_: object) -> None:
         shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
 
     folder = tmp_path_factory.mktemp("exported-for-ios")

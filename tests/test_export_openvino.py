@@ -228,8 +228,11 @@ def test_where_int8_fails_the_gate_more_stays_in_float(
 
     monkeypatch.setattr(converter, "to_int8", to_int8)
     done = export("cpu", via="openvino", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
-    assert tried == list(converter.INT8[:2])
+    assert tried[0] == ()
+    (worst,) = tried[1]
+    assert len(tried) == 2
     assert done.losses == []
+    assert [one.kept for one in done.frontier] == [(), (worst,)]
 
 
 # On the device

@@ -105,8 +105,12 @@ def test_weights_are_of_the_precision_that_the_file_promises(
         assert Counter(found[name][1] for name in names - first) == {kind: len(names) - len(first)}
 
 
-def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(files: dict[str, Path]) -> None:
-    model = model_in(files["int8"])
+def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(
+    files: dict[str, Path], opened: Checkpoint, tmp_path: Path
+) -> None:
+    assert opened.calibration is not None
+    converter.to_int8(files["fp32"], tmp_path / "int8.tflite", opened.calibration, 64, {})
+    model = model_in(tmp_path / "int8.tflite")
     (graph,) = model.subgraphs
     for operator in graph.operators:
         kind = OPERATORS[model.operatorCodes[operator.opcodeIndex].builtinCode]
@@ -118,15 +122,20 @@ def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(files: dic
             assert KINDS[graph.tensors[operator.inputs[1]].type] == "FLOAT32"
 
 
-def test_fewer_layers_in_int8_are_the_next_step(files: dict[str, Path], opened: Checkpoint, tmp_path: Path) -> None:
+def test_what_is_named_stays_in_float(files: dict[str, Path], opened: Checkpoint, tmp_path: Path) -> None:
     assert opened.calibration is not None
-    for layers in converter.INT8[1:]:
-        path = tmp_path / "model.tflite"
-        converter.to_int8(files["fp32"], path, opened.calibration, 64, {}, layers)
-        found = weights(model_in(path))
-        assert {kind for operator, kind in found.values() if operator != "FULLY_CONNECTED"} == {"FLOAT16", "FLOAT32"}
-        decoder = {kind for name, (_, kind) in found.items() if "mask_decoder" in name}
-        assert decoder == ({"INT8"} if layers is converter.INT8[1] else {"FLOAT16"})
+    path = tmp_path / "model.tflite"
+    kept = ("plain.layers.1.blocks.0.attn.", "plain.layers.3.blocks.0.mlp.fc2", "denoising.neck.")
+    converter.to_int8(files["fp32"], path, opened.calibration, 64, {}, kept)
+    found = weights(model_in(path))
+    named = {name for name in found if name.startswith(tuple(name.replace(".", "/") for name in kept))}
+    assert len(named) == 2 + 1 + 2
+    assert {found[name][1] for name in named} == {"FLOAT16"}
+    assert {kind for name, (_, kind) in found.items() if name.startswith("plain/layers/3/blocks/0/mlp/fc1")} == {"INT8"}
+    assert {kind for name, (_, kind) in found.items() if name.startswith("plain/neck")} == {"INT8"}
+    (graph,) = model_in(path).subgraphs
+    biases = {tensor.name.decode(): KINDS[tensor.type] for tensor in graph.tensors if tensor.name.endswith(b"/stored")}
+    assert sorted(biases.values()) == ["FLOAT16"] + ["INT8"] * (len(biases) - 1)
 
 
 def test_what_does_not_depend_on_the_picture_is_computed_at_export(files: dict[str, Path]) -> None:
@@ -178,13 +187,11 @@ def test_exporting_again_gives_the_same_bytes(
     assert calibration is not None
     exported = {precision: done.folder / "model.tflite" for precision, done in exported_for_android.items()}
     provenance = json.loads(read_metadata(exported["fp32"])["stlm_edge.provenance"])
-    layers = {
-        precision: steps[len(exported_for_android[precision].frontier) - 1]
-        for precision, steps in (("fp16", converter.FP16), ("int8", converter.INT8))
-    }
+    kept = exported_for_android["int8"].frontier[-1].kept
+    layers = converter.FP16[len(exported_for_android["fp16"].frontier) - 1]
     converter.to_tflite(opened.model, files["fp32"], calibration, provenance)
-    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance, layers["int8"])
-    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance, layers["fp16"])
+    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance, kept)
+    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance, layers)
     for precision, path in files.items():
         assert path.read_bytes() == exported[precision].read_bytes()
     assert sorted(tmp_path.iterdir()) == sorted(files.values())

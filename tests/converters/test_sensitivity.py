@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stlm_edge import checkpoint
-from stlm_edge.converters.sensitivity import ranked
+from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR, ranked
 
 
 def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(small_checkpoint: Path) -> None:
@@ -25,3 +25,17 @@ def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(
     assert found[-1][1] > 0
     assert {name.split(".")[0] for name, _ in found} == {"plain", "denoising", "mask_decoder"}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_convolutions_and_weights_alone_are_ranked_where_a_format_has_them(small_checkpoint: Path) -> None:
+    model = checkpoint.load(small_checkpoint).model
+    harmed = model.denoising.neck[0]
+    pictures = [np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)]
+    with torch.no_grad():
+        harmed.weight[:, 0] *= 1000
+    found = ranked(model, pictures, LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS, inputs=False)
+    assert found[0][0] == "denoising.neck."
+    layers = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    never_run = {name for name in layers if "final_attn" in name}
+    begins = tuple(group for group, _ in found)
+    assert {name for name in layers if f"{name}.".startswith(begins)} == layers - never_run

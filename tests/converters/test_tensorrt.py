@@ -22,6 +22,8 @@ from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 Typed = dict[str, tuple[Path, list[Island]]]
 PICTURES = [load(tiny_picture(seed, defect=seed > 100), SMALL_SIZE) for seed in (100, 105)]
 
+IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
+
 
 @pytest.fixture(scope="module")
 def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
@@ -30,7 +32,7 @@ def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPath
     kept = next(islands(graph, PICTURES))
     tensorrt.to_fp32(graph, folder / "fp32.onnx", calibration)
     tensorrt.to_fp16(graph, folder / "fp16.onnx", calibration, kept)
-    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, PICTURES)
+    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, PICTURES, IN_FLOAT)
     return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
@@ -130,7 +132,8 @@ def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> No
     assert {node.op_type for node in quantized} == {"Gemm"}
     names = [made[node.input[1]].input[0] for node in quantized]
     assert "plain.layers.1.blocks.0.attn.qkv.weight_transposed_int8" in names
-    assert not [name for name in names if re.search(tensorrt.INT8[0], name)]
+    assert any("mask_decoder" in name for name in names)
+    assert not [name for name in names if name.startswith(IN_FLOAT)]
     for name in names:
         steps = numpy_helper.to_array(weights[name])
         scale = numpy_helper.to_array(weights[name.removesuffix("_int8") + "_scale_fp16"])
@@ -146,7 +149,7 @@ def test_the_same_file_and_pictures_give_the_same_bytes(
     done = exported["fp32"]
     graph = tensorrt.read(done.folder / "model.onnx")
     kept = next(islands(graph, PICTURES))
-    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, PICTURES)
+    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, PICTURES, IN_FLOAT)
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 
@@ -201,3 +204,18 @@ def test_the_convolution_that_moves_the_map_most_for_its_size_comes_first() -> N
     ranked = by_damage(proto, islands_by_kind(proto.graph), [np.full((8, 8, 3), 201, np.uint8)])
     assert [island.node for island in ranked] == ["cancels", "rounds", "exact"]
     assert [island.moves > 0 for island in ranked] == [True, True, False]
+
+
+def test_attention_biases_are_stored_as_tables(typed_files: Typed, exported: dict[str, Exported]) -> None:
+    untyped = {weight.name: weight for weight in onnx.load(exported["fp32"].folder / "model.onnx").graph.initializer}
+    for precision in ("fp16", "int8"):
+        proto = onnx.load(typed_files[precision][0])
+        weights = {weight.name: numpy_helper.to_array(weight) for weight in proto.graph.initializer}
+        gathers = [node for node in proto.graph.node if "_table" in node.input[0]]
+        assert gathers
+        assert len({node.input[1] for node in gathers}) < len(gathers), "windows of one size share their places"
+        for node in gathers:
+            table, places = (weights[name] for name in node.input)
+            assert (table.dtype, places.dtype) == (np.float16, np.int32)
+            before = numpy_helper.to_array(untyped[node.name.removesuffix("/Gather")])
+            assert np.array_equal(table[:, places], before.astype(np.float16))
