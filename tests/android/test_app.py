@@ -17,7 +17,9 @@ import jdk
 import pytest
 import typer
 
+import stlm_edge
 from stlm_edge import cli
+from stlm_edge.bench import self_check
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
 ANDROID_JAR = jdk.ANDROID_DEMO.parent / "build/android.jar"
@@ -169,6 +171,41 @@ def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
     assert extras == {"bundle", "queries", "delegate", "seconds", "threads", "even_if_wrong"}
     gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
     assert "applicationId 'org.stlm_edge.demo'" in gradle
+
+
+def test_the_readmes_self_check_is_the_benchs_and_what_the_app_reads() -> None:
+    readme = (jdk.ANDROID_DEMO / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(adb .*?)```", readme, re.DOTALL | re.MULTILINE)
+    push, start, pull = (shlex.split(line) for line in block.splitlines())
+    assert push[:2] == ["adb", "push"]
+    name = push[2].rpartition("/")[2]
+    assert push[3:] == [f"{self_check.FILES}/bundles/{name}"]
+    assert pull == ["adb", "pull", self_check.ANSWER]
+    assert start[:6] == ["adb", "shell", "am", "start", "-n", f"{self_check.PACKAGE}/.SelfCheckActivity"]
+    more = shlex.split(" ".join(re.findall(r"`(--e[isz] \w+ \w+)`", readme)))
+    given = [(kind, key) for kind, key in zip(start[6::3] + more[::3], start[7::3] + more[1::3], strict=True)]
+    source = (APP / "java/org/stlm_edge/demo/SelfCheckActivity.java").read_text()
+    kinds = {"String": "--es", "Int": "--ei", "Boolean": "--ez"}
+    read = {(kinds[kind], key) for kind, key in re.findall(r'get(String|Int|Boolean)Extra\("(\w+)"', source)}
+    assert set(given) == read
+    assert dict(zip(start[7::3], start[8::3], strict=True))["bundle"] == name
+
+
+def test_versions_are_written_once() -> None:
+    gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
+    assert f"versionName '{stlm_edge.__version__}'" in gradle
+    plugin = (jdk.ANDROID_DEMO / "build.gradle").read_text()
+    wrapper = (jdk.ANDROID_DEMO / "gradle/wrapper/gradle-wrapper.properties").read_text()
+    assert "com.android.application' version '8.11.0'" in plugin
+    assert "gradle-8.13-bin.zip" in wrapper  # the least that this plugin takes
+    assert re.search(r"^distributionSha256Sum=[0-9a-f]{64}$", wrapper, re.MULTILINE)
+
+
+def test_a_device_without_a_camera_can_install_the_app() -> None:
+    root = ElementTree.parse(APP / "AndroidManifest.xml").getroot()
+    optional = {item.get(f"{NS}name") for item in root.iter("uses-feature") if item.get(f"{NS}required") == "false"}
+    implied_by_the_permission = {"android.hardware.camera", "android.hardware.camera.autofocus"}
+    assert implied_by_the_permission <= optional
 
 
 def test_the_readmes_export_puts_the_bundle_where_the_app_looks() -> None:

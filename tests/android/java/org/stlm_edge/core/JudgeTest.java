@@ -13,6 +13,7 @@ import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 
@@ -263,7 +264,8 @@ class JudgeTest {
         judge.resume();
         judge.judge(() -> new Grey(0));
         List<String> words = settled();
-        assertTrue(words.get(words.size() - 1).startsWith("normal on CPU since the anomaly map is not finite"), "" + words);
+        String last = words.get(words.size() - 1);
+        assertTrue(last.startsWith("normal on CPU since the anomaly map is not finite"), last);
         phone.gpuLoads = false;
         judge.pause();
         judge.resume();
@@ -320,7 +322,7 @@ class JudgeTest {
         judge.shutDown();
         judge.judge(() -> new Grey(0));
         judge.pause();
-        assertTrue(worker.awaitTermination(10, java.util.concurrent.TimeUnit.SECONDS));
+        assertTrue(worker.awaitTermination(10, TimeUnit.SECONDS));
         assertEquals(1, phone.closed);
         assertFalse(judge.busy());
     }

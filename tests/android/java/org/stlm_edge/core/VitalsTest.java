@@ -82,8 +82,9 @@ class VitalsTest {
     void aFineCounterIsBelievedAndACoarseOneNot() {
         Reading<Double> power = second -> 3000.0;
         assertEquals(20_000, worked(power, second -> 1e6 - 2000 * second, second -> 0).millijoules(), 100);
-        assertEquals(30_000, worked(power, second -> 1e6 - 20_000 * Math.floor(second / 6), second -> 0).millijoules(), 1);
-        assertNull(worked(second -> null, second -> 1e6 - 20_000 * Math.floor(second / 6), second -> 0).millijoules());
+        Reading<Double> coarse = second -> 1e6 - 20_000 * Math.floor(second / 6);
+        assertEquals(30_000, worked(power, coarse, second -> 0).millijoules(), 1);
+        assertNull(worked(second -> null, coarse, second -> 0).millijoules());
     }
 
     @Test
@@ -95,7 +96,8 @@ class VitalsTest {
     @Test
     void eachTimeThatThePhoneSlowsItselfDownIsCounted() {
         Reading<Double> nothing = second -> null;
-        assertEquals(3, worked(nothing, nothing, second -> new int[] {0, 1, 3, 1, 0, 2}[(int) second / 2]).throttlingEvents());
+        int[] status = {0, 1, 3, 1, 0, 2};
+        assertEquals(3, worked(nothing, nothing, second -> status[(int) second / 2]).throttlingEvents());
         assertEquals(1, worked(nothing, nothing, second -> 2).throttlingEvents(), "it did before");
         assertNull(worked(nothing, nothing, second -> second < 5 ? 0 : null).throttlingEvents());
     }

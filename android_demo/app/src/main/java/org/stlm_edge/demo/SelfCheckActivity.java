@@ -32,7 +32,8 @@ import org.stlm_edge.core.Vitals;
  *
  * <pre>am start -n org.stlm_edge.demo/.SelfCheckActivity --es bundle NAME --ei queries N --es delegate cpu|gpu</pre>
  *
- * and by more extras, if wanted: {@code --ei threads N --ei seconds N --ez even_if_wrong true}. NAME is a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
+ * and by more extras, if wanted: {@code --ei threads N --ei seconds N --ez even_if_wrong true}. NAME is
+ * a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
  * external files; an old one is gone as soon as this begins.
  */
 public final class SelfCheckActivity extends Activity {

@@ -7,8 +7,8 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * The model and the one thread that it lives on: opened, given back in the background, opened again, and from a GPU that
- * fails to the CPU. What was last said is said again to a listener that comes later, as after a rotation.
+ * The model and the one thread that it lives on: opened, given back in the background, opened again, and from a GPU
+ * that fails to the CPU. What was last said is said again to a listener that comes later, as after a rotation.
  *
  * @param <S> a picture as the app has it
  */

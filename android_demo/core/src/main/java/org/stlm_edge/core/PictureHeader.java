@@ -98,7 +98,8 @@ public final class PictureHeader {
 
     private static IOException truncated(String kind) {
         return new IOException(
-                "a " + kind + " that is truncated or damaged; expected an intact picture, copy it anew from the camera");
+                "a " + kind
+                        + " that is truncated or damaged; expected an intact picture, copy it anew from the camera");
     }
 
     private static IOException animated() {

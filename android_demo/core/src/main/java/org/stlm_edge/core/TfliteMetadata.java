@@ -7,8 +7,8 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * What a TFLite file says of itself, so that a lone one knows its threshold: {@code stlm_edge.threshold} and more, all
- * strings.
+ * What a TFLite file says of itself, so that a lone one knows its threshold: {@code stlm_edge.threshold} and more,
+ * all strings.
  *
  * <p>The file is one FlatBuffer whose root is the table Model: field 2 its graphs, 4 its buffers, 6 its metadata, tables
  * of a name (0) and a buffer's number (1); a buffer has its data (0). Ours is named {@code stlm_edge}, its data a JSON
