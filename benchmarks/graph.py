@@ -31,11 +31,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from stlm_edge.bench import machine
+from stlm_edge.bench.profile import LAYOUT, matrix_product, nodes_of, part_of
 from stlm_edge.calibrate import calibrate
 from stlm_edge.converters import litert, quantization
 from stlm_edge.converters.onnx import plain_onnx, to_onnx
@@ -64,7 +63,6 @@ PARTS = {  # of the network, by nodes' names
     "feature aggregation": r"^fa/",
 }
 REST = "normalisation, map, score, norms that onnxruntime fuses"
-LAYOUT = "changes of layout that onnxruntime puts in"
 
 
 def main() -> None:
@@ -116,7 +114,7 @@ def measure(side: int, rounds: int) -> dict[str, Any]:
         with torch.inference_mode():
             model(batch)
 
-    jobs: dict[str, Callable[[], Any]] = {GEMM: matrix_product(), EAGER: eager}
+    jobs: dict[str, Callable[[], Any]] = {GEMM: matrix_product(GEMM_SIDE, 1), EAGER: eager}
     for label in files:
         jobs[label] = lambda runtime=runtimes[label]: runtime.run(image)
     seconds: dict[str, list[float]] = {label: [] for label in jobs}
@@ -211,42 +209,17 @@ def show(result: dict[str, Any]) -> None:
             print(f"{label} by {kind}, of {sum(spent.values()):.1f} ms with every node at its best: {parts}")
 
 
-def matrix_product() -> Callable[[], Any]:
-    """onnxruntime's MatMul of 1024×1024 by a constant 1024×1024."""
-    weights = np.random.default_rng(0).random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
-    shape = [GEMM_SIDE, GEMM_SIDE]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
-        "gemm",
-        [helper.make_tensor_value_info("a", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("c", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(weights, "b")],
-    )
-    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), one_thread(), providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"a": weights})
-
-
 def where_time_goes(artifact: Path, image: np.ndarray, runs: int = 10) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds of onnxruntime by part and by operator, every node at its best, the longest first."""
-    options = one_thread()
-    options.enable_profiling = True
-    options.profile_file_prefix = str(artifact.with_suffix(".profile"))
-    session = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
-    for _ in range(runs):
-        session.run(None, {"image": image[None]})
-    spent: dict[tuple[str, str], list[float]] = {}
-    for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            node = event["name"].removesuffix("_kernel_time")
-            spent.setdefault((event["args"]["op_name"], node), []).append(event["dur"] / 1e3)
     parts, operators = parts_of(onnx.load(artifact).graph), Counter[str]()
     by_part: Counter[str] = Counter()
-    for (operator, name), times in spent.items():
-        operators[operator] += min(times)
-        original = re.sub(r"^fused |_nchwc$|/\w+Fusion/?$", "", name)
-        inserted = operator.startswith("Reorder") or (operator == "Transpose" and original not in parts)
-        by_part[LAYOUT if inserted else parts.get(original, REST)] += min(times)
+    for event in nodes_of(OnnxRuntime(artifact, threads=1), image, runs):
+        operator, ms = event["args"]["op_name"], event["dur"] / 1e3
+        name = re.sub(r"^fused |_kernel_time$", "", event["name"])
+        original = re.sub(r"_nchwc$|/\w+Fusion/?$", "", name)
+        inserted = part_of(event) == LAYOUT or (operator == "Transpose" and original not in parts)
+        operators[operator] += ms
+        by_part[LAYOUT if inserted else parts.get(original, REST)] += ms
     return dict(by_part.most_common()), dict(operators.most_common())
 
 
@@ -260,13 +233,6 @@ def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
         parts[node.name] = named or (made.get(node.input[0]) if numbered else None) or REST
         made.update(dict.fromkeys(node.output, parts[node.name]))
     return parts
-
-
-def one_thread() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return options
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def test_every_part_of_the_network_is_found_and_all_its_operations(even_onnx: Pa
     assert {part_of(node) for node in nodes} >= {*PARTS, REST}
     assert all(flop_of(node) == 0 for node in nodes if part_of(node) not in PARTS)
     model = checkpoint.load(even_checkpoint).model
-    assert sum(map(flop_of, nodes)) == pytest.approx(flops(model), rel=0.03)  # which counts a few more kinds
+    assert sum(map(flop_of, nodes)) == pytest.approx(flops(model), rel=0.03)
 
 
 def test_a_profile_comes_from_a_process_of_its_own(tiny_bundle: Path) -> None:
