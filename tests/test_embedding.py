@@ -9,11 +9,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from PIL import Image
-from tiny import tiny_picture
+from tiny import TINY_SIZE, tiny_picture, write_tiny_onnx
 
 import stlm_edge
-from stlm_edge.bundle import stamp
-from stlm_edge.onnx_metadata import replace_metadata
 
 ROOT = Path(__file__).parents[1]
 HEADERS = [Path("/usr/include/onnxruntime"), ROOT / "build" / "onnxruntime"]
@@ -63,22 +61,12 @@ def in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "verdict"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle's model.onnx alone, with the metadata that an export writes."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    shutil.copy(tiny_bundle / "model.onnx", path)
-    manifest = stlm_edge.open(tiny_bundle).manifest
-    replace_metadata(path, stamp(manifest.calibration, manifest.input.size))
-    return path
-
-
 def ran(program: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_cpp_gives_the_golden_verdicts(in_cpp: Path, model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = stlm_edge.open(tiny_bundle)
+def test_cpp_gives_the_golden_verdicts(in_cpp: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, model = stlm_edge.open(tiny_bundle), tiny_bundle / "model.onnx"
     threshold, delta = bundle.manifest.calibration.threshold, bundle.manifest.verdict_delta
     for golden in bundle.golden():
         picture = Image.open(golden.picture_path).convert("RGB")
@@ -96,13 +84,15 @@ def test_cpp_gives_the_golden_verdicts(in_cpp: Path, model: Path, tiny_bundle: P
         assert float(alone.stdout.split()[1]) == pytest.approx(golden.score, abs=1e-6), golden.name
 
 
-def test_cpp_says_what_is_wrong(in_cpp: Path, model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_cpp_says_what_is_wrong(in_cpp: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    model = tiny_bundle / "model.onnx"
+    write_tiny_onnx(tmp_path / "bare.onnx", TINY_SIZE)
     (tmp_path / "picture.rgb").write_bytes(bytes(30))
     for arguments, code, words in (
         ([], 2, "expected MODEL.onnx"),
         ([model, tmp_path / "picture.rgb", 4, 4], 2, "30 bytes"),
         ([tmp_path / "picture.rgb", tmp_path / "picture.rgb", 5, 2], 1, "Protobuf"),
-        ([tiny_bundle / "model.onnx", tmp_path / "picture.rgb", 5, 2], 1, "holds no threshold"),
+        ([tmp_path / "bare.onnx", tmp_path / "picture.rgb", 5, 2], 1, "holds no threshold"),
     ):
         done = ran(in_cpp, *arguments)
         assert done.returncode == code
