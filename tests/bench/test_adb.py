@@ -129,8 +129,9 @@ def test_an_answer_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setattr("stlm_edge.bench.adb.ANSWER_LIMIT", 1 << 20)
     app(phone, answers)
+    limit_s = 5.0 if "time limit" in line else 120.0
     with pytest.raises(JobError, match=line) as refused:
-        measure_by_app(adb, job(tiny_bundle, time_limit_s=5.0), lambda text: None)
+        measure_by_app(adb, job(tiny_bundle, time_limit_s=limit_s), lambda text: None)
     assert str(refused.value).isprintable()
     assert ssh.ANSWER_LIMIT > 1 << 20
 
@@ -193,6 +194,7 @@ def test_a_phone_that_vanishes_is_lost(tiny_bundle: Path, tmp_path: Path, monkey
         monkeypatch.setattr(self_check, "FILES", str(phone.files))
         monkeypatch.setattr(self_check, "ANSWER", str(phone.files / "bench.json"))
         monkeypatch.setattr(self_check, "POLL_S", 0.2)
+        phone.tool("pidof", "echo 4711")
         monkeypatch.setattr(remote, "PATIENCE_S", 2.5)
         app(phone, "true")
         said: list[str] = []
