@@ -126,10 +126,10 @@ def test_processes_stop_together_when_their_figures_differ(pictures, script, tmp
     differing = tmp_path / "differing.py"
     differing.write_text(
         "import os, itertools\nfrom stlm_edge import validation\n"
-        "measured = validation.Validation.measure\ncount = itertools.count(1)\n"
+        "measured = validation.Validation.measure\nturns = itertools.count(1)\n"
         "def measure(self, model):\n"
         "    figures, sheet = measured(self, model)\n"
-        "    better = next(count) / 100 if os.environ['RANK'] == '1' else 0.5\n"
+        "    better = next(turns) / 100 if os.environ['RANK'] == '1' else 0.5\n"
         "    return figures | {'pixel_auroc': better}, sheet\n"
         "validation.Validation.measure = measure\n"
         + SCRIPT.replace("bf16=False,", "bf16=False, validations=20, fa_lr=1e-3,").replace(
