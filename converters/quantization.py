@@ -5,9 +5,9 @@ range is found as it passes, so there are no ranges to calibrate and none that a
 pictures rank the layers by their damage (`sensitivity.py`), and the export moves the worst to float until its gate
 holds. Weights have 7 bits: where a processor lacks VNNI, pairs of u8×s8 products saturate in 16 bits without a word.
 
-Convolutions are computed in float. Their weights are stored in float16, but for the first ones, in whose weights a
-rounding shows in the map; attention biases are stored as tables that are gathered, 5×196 values instead of 5×196×196.
-onnxruntime undoes both as it loads the file.
+Convolutions are computed in float (benchmarks/results, `convolutions.json`). Their weights are stored in float16, but
+for the first ones, in whose weights a rounding shows in the map; attention biases are stored as tables that are
+gathered, 5×196 values instead of 5×196×196. onnxruntime undoes both as it loads the file.
 """
 
 import re
