@@ -2,8 +2,8 @@
 
 Hints understood: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
 and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (the schema's description).
-Every field without a default is required and no other key is allowed. A `__post_init__` may raise ValueError for fields that contradict
-each other.
+Every field without a default is required and no other key is allowed. A `__post_init__` may raise ValueError for
+fields that contradict each other.
 """
 
 import dataclasses
