@@ -257,6 +257,24 @@ def test_it_predicts_and_is_benched(
     assert "openvino" in json.loads((tmp_path / "bench" / "bench.json").read_text())["machine"]["packages"]
 
 
+def test_a_signal_after_two_models_went_does_not_end_the_process(
+    exported_via_openvino: dict[str, Exported],
+) -> None:
+    code = """
+import signal, subprocess, sys
+from stlm_edge.runtimes.openvino import OpenVINO
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first, second = OpenVINO(sys.argv[1]), OpenVINO(sys.argv[1])
+del first
+del second
+subprocess.run(["true"])
+print("alive")
+"""
+    command = [sys.executable, "-c", code, exported_via_openvino["fp32"].folder / "model.openvino"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_opening_it_imports_neither_training_nor_telemetry(exported_via_openvino: dict[str, Exported]) -> None:
     code = """
 import sys, stlm_edge, numpy

@@ -1,6 +1,9 @@
 """Runs an OpenVINO IR, or an ONNX file of the same contract, on the CPU."""
 
+import contextlib
+import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ class OpenVINO:
             "ENABLE_MMAP": False,
         }
         try:
-            self.model = openvino.Core().compile_model(
-                str(artifact if is_onnx else Path(artifact) / GRAPH), "CPU", options
-            )
+            with _signal_stack_kept():
+                self.model = openvino.Core().compile_model(
+                    str(artifact if is_onnx else Path(artifact) / GRAPH), "CPU", options
+                )
             self.artifact = artifact
             self.size = self._check_graph()
         except RuntimeError as error:
@@ -84,6 +88,30 @@ class OpenVINO:
                 "[1,1,S,S] and score f32 [1] out"
             )
         return size
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("bytes", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Set the thread's alternate signal stack back to what it was before a model was compiled.
+
+    OpenVINO 2026.4 gives every model one of its own and, when that model goes, sets the one that it found: after two
+    models that go in the order they came, that is freed memory, and the next signal ends the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def import_openvino() -> Any:
