@@ -1,8 +1,19 @@
 """What a wrong converter could do to an ONNX file: each of these must make an export's gate fail."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+
+def change_weight(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    (weight,) = (weight for weight in proto.graph.initializer if weight.name == name)
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)).astype(np.float32), name))
+
+
+def missing_normalisation(proto: onnx.ModelProto) -> None:
+    change_weight(proto, "pixel_mean", np.zeros_like)
 
 
 def swapped_channels(proto: onnx.ModelProto) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from damage import change_weight, missing_normalisation
+from onnx import helper
 from tiny import tiny_picture
 
 import stlm_edge
@@ -110,19 +111,10 @@ def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -
     return install
 
 
-def change_weight(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    (weight,) = (weight for weight in proto.graph.initializer if weight.name == name)
-    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)).astype(np.float32), name))
-
-
 def swapped_channels(proto: onnx.ModelProto) -> None:
     change_weight(proto, "pixel_mean", lambda array: array[:, ::-1].copy())
     for stream in ("plain", "denoising"):
         change_weight(proto, f"{stream}.patch_embed.seq.0.c.weight", lambda array: array[:, ::-1].copy())
-
-
-def missing_normalisation(proto: onnx.ModelProto) -> None:
-    change_weight(proto, "pixel_mean", np.zeros_like)
 
 
 def transposed_map(proto: onnx.ModelProto) -> None:
@@ -206,7 +198,7 @@ def test_where_int8_fails_the_gate_the_layers_it_hurts_most_stay_in_float(
     first, second = done.frontier
     assert first.losses
     assert (second.kept, second.losses, second.verdict_failures) == ((kept,), [], 0)
-    assert second.what
+    assert first.what == second.what == "linear layers"
     assert second.cosine > first.cosine
     assert second.bytes > first.bytes
     assert second.latency_ms is not None

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from damage import foreign_operator, infinite_map, swapped_channels, threshold_off_by_five_percent, transposed_map
+from damage import (
+    foreign_operator,
+    infinite_map,
+    missing_normalisation,
+    swapped_channels,
+    threshold_off_by_five_percent,
+    transposed_map,
+)
 
 import stlm_edge
 from stlm_edge import targets
@@ -95,6 +102,7 @@ def test_two_exports_give_the_same_bytes(
     ("damage", "precision", "reason"),
     [
         (swapped_channels, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
+        (missing_normalisation, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (transposed_map, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (infinite_map, "fp32", "the fp32 model fails on normal-00: .* not finite"),
         (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from damage import foreign_operator, infinite_map, swapped_channels, threshold_off_by_five_percent, transposed_map
+from damage import (
+    foreign_operator,
+    infinite_map,
+    missing_normalisation,
+    swapped_channels,
+    threshold_off_by_five_percent,
+    transposed_map,
+)
 
 import stlm_edge
 from stlm_edge import targets
@@ -72,6 +79,7 @@ def test_webgpu_runs_the_whole_fp16_file_and_webassembly_s_is_quantized(exported
     ("damage", "precision", "reason"),
     [
         (swapped_channels, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
+        (missing_normalisation, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
         (transposed_map, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
         (infinite_map, "fp16", "the fp32 model fails on normal-00: .* not finite"),
         (foreign_operator, "fp16", "WebGPU could not run the whole file: Round round: WebGPU has no kernel for it"),
