@@ -19,6 +19,8 @@ from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
 
 KEPT = (1, 2, 4, 8, 16, 32)  # groups of layers in float, tried in turn
+LINEAR_LAYERS = "linear layers"  # what is in int8
+WITH_CONVOLUTIONS = "linear layers and the weights of convolutions but stage 0's"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def _to_onnx(order: Order) -> Iterator[Step]:
         for kept in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
                 to_int8(order.model, in_float, order.artifact, order.calibration, kept)
-            yield Step("int8", order.artifact, (_onnxruntime,), kept=kept)
+            yield Step("int8", order.artifact, (_onnxruntime,), kept=kept, what=LINEAR_LAYERS)
 
 
 def _ever_more(order: Order, groups: Sequence[str], inputs: bool = True) -> Iterator[tuple[str, ...]]:
@@ -96,15 +98,15 @@ def _to_tflite(order: Order) -> Iterator[Step]:
     yield Step("fp32", in_float, (_litert,))
     about = order.calibration, order.model.config.size, order.provenance
     if order.precision == "fp16":
-        for names in FP16:
+        for names, stages in zip(FP16, ("stage 0's", "those of stages 0 and 1"), strict=True):
             with step("writing the weights in fp16"):
                 to_fp16(in_float, order.artifact, *about, names)
-            yield Step("fp16", order.artifact, (_litert,))
+            yield Step("fp16", order.artifact, (_litert,), what=f"weights but {stages}")
     if order.precision == "int8":
         for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
                 to_int8(in_float, order.artifact, *about, kept)
-            yield Step("int8", order.artifact, (_litert,), kept=kept)
+            yield Step("int8", order.artifact, (_litert,), kept=kept, what=WITH_CONVOLUTIONS)
 
 
 def _to_coreml(order: Order) -> Iterator[Step]:
@@ -123,7 +125,8 @@ def _to_coreml(order: Order) -> Iterator[Step]:
         with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
             to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32, kept)
         notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
-        what = "everything but norms and the map's end" if in_float32 else "everything but the map's end"
+        but = "norms and the map's end" if in_float32 else "the map's end"
+        what = f"everything but {but}" if order.precision == "fp16" else f"weights, computed in fp16 but for {but}"
         yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes, kept, what)
 
 
@@ -147,7 +150,7 @@ def _to_openvino(order: Order) -> Iterator[Step]:
         for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
                 to_int8(source, order.artifact, *about, order.pictures, kept)
-            yield Step("int8", order.artifact, (_openvino,), kept=kept)
+            yield Step("int8", order.artifact, (_openvino,), kept=kept, what=WITH_CONVOLUTIONS)
 
 
 def _to_tensorrt(order: Order) -> Iterator[Step]:
@@ -174,7 +177,8 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
         for kept in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
                 tensorrt.to_int8(graph, order.artifact, order.calibration, hazards, order.pictures, kept)
-            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), (*notes, *describe(hazards)), kept)
+            told = (*notes, *describe(hazards))
+            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), told, kept, LINEAR_LAYERS)
 
 
 def _in_half(order: Order, found: Sequence[Any], notes: tuple[str, ...]) -> Step:
@@ -213,7 +217,7 @@ def _to_browser(order: Order) -> Iterator[Step]:
         for weights in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
                 to_int8(order.model, in_float, order.artifact, order.calibration, weights)
-            yield Step("int8", order.artifact, (_onnxruntime,), notes, weights)
+            yield Step("int8", order.artifact, (_onnxruntime,), notes, weights, LINEAR_LAYERS)
 
 
 def _in_fp16(artifact: Path) -> Runtime:
