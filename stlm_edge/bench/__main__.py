@@ -28,7 +28,7 @@ from stlm_edge.bench.match import this_host
 from stlm_edge.bench.measure import Plan, Subject, measure
 from stlm_edge.bench.merge import merged
 from stlm_edge.bench.options import parse_options
-from stlm_edge.bench.result import Accuracy, Bench, DeviceAnswer, Row, headline, is_stand_in, label, table
+from stlm_edge.bench.result import Bench, DeviceAnswer, Row, headline, is_stand_in, label, table
 from stlm_edge.bench.subjects import Wanted, need_train_packages, rows_there, wanted_of
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
@@ -122,7 +122,7 @@ def _measured(
 
     for line in unheeded(devices, options):
         _progress(line)
-    jobs = measurements(devices, wanted, _plan(options), options)
+    jobs = measurements(devices, wanted, _plan(options), options, samples or ())
     found = measure_side_by_side({**({"local": here} if mine else {}), **jobs})
     rows, described = [], machine.describe()
     if mine:
@@ -146,7 +146,9 @@ def _devices(options: argparse.Namespace) -> list[Device]:
     for number, device in enumerate(devices):
         if device in devices[:number]:
             raise UsageError(f"--device {device.name}: given twice")
-    for option in ("checkpoint", "data", "runtime"):
+    if options.data and not any(device.kind in ("local", "ssh") for device in devices):
+        raise UsageError("--data: phones and browsers don't take it; expected --device local or ssh:… beside them")
+    for option in ("checkpoint", "runtime"):
         if getattr(options, option) and not any(device.kind == "local" for device in devices):
             raise UsageError(f"--{option}: is for this machine; expected --device local beside the others")
     if options.via:
@@ -190,11 +192,13 @@ def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Cal
     """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known."""
     if row.parity is None:
         return row
-    from stlm_edge.evaluate import evaluate
+    from stlm_edge.bench.accuracy import Judged
+    from stlm_edge.picture import load
 
-    progress(f"accuracy: {row.name} on {len(samples)} pictures")
-    found = evaluate(subject.runtime(), samples, row.input_size, subject.bundle.manifest.calibration, None, row.name)
-    return replace(row, accuracy=Accuracy(*(found[name] for name in ("image_auroc", "pixel_auroc", "aupro"))))
+    judged, runtime = Judged(samples, row.input_size, row.name, progress), subject.runtime()
+    for sample in samples:
+        judged.add(*runtime.run(load(sample.picture, row.input_size)))
+    return replace(row, accuracy=judged.accuracy())
 
 
 def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, wanted: Wanted) -> Path | None:

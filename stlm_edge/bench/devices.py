@@ -16,6 +16,7 @@ from stlm_edge.bench.result import DeviceAnswer, Row
 from stlm_edge.bench.self_check import PhoneJob, measure_by_app
 from stlm_edge.bench.ssh import Lost, Ssh
 from stlm_edge.bench.web import measure_in_chromium
+from stlm_edge.data.sample import Sample
 from stlm_edge.errors import JobError, UsageError
 
 Found = tuple[list[Row], Machine]
@@ -27,11 +28,12 @@ def measurements(
     subjects: Mapping[str, Sequence[Subject]],
     plan: Plan,
     options: argparse.Namespace,
+    samples: Sequence[Sample] = (),
 ) -> dict[str, Measure]:
     """For each device that isn't this machine, by name: what measures its subjects, given where to tell its progress.
 
-    Beside other devices one by ssh is asked first what it is, and gets the bundles that are for it. Raises UsageError
-    for options that do not suit.
+    Beside other devices one by ssh is asked first what it is, and gets the bundles that are for it; it judges the
+    samples too, if there are any. Raises UsageError for options that do not suit.
     """
     config = Path(options.ssh_config) if options.ssh_config else None
     if config and not config.is_file():
@@ -45,7 +47,7 @@ def measurements(
             if len(devices) > 1:
                 mine = _worth_a_try(mine, host_of(ssh, progress))
             bundles = tuple(subject.bundle for subject in mine)
-            job = Job(bundles, _travelling(options), limit, options.keep_on_device)
+            job = Job(bundles, _travelling(options), limit, options.keep_on_device, tuple(samples))
             bench = measure_over_ssh(ssh, job, progress)
             return named(bench.rows, mine), bench.machine
 
@@ -130,8 +132,9 @@ def unheeded(devices: Sequence[Device], options: argparse.Namespace) -> list[str
         "--threads": options.threads > 1,
         "--streams": bool(options.streams),
         "--even-if-wrong": options.even_if_wrong,
+        "--data": options.data is not None,
     }
-    deaf = {"adb": set(given), "web": {"--streams"}}
+    deaf = {"adb": set(given), "web": {"--streams", "--data"}}
     if options.via:
         deaf["adb"] -= {"--threads", "--even-if-wrong"}
     lines = []

@@ -6,17 +6,24 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stlm_edge import strict_json
 from stlm_edge.bench.archive import runner
 from stlm_edge.bench.match import RUNTIMES, Host
-from stlm_edge.bench.result import Bench
+from stlm_edge.bench.pictures import digest_of, longest, map_of, name_of
+from stlm_edge.bench.result import Bench, Row
+from stlm_edge.bench.runner import LARGEST_TAR
 from stlm_edge.bench.ssh import Lost, Ssh, printable
 from stlm_edge.bundle import Bundle, sha256_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from stlm_edge.bench.accuracy import Judged
+    from stlm_edge.data.sample import Sample
 
 PATIENCE_S = 120.0  # without a connection, before a device counts as lost
 _COPY_LIMIT_S = 3600.0
@@ -34,12 +41,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What every device is asked: bundles, the bench's own arguments, and what is left behind on the device."""
+    """What every device is asked: bundles, the bench's own arguments, and what is left behind on the device.
+
+    `samples`: the labelled pictures that accuracy is measured on; none: it isn't.
+    """
 
     bundles: tuple[Bundle, ...]
     arguments: tuple[str, ...]
     time_limit_s: float
     keep: bool
+    samples: "tuple[Sample, ...]" = ()
 
 
 def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
@@ -57,6 +68,7 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
     keep = "keep" if job.keep else "remove"
     try:
         copy_missing(ssh, job, progress)
+        pictures = copy_pictures(ssh, job, progress)
         state = _start(ssh, run, text, progress)
         while state.get("phase") == "running":
             state = patiently(ssh, progress, _follow, ssh, run, progress)
@@ -65,6 +77,10 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
         bench = read_bench(patiently(ssh, progress, ssh.ask, "fetch", run).get("bench"))
         if len(bench.rows) != len(job.bundles):
             raise JobError(f"its bench.json: {len(bench.rows)} rows, expected {len(job.bundles)}")
+        if job.samples:
+            pairs = zip(bench.rows, job.bundles, strict=True)
+            judged = [_with_accuracy(ssh, (run, pictures), row, bundle, job, progress) for row, bundle in pairs]
+            bench = replace(bench, rows=tuple(judged))
     except Lost as lost:
         raise JobError(f"lost: {lost}; if it still runs it goes on, and the same command picks its result up") from None
     except JobError:
@@ -149,15 +165,87 @@ def _follow(ssh: Ssh, run: str, progress: Progress) -> dict[str, Any]:
 
 
 def _send(ssh: Ssh, bundle: Bundle) -> dict[str, Any]:
+    paths = (MANIFEST, *(listed.path for listed in bundle.manifest.files))
+    return _send_files(ssh, "receive", _digest(bundle), {path: bundle.folder / path for path in paths})
+
+
+def _send_files(ssh: Ssh, command: str, digest: str, files: dict[str, Path]) -> dict[str, Any]:
+    """`files`: the names that they get there, and where they are here."""
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for path in (MANIFEST, *(listed.path for listed in bundle.manifest.files)):
-                member = tarfile.TarInfo(path)
-                member.size = (bundle.folder / path).stat().st_size
-                with (bundle.folder / path).open("rb") as source:
+            for name, path in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = path.stat().st_size
+                with path.open("rb") as source:
                     archive.addfile(member, source)
         file.seek(0)
-        return ssh.ask("receive", _digest(bundle), source=file, time_limit_s=_COPY_LIMIT_S)
+        return ssh.ask(command, digest, source=file, time_limit_s=_COPY_LIMIT_S)
+
+
+def copy_pictures(ssh: Ssh, job: Job, progress: Progress) -> str:
+    """Copy the test pictures, as they are, unless the device has them; what they are called there."""
+    if not job.samples:
+        return ""
+    paths = [sample.picture for sample in job.samples]
+    size = sum(path.stat().st_size for path in paths)
+    if size > LARGEST_TAR:
+        raise JobError(f"--data: {size >> 20} MB of pictures, a device takes at most {LARGEST_TAR >> 20}")
+    digest = digest_of(paths)
+    if patiently(ssh, progress, ssh.ask, "have-pictures", digest).get("have") is not True:
+        progress(f"copying {len(paths)} test pictures")
+        files = {name_of(number): path for number, path in enumerate(paths)}
+        patiently(ssh, progress, _send_files, ssh, "receive-pictures", digest, files)
+    return digest
+
+
+def _with_accuracy(
+    ssh: Ssh, run_and_pictures: tuple[str, str], row: Row, bundle: Bundle, job: Job, progress: Progress
+) -> Row:
+    """The row with what the device's own maps are worth, if it answered the golden pictures as far as a wrong row does.
+
+    What fails there fails the row. Raises Lost.
+    """
+    if row.parity is None:
+        return replace(row, accuracy=None)
+    from stlm_edge.bench.accuracy import Judged
+
+    run, pictures = run_and_pictures
+    judged = Judged(job.samples, bundle.manifest.input.size, bundle.folder.name, progress)
+    words = (run, _digest(bundle), pictures, str(row.threads))
+    try:
+        ends = time.monotonic() + job.time_limit_s
+        patiently(ssh, progress, _judge, ssh, words, judged, len(job.samples), ends, progress)
+        return replace(row, accuracy=judged.accuracy())
+    except Lost:
+        raise
+    except (JobError, UsageError) as error:
+        return replace(row, passed=False, failure=f"accuracy: {error}", accuracy=None)
+
+
+def _judge(ssh: Ssh, words: tuple[str, ...], judged: "Judged", total: int, ends: float, progress: Progress) -> None:
+    """Take the device's answers on the pictures that aren't judged yet."""
+    text = ""
+    for answer in ssh.listen("judge", *words, str(len(judged))):
+        progress("")  # where an interruption is heard of
+        if time.monotonic() > ends:
+            raise JobError(f"{len(judged)} of {total} pictures judged within the time limit")
+        if "error" in answer:
+            raise JobError(printable(str(answer["error"])))
+        if answer.get("picture", len(judged)) != len(judged):
+            raise JobError(f"the device answered {printable(str(answer['picture']))}, expected picture {len(judged)}")
+        if isinstance(part := answer.get("part", ""), str):
+            text += part
+        if len(text) > longest(judged.size):
+            raise JobError(f"the device sent a map that isn't {judged.size}×{judged.size}")
+        if "score" in answer:
+            score = answer["score"]
+            if isinstance(score, bool) or not isinstance(score, (int, float)):
+                raise JobError(f"the device sent the score {printable(str(score))}, expected a number")
+            judged.add(map_of(text, judged.size), float(score))
+            text = ""
+        if len(judged) == total:
+            return
+    raise JobError(f"the device ended after {len(judged)} of {total} pictures")
 
 
 def _clean(ssh: Ssh, run: str, keep: str) -> None:

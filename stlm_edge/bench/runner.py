@@ -6,7 +6,11 @@
     python3 runner.pyz start RUN JSON          begin a run that outlives the connection, or find it begun
     python3 runner.pyz watch RUN               tell how it goes, until it is over
     python3 runner.pyz fetch RUN               its bench.json
-    python3 runner.pyz clean RUN KEEP          end it if it still runs, and remove it; KEEP: keep, remove (the bundles)
+    python3 runner.pyz have-pictures SET       are these test pictures (pictures.digest_of) here, and whole?
+    python3 runner.pyz receive-pictures SET    take them as a tar from standard input
+    python3 runner.pyz judge RUN BUNDLE SET THREADS FIRST
+                                               a finished run's bundle's maps and scores of them, from the n-th on
+    python3 runner.pyz clean RUN KEEP          end it if it still runs, and remove it; KEEP: keep, remove (all else)
 
 Each answers with lines of JSON behind ANSWER, so that what a login shell prints does no harm. Everything stands in
 `~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, whatever the clock or the process ids say.
@@ -21,8 +25,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,7 @@ _STATE, _BENCH, _LOG = "state.json", "bench.json", "progress"
 _STARTING_S = 20.0  # in which a worker takes its lock
 _GRACE_S = 60.0  # at most, beyond the time limit, which the bench keeps by itself unless it hangs
 _LEAVING_S = 20.0  # from a SIGTERM to the end
-_LARGEST_BUNDLE = 1 << 31
+LARGEST_TAR = 1 << 31  # bytes of the files of a bundle, and of a set of pictures
 _FULL = 1 << 20  # bytes free, below which a disk counts as full: what failed there cannot even be written down
 
 
@@ -49,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     command, *given = sys.argv[1:] if arguments is None else arguments
     known: dict[str, Callable[..., None]] = {
         **{"have": _have, "receive": _receive, "start": _start, "watch": _watch, "fetch": _fetch, "clean": _clean},
-        **{"host": _host, "work": _work},
+        **{"host": _host, "work": _work, "judge": _judge},
+        **{"have-pictures": _have_pictures, "receive-pictures": _receive_pictures},
     }
     try:
         known[command](*given)
@@ -59,8 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
+_saying = threading.Lock()
+
+
 def _say(answer: dict[str, Any]) -> None:
-    print(ANSWER + json.dumps(answer), flush=True)
+    with _saying:
+        print(ANSWER + json.dumps(answer), flush=True)
 
 
 def home() -> Path:
@@ -70,6 +80,10 @@ def home() -> Path:
 
 def _bundle(digest: str) -> Path:
     return home() / "bundles" / digest
+
+
+def _pictures(digest: str) -> Path:
+    return home() / "pictures" / digest
 
 
 def _run(name: str) -> Path:
@@ -95,32 +109,86 @@ def _have(digest: str) -> None:
 
 
 def _receive(digest: str) -> None:
-    """Unpack plain files beside the place of the bundle; it takes that place once all its digests are right."""
     from stlm_edge.bundle import open_bundle, sha256_of
     from stlm_edge.manifest import MANIFEST
 
-    part = _bundle(digest).with_name(f".{digest}.part")
+    with _arriving(_bundle(digest)) as part:
+        open_bundle(part)
+        if sha256_of(part / MANIFEST) != digest:
+            raise JobError("the bundle arrived as another one; its manifest's sha256 differs")
+    _say({"have": True})
+
+
+@contextlib.contextmanager
+def _arriving(place: Path) -> Iterator[Path]:
+    """Unpack plain files from standard input beside `place`, which they take if the block finds them right."""
+    part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        left = _LARGEST_BUNDLE
+        left = LARGEST_TAR
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
             for member in archive:
                 path, left = Path(member.name), left - member.size
                 source = archive.extractfile(member) if member.isreg() else None
                 if source is None or path.is_absolute() or ".." in path.parts or left < 0:
-                    raise JobError(f"{member.name[:80]!r}: not a plain file inside the bundle")
+                    raise JobError(f"{member.name[:80]!r}: not a plain file inside what is sent, or too large")
                 (part / path).parent.mkdir(parents=True, exist_ok=True)
                 with (part / path).open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-        open_bundle(part)
-        if sha256_of(part / MANIFEST) != digest:
-            raise JobError("the bundle arrived as another one; its manifest's sha256 differs")
-        shutil.rmtree(_bundle(digest), ignore_errors=True)
-        part.rename(_bundle(digest))
+        yield part
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _have_pictures(digest: str) -> None:
+    from stlm_edge.bench.pictures import digest_of
+
+    folder = _pictures(digest)
+    _say({"have": folder.is_dir() and digest_of(sorted(folder.iterdir())) == digest})
+
+
+def _receive_pictures(digest: str) -> None:
+    from stlm_edge.bench.pictures import digest_of
+
+    with _arriving(_pictures(digest)) as part:
+        if digest_of(sorted(part.iterdir())) != digest:
+            raise JobError("the pictures arrived as others; their sha256 differ")
     _say({"have": True})
+
+
+def _judge(run: str, bundle: str, pictures: str, threads: str, first: str) -> None:
+    """Say a map in parts, then its score, picture by picture. It holds the run's lock: no other bench is disturbed."""
+    from stlm_edge.bench.pictures import parts_of
+    from stlm_edge.bundle import open_bundle
+    from stlm_edge.picture import load
+
+    threading.Thread(target=_beat, daemon=True).start()
+    with contextlib.suppress(PermissionError):  # it leads a group already, by which `clean` ends it
+        os.setsid()
+    folder = _run(run)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # once another judge, whose line broke, has left
+        _write(folder, {**_state(folder), "pid": os.getpid()})
+        opened = open_bundle(_bundle(bundle), threads=int(threads))
+        for number, path in enumerate(sorted(_pictures(pictures).iterdir())):
+            if number >= int(first):
+                anomaly_map, score = opened.runtime.run(load(path, opened.manifest.input.size))
+                for part in parts_of(anomaly_map):
+                    _say({"picture": number, "part": part})
+                _say({"picture": number, "score": score})
+
+
+def _beat() -> None:
+    """Show that this process is alive; leave when nobody listens any more."""
+    try:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            _say({})
+    except OSError:
+        os._exit(1)
 
 
 def _start(run: str, text: str) -> None:

@@ -45,7 +45,10 @@ def test_what_could_reach_a_shell_is_refused(text: str) -> None:
     [
         (["--device", "ssh:pi@host;id"], "--device: found 'ssh:pi@host;id', expected local, ssh:"),
         (["--device", "local", "--device", "local"], "--device local: given twice"),
-        (["--device", "ssh:pi@host", "--data", "d"], "--data: is for this machine; expected --device local"),
+        (
+            ["--device", "adb", "--data", "d"],
+            "--data: phones and browsers don't take it; expected --device local or ssh",
+        ),
         (["--via", "benchmark_model", "b"], "--via: times phones; expected --device adb beside it"),
         (["--device", "adb", "--via", "benchmark_model", "b"], "expected benchmark_model and its file"),
         (

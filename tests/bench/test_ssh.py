@@ -9,8 +9,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from ssh_server import SshServer, bare_python
+from tiny import tiny_picture
 
 from stlm_edge.bench import archive
 from stlm_edge.bench.__main__ import main
@@ -18,7 +21,10 @@ from stlm_edge.bench.devices import _travelling
 from stlm_edge.bench.options import parse_options
 from stlm_edge.bench.side_by_side import measure_side_by_side
 from stlm_edge.bench.ssh import _BOOTSTRAP
+from stlm_edge.bundle import open_bundle
+from stlm_edge.data.datasets import test_samples as labelled_pictures
 from stlm_edge.errors import JobError
+from stlm_edge.gate import accuracy_on_samples
 
 QUICK = ["--queries", "20", "--seconds", "0"]
 
@@ -63,6 +69,43 @@ def test_a_device_gives_a_complete_row_and_is_left_clean(
     assert f"tiny on {server.device}" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled pictures with masks, of two kinds of defect, in MVTec AD's layout; some are JPEG files."""
+    root = tmp_path_factory.mktemp("masked")
+    kinds = {"good": range(200, 212), "weak": range(300, 340, 10), "strong": range(309, 349, 10)}
+    for kind, seeds in {"train": range(400, 402), **kinds}.items():
+        folder = root / "train" / "good" if kind == "train" else root / "test" / kind
+        folder.mkdir(parents=True)
+        for seed in seeds:
+            picture = tiny_picture(seed, defect=kind in ("weak", "strong"))
+            picture.save(folder / (f"{seed}.jpg" if kind == "strong" else f"{seed}.png"))
+            if kind in ("weak", "strong"):
+                y, x = np.mgrid[0 : picture.height, 0 : picture.width]
+                spot = np.hypot(y - 45, x - 30 - seed % 50) < 9
+                mask = root / "ground_truth" / kind / f"{seed}_mask.png"
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(spot).save(mask)
+    return root
+
+
+def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
+    server: SshServer, python: Path, tiny_bundle: Path, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--device", "local", "--data", str(masked))
+    found = bench(server, python, tiny_bundle, tmp_path / "out", *more)
+    here, there = found["rows"]
+    assert there["device"] == server.device
+    bundle = open_bundle(tiny_bundle)
+    size, calibration = bundle.manifest.input.size, bundle.manifest.calibration
+    evaluated = accuracy_on_samples(bundle.runtime, labelled_pictures(masked), size, calibration)
+    assert 0.6 < evaluated["pixel_auroc"] < 1
+    assert here["accuracy"] == evaluated
+    assert there["accuracy"] == pytest.approx(evaluated, abs=1e-3)
+    assert "tiny, 20 of 20 pictures" in capsys.readouterr().err
+    assert not (server.cache / "stlm-edge").exists()
+
+
 def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
     server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +121,8 @@ def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
     assert answers[nobody]["machine"] is None
     assert answers[server.device]["machine"]["packages"]["onnxruntime"]
     assert found["machine"]["packages"]["onnxruntime"]
-    assert found["headline"].startswith(f"tiny on {nobody} FAILED: ")
+    assert found["headline"].startswith("same verdicts as the trained model on 2 of 3 devices. ")
+    assert f"tiny on {nobody} FAILED: " in found["headline"]
     assert f"{nobody}: FAILED: " in capsys.readouterr().err
 
 

@@ -2,17 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ssh_server import SshServer, bare_python
+from tiny import TINY_SIZE
 
 from stlm_edge.bench import remote, ssh
 from stlm_edge.bench.archive import runner
@@ -21,6 +27,8 @@ from stlm_edge.bench.remote import Job, measure_over_ssh
 from stlm_edge.bench.result import Bench
 from stlm_edge.bench.ssh import Lost, Ssh
 from stlm_edge.bundle import open_bundle
+from stlm_edge.data.datasets import test_samples as labelled_pictures
+from stlm_edge.data.sample import Sample
 from stlm_edge.errors import JobError
 
 SHORT = ("--queries", "20", "--seconds", "0")
@@ -216,6 +224,32 @@ def test_a_bundle_is_copied_once_and_again_when_it_was_changed_there(
     assert model.read_bytes() == (tiny_bundle / "model.onnx").read_bytes()
 
 
+def test_test_pictures_are_copied_once_and_again_when_one_was_changed_there(
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+) -> None:
+    device.install(runner())
+    said: list[str] = []
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    for _ in range(2):
+        remote.copy_pictures(device, asked, said.append)
+        assert said == ["copying 32 test pictures"]
+    there = sorted(server.cache.glob("stlm-edge/bench/pictures/*/*"))
+    assert [path.read_bytes() for path in there] == [sample.picture.read_bytes() for sample in asked.samples]
+    there[0].write_bytes(there[0].read_bytes()[:-1] + b"?")
+    remote.copy_pictures(device, asked, said.append)
+    assert said == ["copying 32 test pictures"] * 2
+    assert there[0].read_bytes() == asked.samples[0].picture.read_bytes()
+
+
+def test_more_pictures_than_a_device_takes_are_refused_before_they_are_sent(
+    device: Ssh, tiny_bundle: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LARGEST_TAR", 1 << 10)
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    with pytest.raises(JobError, match=r"^--data: .* of pictures, a device takes at most"):
+        remote.copy_pictures(device, asked, lambda text: None)
+
+
 def test_a_bundle_changed_after_it_was_opened_is_refused_by_the_device(
     server: SshServer, device: Ssh, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -291,11 +325,12 @@ def test_a_clock_that_jumps_changes_no_figure(server: SshServer, tiny_bundle: Pa
 HOSTILE = """
 import json, os, sys
 said = os.environ["SSH_ORIGINAL_COMMAND"]
-words = ("have", "receive", "start", "watch", "fetch", "clean")
+words = ("have", "receive", "have-pictures", "start", "watch", "fetch", "judge", "clean")
 command = next((word for word in words if f"/runner.pyz {word} " in said), "")
 answers = {
     "": {"have": True, "path": "/runner.pyz"},
     "have": {"have": True},
+    "have-pictures": {"have": True},
     "start": {"state": {"phase": "running"}, "joined": False},
     "watch": {"state": {"phase": "done"}, "progress": "\x1b]0;owned\x07"},
     "fetch": {"bench": open(sys.argv[1], encoding="utf-8").read()},
@@ -303,7 +338,8 @@ answers = {
 answers |= json.load(open(sys.argv[2])) if len(sys.argv) > 2 else {}
 answer = answers.get(command, {})
 print("Welcome to this device")
-print("stlm-edge:" + answer if isinstance(answer, str) else "stlm-edge:" + json.dumps(answer))
+for line in answer if isinstance(answer, list) else [answer]:
+    print("stlm-edge:" + (line if isinstance(line, str) else json.dumps(line)))
 """
 
 
@@ -326,12 +362,14 @@ def hostile(tmp_path: Path, python: Path) -> Iterator[Callable[..., tuple[Bench,
     forced = f"{python} {place / 'answer.py'} {place / 'bench.json'} {place / 'answers.json'}"
     server = SshServer(tmp_path / "server", more=f"ForceCommand {forced}\n")
 
-    def ask(bundle: Path, text: str, answers: dict | None = None) -> tuple[Bench, list[str]]:
+    def ask(
+        bundle: Path, text: str, answers: dict | None = None, samples: tuple[Sample, ...] = ()
+    ) -> tuple[Bench, list[str]]:
         (place / "bench.json").write_text(text, "utf-8")
         (place / "answers.json").write_text(json.dumps(answers or {}))
         said: list[str] = []
         device = Ssh(parse_device(server.device), "python3", server.config)
-        return measure_over_ssh(device, job(bundle), said.append), said
+        return measure_over_ssh(device, replace(job(bundle), samples=samples), said.append), said
 
     yield ask
     server.stop()
@@ -391,6 +429,66 @@ def test_answers_that_are_none_are_refused_in_one_line(
         with pytest.raises(JobError, match=line) as refused:
             hostile(tiny_bundle, text, answers)
         assert str(refused.value).isprintable()
+
+
+def packed(values: np.ndarray) -> str:
+    return b64encode(zlib.compress(values.astype("<f2").tobytes())).decode()
+
+
+def test_maps_that_are_none_are_a_failed_row_of_one_line(
+    hostile: Callable[..., tuple[Bench, list[str]]], honest: dict, tiny_bundle: Path, tiny_pictures: Path
+) -> None:
+    size, samples = TINY_SIZE, tuple(labelled_pictures(tiny_pictures))
+    sound = packed(np.zeros((size, size)))
+    whole = json.dumps(honest)
+
+    def first(part: object, score: object = 0.5) -> list:
+        return [{"picture": 0, "part": part}, {"picture": 0, "score": score}]
+
+    for answers, line in [
+        ([], "the device ended after 0 of 32 pictures"),
+        (first(sound), "the device ended after 1 of 32 pictures"),
+        (first("?"), "a map that can't be unpacked"),
+        (first(b64encode(b"no zlib").decode()), "a map that can't be unpacked"),
+        (first(packed(np.zeros((size, size - 1)))), "a map that isn't 64×64"),
+        (first(packed(np.zeros(1 << 24))), "a map that isn't 64×64"),
+        (first(7), "a map that can't be unpacked|a map that isn't 64×64"),
+        ([{"picture": 0, "part": "A" * 10_000}] * 5, "the device sent a map that isn't 64×64"),
+        (first(packed(np.full((size, size), np.nan))), "a map that isn't finite"),
+        (first(sound, "high"), "the device sent the score high, expected a number"),
+        (first(sound, True), "the device sent the score True, expected a number"),
+        ([*first(sound)[:1], '{"picture": 0, "score": NaN}'], "its answer: not valid JSON"),
+        ([{"picture": "\x1b[2J1", "score": 0.5}], r"the device answered \[2J1, expected picture 0"),
+        ([{"error": "\x07no runtime\nleft"}], "no runtime left"),
+    ]:
+        bench, _ = hostile(tiny_bundle, whole, {"judge": answers}, samples)
+        (row,) = bench.rows
+        assert row.accuracy is None
+        assert not row.passed
+        assert row.failure is not None
+        assert re.fullmatch(f"accuracy: .*({line}).*", row.failure), row.failure
+        assert row.failure.isprintable()
+        assert row.latency_ms, "what was measured stays"
+
+
+def test_judging_goes_on_after_a_dropped_connection(
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+) -> None:
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    without_a_drop = measure_over_ssh(device, asked, lambda text: None)
+    said: list[str] = []
+
+    def progress(text: str) -> None:
+        said.append(text)
+        if text.endswith(", 13 of 32 pictures"):
+            server.stop()
+            server.start()
+
+    bench = measure_over_ssh(device, asked, progress)
+    assert any("trying again" in line for line in said)
+    assert bench.rows[0].accuracy is not None
+    assert bench.rows[0].accuracy == without_a_drop.rows[0].accuracy
+    assert not (server.cache / "stlm-edge").exists()
 
 
 def test_an_unreachable_device_fails_at_once_and_says_why(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:

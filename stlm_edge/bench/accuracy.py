@@ -1,0 +1,46 @@
+"""Accuracy on labelled pictures, from one answer at a time, whichever device gives it."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stlm_edge.bench.result import Accuracy
+from stlm_edge.data.sample import Sample
+from stlm_edge.errors import JobError
+from stlm_edge.metrics import PixelMetrics, image_auroc
+from stlm_edge.picture import read_mask, read_picture
+
+
+class Judged:
+    """Answers on `samples`, in their order; maps are counted and let go. `progress` hears of each tenth of them."""
+
+    def __init__(self, samples: Sequence[Sample], size: int, name: str, progress: Callable[[str], None]) -> None:
+        self.size = size
+        self._samples, self._name, self._progress = samples, name, progress
+        self._scores: list[float] = []
+        self._pixels = PixelMetrics()
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def add(self, anomaly_map: np.ndarray, score: float) -> None:
+        """The next answer, a map float S×S and a score. Raises JobError for another shape and what isn't finite."""
+        sample, side = self._samples[len(self)], self.size
+        mask = np.zeros((side, side), bool)
+        if sample.mask is not None:
+            mask = read_mask(sample.mask, side, read_picture(sample.picture).size)
+        self._pixels.update(anomaly_map, mask)
+        if not np.isfinite(score):
+            raise JobError(f"{sample.picture.name}: its score is not finite")
+        self._scores.append(score)
+        total = len(self._samples)
+        reached = len(self) * 10 // total > (len(self) - 1) * 10 // total
+        self._progress(f"accuracy: {self._name}, {len(self)} of {total} pictures" if reached else "")
+
+    def accuracy(self) -> Accuracy:
+        """Of all the answers; pixel figures are None where an anomalous picture has no mask, as `evaluate` has it."""
+        anomalous = [sample.anomalous for sample in self._samples]
+        found = self._pixels.compute()
+        if any(sample.anomalous and sample.mask is None for sample in self._samples):
+            return Accuracy(image_auroc(self._scores, anomalous), None, None)
+        return Accuracy(image_auroc(self._scores, anomalous), found.pixel_auroc, found.aupro)
