@@ -79,7 +79,7 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
             raise JobError(f"its bench.json: {len(bench.rows)} rows, expected {len(job.bundles)}")
         if job.samples:
             pairs = zip(bench.rows, job.bundles, strict=True)
-            judged = [_with_accuracy(ssh, (run, pictures), row, bundle, job, progress) for row, bundle in pairs]
+            judged = [with_accuracy(ssh, (run, pictures), row, bundle, job, progress) for row, bundle in pairs]
             bench = replace(bench, rows=tuple(judged))
     except Lost as lost:
         raise JobError(f"lost: {lost}; if it still runs it goes on, and the same command picks its result up") from None
@@ -198,7 +198,7 @@ def copy_pictures(ssh: Ssh, job: Job, progress: Progress) -> str:
     return digest
 
 
-def _with_accuracy(
+def with_accuracy(
     ssh: Ssh, run_and_pictures: tuple[str, str], row: Row, bundle: Bundle, job: Job, progress: Progress
 ) -> Row:
     """The row with what the device's own maps are worth, if it answered the golden pictures as far as a wrong row does.
