@@ -500,6 +500,26 @@ def test_judging_goes_on_after_a_dropped_connection(
     assert not (server.cache / "stlm-edge").exists()
 
 
+def test_judging_that_is_interrupted_ends_there_and_leaves_the_device_clean(
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+) -> None:
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+
+    def progress(text: str) -> None:
+        if text.endswith(", 4 of 32 pictures"):
+            assert processes_of(server, "judge")
+            raise JobError("interrupted")
+
+    (row,) = measure_over_ssh(device, asked, progress).rows
+    assert row.failure == "accuracy: interrupted"
+    assert not (server.cache / "stlm-edge").exists()
+    for _ in range(50):
+        if not processes_of(server):
+            return
+        time.sleep(0.1)
+    raise AssertionError(processes_of(server))
+
+
 def test_an_unreachable_device_fails_at_once_and_says_why(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
     missing = Ssh(parse_device(server.device), "no/such/python", server.config)
     with pytest.raises(JobError, match=r"no/such/python on the device: .*(not found|No such file)"):
