@@ -11,9 +11,10 @@ third less than int8). Such a palette has cost a trained network 0.7 points of i
 allows: it ships only where the gate holds.
 """
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,19 @@ def to_coreml(
     operations that are computed in float32 all the same. `in_fp16`: layers whose names begin with one of these keep
     fp16 weights.
     """
-    with quiet():
+    with quiet(), _temporary_files_in(path.parent):
         package = compressed(converted(model, precision, in_float32), precision, in_fp16)
         save(package, path, calibration, model.config.size)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let coremltools, which leaves some where it fails, put its temporary files here."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def converted(model: STLM, precision: str = "fp16", in_float32: tuple[str, ...] = ()) -> Any:
