@@ -16,6 +16,7 @@ from tiny_tflite import write_tflite
 
 import stlm_edge
 from stlm_edge import targets
+from stlm_edge.conversion import KEPT
 from stlm_edge.converters import litert as converter
 from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
@@ -60,17 +61,29 @@ def test_the_manifest_says_what_goes_in_and_out(exported_for_android: dict[str, 
 # The gate
 
 
+def of_normalisation(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """The buffers of three values each that the picture passes first, the mean colour's among them, and the values."""
+    (graph,) = model.subgraphs
+    found = []
+    for tensor in graph.tensors:
+        buffer = model.buffers[tensor.buffer]
+        if buffer.data is not None and len(buffer.data) == 12 and KINDS[tensor.type] == "FLOAT32":
+            found.append((buffer, np.frombuffer(bytes(buffer.data), "<f4")))
+    assert sum(bool(np.isclose(values.max(), 123.675)) for _, values in found) == 1
+    return found
+
+
+def missing_normalisation(model: Any) -> None:
+    for buffer, values in of_normalisation(model):
+        if np.isclose(values.max(), 123.675):
+            buffer.data = np.zeros(12, np.uint8)
+
+
 def swapped_channels(model: Any) -> None:
     """Let the first operators, which are those of the normalisation, see blue first."""
     (graph,) = model.subgraphs
-    constants = {"mean": 0, "deviation": 0}
-    for tensor in graph.tensors:
-        data = model.buffers[tensor.buffer].data
-        if data is not None and len(data) == 12 and KINDS[tensor.type] == "FLOAT32":
-            values = np.frombuffer(bytes(data), "<f4")
-            constants["mean"] += bool(np.isclose(values.max(), 123.675))
-            model.buffers[tensor.buffer].data = np.frombuffer(values[::-1].tobytes(), np.uint8)
-    assert constants["mean"] == 1
+    for buffer, values in of_normalisation(model):
+        buffer.data = np.frombuffer(values[::-1].tobytes(), np.uint8)
     for tensor in graph.tensors:
         if tensor.shape is not None and list(tensor.shape) == [32, 3, 3, 3]:
             buffer = model.buffers[tensor.buffer]
@@ -122,6 +135,7 @@ def threshold_off_by_five_percent(path: Path) -> None:
     [
         (rewritten(swapped_channels), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (rewritten(swapped_channels), "int8", "before int8, fp32 map differs by"),
+        (rewritten(missing_normalisation), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (rewritten(transposed_map), "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
     ],
@@ -170,7 +184,13 @@ def test_where_the_gate_fails_fewer_layers_are_made_smaller(
     monkeypatch.setattr(converter, "to_tflite", to_tflite)
     monkeypatch.setattr(converter, f"to_{precision}", damaging_the_first)
     done = export("android", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
-    assert tried == list(getattr(converter, precision.upper())[:2])
+    if precision == "fp16":
+        assert tried == list(converter.FP16)
+    else:
+        assert len(tried) > 1
+        assert [len(kept) for kept in tried] == [0, *KEPT][: len(tried)]
+        assert {one.what for one in done.frontier} == {"linear layers and the weights of convolutions but stage 0's"}
+    assert [bool(one.losses) for one in done.frontier] == [True] * (len(tried) - 1) + [False]
     assert done.losses == []
 
 
