@@ -19,6 +19,7 @@ from stlm_edge.bench import archive
 from stlm_edge.bench.__main__ import main
 from stlm_edge.bench.devices import _travelling
 from stlm_edge.bench.options import parse_options
+from stlm_edge.bench.pictures import longest, map_of, parts_of
 from stlm_edge.bench.side_by_side import measure_side_by_side
 from stlm_edge.bench.ssh import _BOOTSTRAP
 from stlm_edge.bundle import open_bundle
@@ -104,6 +105,16 @@ def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
     assert there["accuracy"] == pytest.approx(evaluated, abs=1e-3)
     assert "tiny, 20 of 20 pictures" in capsys.readouterr().err
     assert not (server.cache / "stlm-edge").exists()
+
+
+@pytest.mark.parametrize("size", [16, 300])
+def test_a_map_comes_back_from_the_line_however_badly_it_compresses(size: int) -> None:
+    values = np.random.default_rng(0).random((size, size), dtype=np.float32)
+    parts = list(parts_of(values))
+    assert all(len(part) < 1 << 16 for part in parts), "a longer line ends the connection"
+    text = "".join(parts)
+    assert len(text) <= longest(size)
+    assert np.abs(map_of(text, size) - values).max() <= 2**-12
 
 
 def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
