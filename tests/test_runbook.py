@@ -27,7 +27,7 @@ def commands():
     for line in lines():
         words = shlex.split(line.replace("$(which stlm-eval)", "stlm-eval"), comments=True)
         for at, word in enumerate(words):
-            if word.startswith("stlm-") and word != "stlm-edge[export]":
+            if word.startswith("stlm-") and not word.startswith("stlm-edge"):
                 found.append(words[at:])
     return found
 
