@@ -38,7 +38,8 @@ def test_the_graph_keeps_its_contract(proto: onnx.ModelProto) -> None:
 
 def test_one_file_holds_everything(exported: dict[str, Exported], proto: onnx.ModelProto) -> None:
     assert all(weight.data_location == TensorProto.DEFAULT for weight in proto.graph.initializer)
-    assert {path.name for path in exported["fp32"].folder.iterdir()} == {"model.onnx", "manifest.json", "golden"}
+    names = {path.name for path in exported["fp32"].folder.iterdir()}
+    assert names == {"model.onnx", "manifest.json", "golden", ".frontier.json"}
 
 
 def test_what_cannot_reach_the_map_is_not_in_the_graph(proto: onnx.ModelProto, small_checkpoint: Path) -> None:
