@@ -60,12 +60,13 @@ def to_coreml(
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Let coremltools, which leaves some where it fails, put its temporary files here."""
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
+    """Let coremltools, which leaves some until the process ends, put its temporary files here, and remove them."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder) as tempfile.tempdir:
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def converted(model: STLM, precision: str = "fp16", in_float32: tuple[str, ...] = ()) -> Any:
