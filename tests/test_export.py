@@ -88,15 +88,6 @@ def test_flops_count_a_multiply_add_as_two() -> None:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go: a folder that must be empty after an export, whatever its end."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
 def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> ConvertBy:
     """Replace the converter by one that does this to what it writes (the conversion itself is done once for all)."""
 

@@ -20,15 +20,6 @@ Links = Callable[[str, Path], None]
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go: a folder that must be empty after an export, whatever its end."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
 def converted_already(monkeypatch: pytest.MonkeyPatch) -> Links:
     """Let a converter give this file, without writing anything."""
     return lambda name, file: monkeypatch.setattr(name, lambda model, path, *_: os.link(file, path))
