@@ -291,6 +291,12 @@ played.TensorRT = Engine
         (["--category", "bottle"], "--category: given without --data"),
         (["--data", "nowhere"], "nowhere: "),
         (["--bundle", "nowhere"], "nowhere: no such bundle folder"),
+        (["--runtime", "nonsense"], "--runtime nonsense: unknown; expected onnxruntime"),
+        (["--runtime", "litert"], "--runtime litert: runs none of model.onnx here"),
+        (["--runtime", "torch"], "--runtime torch: runs the trained model; expected --checkpoint"),
+        (["--runtime", "all", "--device", "ssh:pi"], "--runtime: is for this machine; expected --device local"),
+        (["--max-regression", "0.05"], "found '0.05', expected a percentage: 5% if you mean that share, else 0.05%"),
+        (["--with", "nowhere.json"], "nowhere.json: cannot be read"),
     ],
 )
 def test_unusable_input_is_refused_before_anything_is_measured(

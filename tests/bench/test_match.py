@@ -86,27 +86,6 @@ def test_one_bundle_is_run_by_each_runtime_that_is_here(tiny_bundle: Path, tmp_p
     assert set(found["machine"]["packages"]) >= {"onnxruntime", "openvino"}
 
 
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        (["--runtime", "nonsense"], "--runtime nonsense: unknown; expected onnxruntime"),
-        (["--runtime", "litert"], "--runtime litert: runs none of model.onnx here"),
-        (["--runtime", "torch"], "--runtime torch: runs the trained model; expected --checkpoint"),
-        (["--runtime", "all", "--device", "ssh:pi"], "--runtime: is for this machine; expected --device local"),
-        (["--max-regression", "0.05"], "found '0.05', expected a percentage: 5% if you mean that share, else 0.05%"),
-        (["--with", "nowhere.json"], "nowhere.json: cannot be read"),
-    ],
-)
-def test_what_can_not_be_meant_is_refused(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], line: str
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["--bundle", str(tiny_bundle), "--out", str(tmp_path / "out"), *given])
-    assert left.value.code == 2
-    assert line in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_percentages_are_read_as_written() -> None:
     allowed = [parse_options(["--max-regression", text]).max_regression for text in ("5%", "5", "0.5%", "0")]
     assert allowed == [0.05, 0.05, 0.005, 0.0]
