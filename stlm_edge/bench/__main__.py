@@ -189,15 +189,21 @@ def _samples(options: argparse.Namespace) -> list[Any] | None:
 
 
 def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Callable[[str], None]) -> Row:
-    """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known."""
+    """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known.
+
+    What fails there fails the row, as on a device behind ssh.
+    """
     if row.parity is None:
         return row
     from stlm_edge.bench.accuracy import Judged
     from stlm_edge.picture import load
 
     judged, runtime = Judged(samples, row.input_size, row.name, progress), subject.runtime()
-    for sample in samples:
-        judged.add(*runtime.run(load(sample.picture, row.input_size)))
+    try:
+        for sample in samples:
+            judged.add(*runtime.run(load(sample.picture, row.input_size)))
+    except (JobError, UsageError) as error:
+        return replace(row, passed=False, failure=f"accuracy: {error}")
     return replace(row, accuracy=judged.accuracy())
 
 

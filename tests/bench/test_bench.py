@@ -418,3 +418,18 @@ def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_pic
     assert found["data"] == str(tiny_pictures)
     assert found["rows"][0]["accuracy"]["image_auroc"] > 0.9
     assert found["rows"][0]["accuracy"]["pixel_auroc"] is None, "these pictures have no masks"
+
+
+def test_a_test_picture_that_cannot_be_read_fails_the_row_and_keeps_what_was_measured(
+    tiny_bundle: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchmetrics")
+    pictures = tmp_path / "pictures"
+    shutil.copytree(tiny_pictures, pictures)
+    (pictures / "spot" / "301.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    found = bench(tmp_path / "out", tiny_bundle, exit_code=1, more=("--data", str(pictures)))
+    row = found["rows"][0]
+    assert row["failure"].startswith("accuracy: ")
+    assert "301.png" in row["failure"]
+    assert row["latency_ms"]
+    assert row["accuracy"] is None
