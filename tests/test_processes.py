@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stlm_edge.all_categories import evaluate_all
 from stlm_edge.processes import supervise
 
 SCRIPT = """
@@ -161,3 +163,34 @@ def test_a_batch_that_the_processes_cannot_share(pictures, script, tmp_path):
     assert process.returncode == 2
     assert "error: a batch of 4 for 3 processes; start a number that divides it" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(pictures, script, tmp_path):
+    """What --category all --devices 2 does: the processes go on to the next category together."""
+    data = tmp_path / "data"
+    for name in ("bolt", "cap"):
+        shutil.copytree(pictures, data / name / "train/good")
+        for kind, numbers in (("good", (0, 1)), ("spot", (2, 3))):
+            (data / name / "test" / kind).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(pictures / f"{number}.png", data / name / "test" / kind)
+    both = tmp_path / "both.py"
+    training = SCRIPT.splitlines()[-1].strip()
+    assert training.startswith("train(Job(")
+    both.write_text(
+        SCRIPT.replace(
+            training,
+            "from stlm_edge.all_categories import evaluate_all, train_all\n"
+            f"    train_all({training.removeprefix('train(').removesuffix(', out, resume=True)')}, out)\n"
+            "    evaluate_all(out, data, None, out / 'found')",
+        )
+    )
+    for count in (1, 2):
+        process = started([sys.executable], both, data, tmp_path / str(count), 3, count)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    for name in ("bolt", "cap"):
+        assert losses(tmp_path / "2" / name) == pytest.approx(losses(tmp_path / "1" / name), abs=1e-5)
+    found = json.loads((tmp_path / "2/found/metrics.json").read_text())
+    assert list(found["categories"]) == ["bolt", "cap"]
+    assert found == evaluate_all(tmp_path / "2", data, None, tmp_path / "alone")
