@@ -1,6 +1,6 @@
 """What each choice of `quick` is worth: one training for each change of one choice, and the ways of reading a map.
 
-    python benchmarks/ablation.py --data DIR [--data DIR ...] --out RUN [--longer 0.5] [--record FILE]
+    python benchmarks/ablation.py --data DIR [--data DIR ...] --out RUN [--longer 0.5] [--only CHANGE] [--record FILE]
 
 All rows of a data set are one run, of one seed; the last step counts. Interrupted, the same command goes on. The first
 rows read one model's two cosine distances in other ways, the later ones train another model.
@@ -63,6 +63,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "start": "random", "plain_lr": 3e-4, "decoder_lr": 3e-4, "denoising_lr": 3e-4, "denoising_target": "teacher",
     },
     "FA trained, against the mask's nearest pixels": {"fa_lr": 1e-4, "fa_loss": "cross-entropy+dice on nearest pixels"},
+    "FA trained, focal + L1, on every kind": {
+        "fa_lr": 1e-4, "fa_loss": "focal+l1", "pseudo_anomalies": tuple(KINDS),
+    },
 }  # fmt: skip
 
 
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--longer", type=float, default=1.0, help="multiply the recipe's steps")
     parser.add_argument("--init", help="a start's file (default: the shipped one)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--only", action="append", choices=VARIANTS, help="train this change alone, beside `quick`")
     parser.add_argument("--record", type=Path, help="JSON file to write the rows to")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -89,6 +93,8 @@ def main() -> None:
             row = test.figures(test.maps(model), score_pixels=pixels)
             rows.append({"data": data.name, "change": f"score of {pixels} pixels", **row})
         for number, (name, changes) in enumerate(VARIANTS.items()):
+            if options.only and name not in options.only:
+                continue
             model = trained(data, changes, options, f"variant-{number}")
             found = test.maps(model)
             rows.append({"data": data.name, "change": name, **test.figures(found)})
@@ -114,7 +120,8 @@ def main() -> None:
 def command(options: argparse.Namespace) -> str:
     """What made the rows, with the names of the data sets and nothing of where they stand."""
     data = " ".join(f"--data {folder.name}" for folder in options.data)
-    return f"python benchmarks/ablation.py {data} --longer {options.longer:g} --out RUN"
+    only = "".join(f' --only "{change}"' for change in options.only or ())
+    return f"python benchmarks/ablation.py {data} --longer {options.longer:g}{only} --out RUN"
 
 
 def memory_banks(data: Path, test: "Test") -> list[dict[str, Any]]:

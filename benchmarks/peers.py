@@ -339,7 +339,8 @@ def peer(
         with step(f"fitting and exporting {name} at {size}"):
             said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode:
-            plain.failure = f"not exported: {last_line(said.stderr)}"
+            killed = f"ended by signal {-said.returncode}; too little memory?" if said.returncode < 0 else ""
+            plain.failure = f"not exported: {killed or last_line(said.stderr)}"
     if plain.failure:
         rows += [plain, replace(plain, precision="int8", notes=[])]
         return
