@@ -70,8 +70,8 @@ PACKAGES = ("stlm-edge", "torch", "onnx", "onnxruntime", "numpy")
 CONDITIONS = (
     "one thread; each query from an S×S×3 uint8 picture in memory to map and score, decoding and resizing left out",
     "for the peers: pictures are turned into their float32 input by numpy within the time; STLM's graph takes uint8",
-    "for the peers: their files take any batch, as anomalib exports them, STLM's takes one picture, and so does that of "
-    "PatchCore on EfficientNet-Lite0, whose file for any batch takes pictures by twos only",
+    "for the peers: their files take any batch, as anomalib exports them, STLM's takes one picture, and so do "
+    "PatchCore's, whose file for any batch takes pictures by twos only",
     "for STLM: its graph was shaped for onnxruntime by this project; the peers' are what anomalib's export gives",
     "for STLM: its int8 may keep layers in float until the gate holds; a peer's int8 is one try",
     "for PatchCore and AnomalyDINO: their time and size grow with the pictures that they were fitted on, which were "
@@ -362,7 +362,7 @@ def peer(
             row.size_mb = megabytes(file)
             judge(row, file, pictures, trained, calibration)
         except Exception as error:  # whatever a peer's file meets in onnxruntime is its row, not the run's end
-            row.failure = last_line(str(error)) or type(error).__name__
+            row.failure = " ".join(str(error).split())[-200:] or type(error).__name__
             files.pop(row.label, None)
 
 
@@ -475,7 +475,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            raise JobError(last_line(self.process.stderr.read()) or f"its process ended with exit code {code}")
+            said = " ".join(self.process.stderr.read().splitlines()[-3:])  # onnxruntime's reasons take some lines
+            raise JobError(said[-300:] or f"its process ended with exit code {code}")
         return json.loads(line)
 
 

@@ -152,8 +152,8 @@ def fit_and_export(model: Any, options: argparse.Namespace) -> None:
     )
     engine.fit(model, datamodule=pictures)
     side = (options.size, options.size)
-    # Of this backbone, whose padding is computed, the file for any batch takes pictures by twos only.
-    one_picture = {"dynamic_shapes": None} if "Lite0" in options.peer else None
+    # PatchCore's file for any batch takes pictures by twos only: the export's example becomes the rule.
+    one_picture = {"dynamic_shapes": None} if options.peer.startswith("PatchCore") else None
     made = engine.export(model, ExportType.ONNX, export_root=options.out, input_size=side, onnx_kwargs=one_picture)
     assert made is not None
 
