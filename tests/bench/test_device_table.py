@@ -13,7 +13,7 @@ from stlm_edge.errors import UsageError
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from table import BEGIN, END, with_table  # noqa: E402
+from table import BEGIN, DEVICES, END, with_table  # noqa: E402
 
 
 def test_readme_s_table_is_what_the_recorded_benches_give() -> None:
@@ -21,6 +21,10 @@ def test_readme_s_table_is_what_the_recorded_benches_give() -> None:
         [sys.executable, ROOT / "benchmarks" / "table.py", "--check"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+    recorded = sorted(DEVICES.glob("*.json"))
+    assert recorded
+    for bench in map(read_bench, recorded):
+        assert all(row.passed for row in bench.rows), "a row that failed is no measurement"
 
 
 def test_a_bench_becomes_a_row_and_what_stood_there_goes(tiny_bundle: Path, tmp_path: Path) -> None:
