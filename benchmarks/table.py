@@ -54,7 +54,10 @@ def cells(bench: Bench, row: Row) -> tuple[str, ...]:
         device = f"{row.device} (lost)"
     else:
         on_gpu = row.runtime == "tensorrt" or row.runtime.endswith(("/cuda", "/tensorrt"))
-        device = machine.device or f"{machine.processor or machine.architecture}, {machine.cores} cores"
+        device = (
+            machine.device
+            or f"{machine.processor or machine.architecture}, {machine.cores} core{'s' * (machine.cores != 1)}"
+        )
         if on_gpu and machine.gpu:
             device = machine.gpu
         device += f" (played by {machine.emulated})" if machine.emulated else ""
