@@ -62,7 +62,9 @@ def test_standard_must_be_ahead_of_its_own_patchcore():
 
 @pytest.mark.parametrize("name", ["accuracy", "ablation"])
 def test_a_records_command_says_nothing_of_where_the_data_stand(name):
-    options = argparse.Namespace(data=[Path("/somewhere/tile")], seed=None, recipe="quick", longer=0.5, size=224, only=None)
+    options = argparse.Namespace(
+        data=[Path("/somewhere/tile")], seed=None, recipe="quick", longer=0.5, size=224, only=None
+    )
     command = script(name).command(options)
     assert command.startswith(f"python benchmarks/{name}.py --data tile ")
     assert "--longer 0.5" in command
