@@ -28,12 +28,13 @@ from stlm_edge.bench.machine import describe
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.pseudo_anomalies import KINDS
+from stlm_edge.data.sample import mask_of
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.job import Job, in_batches
 from stlm_edge.metrics import PixelMetrics, image_auroc
 from stlm_edge.model import STLM
 from stlm_edge.model.stlm import SCORE_PIXELS
-from stlm_edge.picture import load, read_mask, read_picture
+from stlm_edge.picture import load
 from stlm_edge.recipes import RECIPES
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.train import train
@@ -144,7 +145,7 @@ class Test:
         self.size = size
         self.anomalous = [sample.anomalous for sample in samples]
         self.pictures = torch.from_numpy(np.stack([load(sample.picture, size) for sample in samples]))
-        self.masks = [_mask(sample, size) for sample in samples]
+        self.masks = [mask_of(sample, size) for sample in samples]
 
     @torch.inference_mode()
     def maps(self, model: STLM) -> Tensor:
@@ -187,12 +188,6 @@ def show(rows: list[dict[str, Any]]) -> None:
         figures = ("n/a" if row[f] is None else f"{100 * row[f]:.1f}" for f in FIGURES)
         table.add_row(row["data"], row["change"], *figures)
     Console().print(table)
-
-
-def _mask(sample: Sample, size: int) -> np.ndarray:
-    if sample.mask is None:
-        return np.zeros((size, size), bool)
-    return read_mask(sample.mask, size, read_picture(sample.picture).size)
 
 
 if __name__ == "__main__":

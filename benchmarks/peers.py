@@ -45,6 +45,7 @@ from stlm_edge.calibrate import calibrate
 from stlm_edge.calibration_set import calibration_set
 from stlm_edge.conversion import WAYS, Order
 from stlm_edge.data.datasets import Sample, test_samples, training_samples
+from stlm_edge.data.sample import mask_of
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export import flops
 from stlm_edge.files import replacing, write_text
@@ -54,7 +55,7 @@ from stlm_edge.manifest import Calibration
 from stlm_edge.metrics import PixelMetrics, image_auroc
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.parity import compare, problems
-from stlm_edge.picture import load, read_mask, read_picture
+from stlm_edge.picture import load
 from stlm_edge.progress import step
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
@@ -271,7 +272,7 @@ def prepare(data: Path, size: int, fit: int, work: Path) -> Pictures:
             keep(picture, pictures.folder / "data" / "test" / kind / f"{number:04}.png")
             if sample.mask is not None:
                 folder = pictures.folder / "data" / "ground_truth" / kind
-                keep(read_mask(sample.mask, size, read_picture(sample.picture).size), folder / f"{number:04}.png")
+                keep(mask_of(sample, size), folder / f"{number:04}.png")
         np.save(pictures.file, np.stack(judged + held_out))
         torch.save(EfficientNetLite0().backbone.state_dict(), pictures.folder / "lite0.pt")
         marker.write_text(digest)
@@ -432,10 +433,7 @@ def judge(row: Row, file: Path, pictures: Pictures, trained: Answers, calibratio
 def accuracy(answers: Sequence[tuple[np.ndarray, float]], pictures: Pictures) -> Figures:
     pixels = PixelMetrics()
     for sample, (anomaly_map, _) in zip(pictures.samples, answers, strict=True):
-        mask = np.zeros(anomaly_map.shape, bool)
-        if sample.mask is not None:
-            mask = read_mask(sample.mask, pictures.size, read_picture(sample.picture).size)
-        pixels.update(anomaly_map, mask)
+        pixels.update(anomaly_map, mask_of(sample, pictures.size))
     found = pixels.compute()
     of_images = image_auroc([score for _, score in answers], [sample.anomalous for sample in pictures.samples])
     return dict(zip(FIGURES, (of_images, found.pixel_auroc, found.aupro), strict=True))

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from stlm_edge import collectives, contact_sheet
 from stlm_edge.contact_sheet import Row
-from stlm_edge.data.datasets import Sample
+from stlm_edge.data.sample import Sample, mask_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.manifest import Calibration
 from stlm_edge.metrics import FPR_LIMIT, PixelFigures, PixelMetrics, image_auroc, image_f1
-from stlm_edge.picture import read_mask, read_picture, resize
+from stlm_edge.picture import read_picture, resize
 from stlm_edge.runtimes import Runtime
 from stlm_edge.verdict import is_anomalous
 
@@ -196,8 +196,7 @@ def _judge(runtime: Runtime, sample: Sample, size: int) -> tuple[np.ndarray, np.
         raise JobError(f"{sample.picture}: the model gave a map of shape {anomaly_map.shape}; expected {size}×{size}")
     if not math.isfinite(score):
         raise JobError(f"{sample.picture}: the model gave the score {score}; expected a finite one, it is damaged")
-    mask = np.zeros((size, size), bool) if sample.mask is None else read_mask(sample.mask, size, picture.size)
-    return anomaly_map, mask, score
+    return anomaly_map, mask_of(sample, size, picture.size), score
 
 
 def _figures(

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stlm_edge.bench.result import Accuracy
-from stlm_edge.data.sample import Sample
+from stlm_edge.data.sample import Sample, mask_of
 from stlm_edge.errors import JobError
 from stlm_edge.metrics import PixelMetrics, image_auroc
-from stlm_edge.picture import read_mask, read_picture
 
 
 class Judged:
@@ -25,11 +24,8 @@ class Judged:
 
     def add(self, anomaly_map: np.ndarray, score: float) -> None:
         """The next answer, a map float S×S and a score. Raises JobError for another shape and what isn't finite."""
-        sample, side = self._samples[len(self)], self.size
-        mask = np.zeros((side, side), bool)
-        if sample.mask is not None:
-            mask = read_mask(sample.mask, side, read_picture(sample.picture).size)
-        self._pixels.update(anomaly_map, mask)
+        sample = self._samples[len(self)]
+        self._pixels.update(anomaly_map, mask_of(sample, self.size))
         if not np.isfinite(score):
             raise JobError(f"{sample.picture.name}: its score is not finite")
         self._scores.append(score)
