@@ -3,7 +3,8 @@
 Input and outputs are those of the ONNX file. fp16: the weights, computed in float32. int8: linear layers with static
 ranges from the calibration set (NNCF); weights in 7 bits, so that processors without VNNI don't saturate; convolutions
 store int8 weights alone, the rest float16. In float32 stay the first convolutions and the first stages, where nearly
-all of the map's error came from. Why convolutions are not computed in int8: benchmarks/results, `convolutions.json`.
+all of the map's error came from. Where the gate does not hold, the export keeps convolutions' weights in float first:
+they are half of the score's error. Why convolutions are not computed in int8: benchmarks/results, `convolutions.json`.
 Attention biases are kept as tables that are gathered at load: 5×196 values instead of 5×196×196.
 
 The same ONNX file and pictures give the same bytes.

@@ -29,6 +29,16 @@ CONVOLUTIONS = (
 FIRST_CONVOLUTIONS = (r"^(plain|denoising)\.(patch_embed|layers\.0)\.",)
 
 
+def grouped(model: STLM, groups: Sequence[str]) -> dict[str, list[nn.Linear | nn.Conv2d]]:
+    """The layers of each group, by what their names begin with, in the model's order."""
+    members: dict[str, list[nn.Linear | nn.Conv2d]] = {}
+    for name, module in model.named_modules():
+        found = next((match for group in groups if (match := re.search(group, f"{name}."))), None)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and found:
+            members.setdefault(found.group(), []).append(module)
+    return members
+
+
 @torch.inference_mode()
 def ranked(
     model: STLM, pictures: Sequence[np.ndarray], groups: Sequence[str] = LINEAR, inputs: bool = True
@@ -39,11 +49,7 @@ def ranked(
     stays as it is.
     """
     copied = copy.deepcopy(model).eval()
-    members: dict[str, list[nn.Linear | nn.Conv2d]] = {}
-    for name, module in copied.named_modules():
-        found = next((match for group in groups if (match := re.search(group, f"{name}."))), None)
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and found:
-            members.setdefault(found.group(), []).append(module)
+    members = grouped(copied, groups)
     chosen = [torch.from_numpy(picture)[None] for picture in pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]]
     expected = [copied(picture).anomaly_map for picture in chosen]
     damage = {}

@@ -75,17 +75,23 @@ def _to_onnx(order: Order) -> Iterator[Step]:
             yield Step("int8", order.artifact, (_onnxruntime,), kept=kept, what=LINEAR_LAYERS)
 
 
-def _ever_more(order: Order, groups: Sequence[str], inputs: bool = True) -> Iterator[tuple[str, ...]]:
+def _ever_more(
+    order: Order, groups: Sequence[str], inputs: bool = True, together: Sequence[str] = ()
+) -> Iterator[tuple[str, ...]]:
     """What to keep in float: nothing, then ever more of the layers that int8 hurts most, by the start of their names.
 
-    `groups` and `inputs` are those of `sensitivity.ranked`, which is asked when the first of them has to be known.
+    `groups` and `inputs` are those of `sensitivity.ranked`, which is asked when the first of them has to be known;
+    the groups in `together` are kept before it is, all at once.
     """
-    from stlm_edge.converters.sensitivity import ranked
+    from stlm_edge.converters.sensitivity import grouped, ranked
 
     yield ()
+    first = tuple(grouped(order.model, together))
+    if first:
+        yield first
     worst = [name for name, _ in ranked(order.model, order.pictures, groups, inputs)]
     for count in KEPT:
-        yield tuple(worst[:count])
+        yield first + tuple(worst[:count])
 
 
 def _to_tflite(order: Order) -> Iterator[Step]:
@@ -147,7 +153,7 @@ def _to_openvino(order: Order) -> Iterator[Step]:
             to_openvino(source, order.artifact, *about, half=True)
         yield Step("fp16", order.artifact, (_openvino,), what="weights but stage 0's")
     if order.precision == "int8":
-        for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
+        for kept in _ever_more(order, LINEAR, together=CONVOLUTIONS):  # whose weights are half of the score's error
             with step("quantizing to int8"):
                 to_int8(source, order.artifact, *about, order.pictures, kept)
             yield Step("int8", order.artifact, (_openvino,), kept=kept, what=WITH_CONVOLUTIONS)
