@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,6 @@ from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.manifest import Calibration
 from stlm_edge.pack import recalibrate
 from stlm_edge.picture import list_pictures, load
-from stlm_edge.runtimes import Runtime
 
 MARGIN = 0.1
 
@@ -88,15 +87,14 @@ def describe(calibration: Calibration) -> str:
 
 
 def judge(
-    runtime: Runtime, pictures: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None
+    run: Callable[[np.ndarray], tuple[np.ndarray, float]], pictures: Iterable[np.ndarray]
 ) -> tuple[list[float], list[float]]:
-    """The score of each picture and the median of its map, ready for `calibrate`."""
+    """The score of each picture, S×S×3 uint8, and the median of its map, ready for `calibrate`."""
     scores, medians = [], []
-    for done, path in enumerate(pictures, 1):
-        anomaly_map, score = runtime.run(load(path, runtime.size))
+    for picture in pictures:
+        anomaly_map, score = run(picture)
         scores.append(score)
         medians.append(float(np.median(anomaly_map)))
-        progress(done, len(pictures))
     return scores, medians
 
 
@@ -124,8 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_with_one_line("interrupted; the bundle is whole, run it again"):
         _check_rate(options.false_alarm_rate)
         bundle = open_bundle(options.bundle, threads=options.threads)
-        pictures = list_pictures(options.data)
-        found = calibrate(*judge(bundle.runtime, pictures, _progress), options.false_alarm_rate, "site")
+        run, size = bundle.runtime.run, bundle.runtime.size
+        pictures = (load(path, size) for path in _counted(list_pictures(options.data)))
+        found = calibrate(*judge(run, pictures), options.false_alarm_rate, "site")
         _check_sense(bundle, found.threshold)
         manifest = recalibrate(bundle, found)
         if options.json:
@@ -151,9 +150,13 @@ def _check_sense(bundle: Bundle, threshold: float) -> None:
         )
 
 
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _counted(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, with a count on a terminal of those that are done."""
+    for done, path in enumerate(paths, 1):
+        yield path
+        if sys.stderr.isatty():
+            end = "\n" if done == len(paths) else ""
+            print(f"\r{done} of {len(paths)} pictures", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

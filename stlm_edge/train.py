@@ -24,7 +24,7 @@ from torch import nn
 
 from stlm_edge import checkpoint, run_folder
 from stlm_edge.allocation import keep_freed_memory, return_freed_memory
-from stlm_edge.calibrate import calibrate
+from stlm_edge.calibrate import calibrate, judge
 from stlm_edge.clean_targets import CleanTargets, PlainStream, seen_targets
 from stlm_edge.curves import open_curves
 from stlm_edge.data.batches import AnomalousPictures, Pictures, batches
@@ -34,7 +34,6 @@ from stlm_edge.errors import JobError, UsageError
 from stlm_edge.feature_cache import FeatureCache
 from stlm_edge.files import replacing
 from stlm_edge.job import Job, asked_for, begin, category_of, digest, split
-from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.stlm import Maps
@@ -192,23 +191,13 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         "seconds": round(time.monotonic() - started),
     }
     if log and curves:
-        checkpoint.save(finished, model, provenance, calibrated(model, held_out, job.false_alarm_rate))
+        calibration = calibrate(*judge(_one_by_one(model), held_out), job.false_alarm_rate)
+        checkpoint.save(finished, model, provenance, calibration)
         (out / run_folder.STATE).unlink(missing_ok=True)
         log.close()
         curves.close()
     fabric.barrier()
     return finished
-
-
-def calibrated(model: STLM, held_out: Pictures, false_alarm_rate: float) -> Calibration:
-    """Judge the held-out normal pictures one by one, as a device will, and take the threshold from them."""
-    scores, map_medians = [], []
-    with torch.inference_mode():
-        for index in range(len(held_out)):
-            answer = model(torch.from_numpy(held_out[index])[None])
-            scores.append(answer.score.item())
-            map_medians.append(answer.anomaly_map.median().item())
-    return calibrate(scores, map_medians, false_alarm_rate, "training")
 
 
 def save_state(
@@ -242,6 +231,17 @@ def _answer(
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
     return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
+
+
+def _one_by_one(model: STLM) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
+    """The model's answer to a picture alone, S×S×3 uint8, as a device will ask for it."""
+
+    @torch.inference_mode()
+    def run(picture: np.ndarray) -> tuple[np.ndarray, float]:
+        answer = model(torch.from_numpy(picture)[None])
+        return answer.anomaly_map[0, 0].numpy(), answer.score.item()
+
+    return run
 
 
 def _is_mixed(fabric: Fabric) -> bool:
