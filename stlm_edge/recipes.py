@@ -25,7 +25,7 @@ class Recipe:
     denoising_target: Literal["teacher", "plain"]
     """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
     fa_lr: float
-    """At 0, feature aggregation stays the sum of cosine distances that it begins as, and only its statistics adapt."""
+    """At 0, feature aggregation stays the cosine distance that it begins as, and only its statistics adapt."""
     fa_loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"]
     """Against the mask's share of each cell, or the nearest pixel's; "focal+l1" as published."""
     fa_detached: bool
