@@ -17,6 +17,22 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What takes long to make and what many files share: tests that use it run in the process that has made it.
+SHARED = ("exported_for_android", "coreml_packages", "even_onnx", "exported")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay in one process where there are several: those of a file, of an export, of all devices."""
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if group.startswith("tests/bench/"):
+            group = "devices"  # they take turns at the one adb and look at the clock
+        else:
+            used = getattr(item, "fixturenames", ())
+            group = next((fixture for fixture in SHARED if fixture in used), group)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of TINY_SIZE, made once: read it, copy it, but don't change it."""

@@ -50,7 +50,9 @@ def test_its_row_stands_beside_the_others(
     jsonschema.validate(as_it_came, json.loads(schema))
     bench = strict_json.read(Bench, json.loads((tmp_path / "bench.json").read_text()), "bench.json")
     (row,) = bench.rows
-    assert (row.device, row.runtime, row.threads, row.bundle) == ("web", "onnxruntime-web/wasm", 2, str(tiny_bundle))
+    threads = min(2, len(os.sched_getaffinity(0)))  # a browser starts no more than there are cores
+    assert (row.device, row.runtime, row.threads) == ("web", "onnxruntime-web/wasm", threads)
+    assert row.bundle == str(tiny_bundle)
     assert row.passed
     assert row.parity is not None
     assert row.parity.max_abs_diff is not None
