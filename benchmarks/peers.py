@@ -57,6 +57,7 @@ from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.parity import compare, problems
 from stlm_edge.picture import load
 from stlm_edge.progress import step
+from stlm_edge.runtimes.torch import answer_of
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
 HERE = Path(__file__).parent
@@ -290,11 +291,10 @@ def stlm(trained: checkpoint.Checkpoint, pictures: Pictures, files: dict[str, Pa
     model = STLM(ModelConfig(size, trained.model.config.depths)).eval()
     model.load_state_dict(trained.model.state_dict())
     every = pictures.judged + pictures.held_out
-    with step(f"STLM at {size} in torch", len(every)) as advance, torch.inference_mode():
+    with step(f"STLM at {size} in torch", len(every)) as advance:
         found = []
         for picture in every:
-            answer = model(torch.from_numpy(picture)[None])
-            found.append((answer.anomaly_map[0, 0].numpy(), answer.score.item()))
+            found.append(answer_of(model, picture))
             advance()
     said = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
     calibration = calibrated(said, pictures)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from stlm_edge.model.stlm import Maps
 from stlm_edge.picture import read_picture
 from stlm_edge.processes import losing_a_peer_ends_the_job, open_fabric, said_once
 from stlm_edge.recipes import Recipe, for_teacher
+from stlm_edge.runtimes.torch import answer_of
 from stlm_edge.teachers import Teacher, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.two_streams import TwoStreams, freeze, make_optimisers, schedule, set_rates
@@ -191,7 +193,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         "seconds": round(time.monotonic() - started),
     }
     if log and curves:
-        calibration = calibrate(*judge(_one_by_one(model), held_out), job.false_alarm_rate)
+        calibration = calibrate(*judge(partial(answer_of, model), held_out), job.false_alarm_rate)
         checkpoint.save(finished, model, provenance, calibration)
         (out / run_folder.STATE).unlink(missing_ok=True)
         log.close()
@@ -231,17 +233,6 @@ def _answer(
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
     return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
-
-
-def _one_by_one(model: STLM) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
-    """The model's answer to a picture alone, S×S×3 uint8, as a device will ask for it."""
-
-    @torch.inference_mode()
-    def run(picture: np.ndarray) -> tuple[np.ndarray, float]:
-        answer = model(torch.from_numpy(picture)[None])
-        return answer.anomaly_map[0, 0].numpy(), answer.score.item()
-
-    return run
 
 
 def _is_mixed(fabric: Fabric) -> bool:

@@ -83,7 +83,7 @@ class FeatureAggregation(nn.Module):
         the image tokens (benchmarks/results, `ablation.json`), through the network; it is raised by three deviations at
         every batch norm so that no ReLU clips it, and what the other channels begin with does not reach the output. The
         logits rise gently: a steep sigmoid would level the map's peaks before it is enlarged. From random filters,
-        training takes thousands of steps to find that sum: it is a hundredth of what the single products vary by.
+        training takes thousands of steps to find it: it is a hundredth of what the single products vary by.
         """
         dim = self.res[0].conv1.in_channels // self.maps
         near, fusion = self.head[0].aspp_feature_extractors[1], self.head[0].aspp_fusion_layer

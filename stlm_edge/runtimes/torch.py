@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from stlm_edge import checkpoint
+from stlm_edge.model import STLM
 
 
 class Torch:
@@ -20,7 +21,6 @@ class Torch:
         if threads:
             torch.set_num_threads(threads)
         opened = checkpoint.load(Path(path))
-        self.device = device
         self.model = opened.model.to(device)
         self.calibration = opened.calibration
         self.provenance = opened.provenance
@@ -28,6 +28,11 @@ class Torch:
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """S×S×3 uint8 → the anomaly map, S×S float32, and the score."""
-        with torch.inference_mode():
-            answer = self.model(torch.tensor(image, device=self.device)[None])
-        return answer.anomaly_map[0, 0].cpu().numpy(), answer.score.item()
+        return answer_of(self.model, image)
+
+
+@torch.inference_mode()
+def answer_of(model: STLM, image: np.ndarray) -> tuple[np.ndarray, float]:
+    """A model's answer to one picture alone, as a device will ask for it: S×S×3 uint8 → the map and the score."""
+    found = model(torch.tensor(image, device=model.pixel_mean.device)[None])
+    return found.anomaly_map[0, 0].cpu().numpy(), found.score.item()
