@@ -39,7 +39,7 @@ test-deps: system-deps build/android.jar build/adbd build/onnxruntime
 
 # What the Android demo's sources are compiled against in the tests.
 build/android.jar:
-	@$(PYTHON) tests/android/android_jar.py $@
+	@$(PYTHON) tests/android/fetch_android_jar.py $@
 
 # What stands for a phone in the tests of adb.
 build/adbd:

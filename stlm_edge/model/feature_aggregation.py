@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 128
+RAISED, SLOPE, PRIOR = 3.0, 0.5, -4.0
+"""What the map begins as: deviations that the distance is raised by, logits a deviation, logit of the mean distance."""
 
 
 class ResidualBlock(nn.Module):
@@ -94,10 +96,10 @@ class FeatureAggregation(nn.Module):
         _carry(fusion.conv, WIDTH)
         _carry(self.head[1], 0)
         for norm in (self.res[0].downsample[1], near.norm, fusion.norm, self.head[2]):
-            norm.bias[0] = 3
+            norm.bias[0] = RAISED
         self.head[-1].weight.zero_()
-        self.head[-1].weight[0, 0] = 0.5
-        self.head[-1].bias.fill_(-4.0 - 3 * 0.5)
+        self.head[-1].weight[0, 0] = SLOPE
+        self.head[-1].bias.fill_(PRIOR - RAISED * SLOPE)
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
         products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]

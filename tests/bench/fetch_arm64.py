@@ -7,14 +7,13 @@ the wheels. `build/arm64/python` is the interpreter.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "android"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from android_jar import run, sources
+from debian_packages import run, said_if_missing, sources
 
 RELEASE, PACKAGES = "bookworm", ("python3-minimal", "libpython3.11-stdlib", "libstdc++6")
 WHEELS = ("numpy", "Pillow", "onnxruntime")
@@ -34,14 +33,12 @@ def main() -> None:
         return
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    try:
-        make(part, place)
-        part.rename(place)
-    except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        reason = (told.strip() or str(error)).splitlines()[-1]
-        print(f"an arm64 Python can't be had here ({reason}); the test that needs it is skipped")
+    with said_if_missing("an arm64 Python"):
+        try:
+            make(part, place)
+            part.rename(place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def make(folder: Path, place: Path) -> None:

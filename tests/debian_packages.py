@@ -1,40 +1,26 @@
-"""Fetches android.jar (API 23, with its resources) from Debian 11, the last release that has it, without installing it.
+"""Files of Debian packages that this system hasn't, taken without installing them, for what the tests need besides.
 
-    python3 tests/android/android_jar.py build/android.jar
-
-apt does it, in a folder of its own, from the machine's own sources with the release's name replaced; so its signatures
-are checked as ever. Needs only the standard library, apt and dpkg, and no rights.
+apt fetches them, in a folder of its own, from the machine's own sources with the release's name replaced; so their
+signatures are checked as ever. Needs only the standard library, apt and dpkg, and no rights.
 """
 
-import shutil
+import contextlib
 import subprocess
-import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-RELEASE, PACKAGE = "bullseye", "libandroid-23-java"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-INSIDE = "usr/share/java/com.android.android-23.jar"
 
 
-def main() -> None:
-    place = Path(sys.argv[1])
-    if place.exists():
-        return
+@contextlib.contextmanager
+def said_if_missing(what: str) -> Iterator[None]:
+    """Where it can't be had the reason is said, and nothing fails: the tests that need it are skipped."""
     try:
-        fetch(place)
-    except (OSError, subprocess.SubprocessError) as error:
+        yield
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
         reason = (told.strip() or str(error)).splitlines()[-1]
-        print(f"android.jar can't be had here ({reason}); the tests that need it are skipped")
-
-
-def fetch(place: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        unpacked = unpack([RELEASE], [PACKAGE], Path(name))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(unpacked / INSIDE, f"{place}.tmp")
-        Path(f"{place}.tmp").rename(place)
+        print(f"{what} can't be had here ({reason}); tests that need it are skipped")
 
 
 def unpack(releases: list[str], packages: list[str], folder: Path) -> Path:
@@ -78,7 +64,3 @@ def sources(release: str) -> list[str]:
 
 def run(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder, timeout=300)
-
-
-if __name__ == "__main__":
-    main()
