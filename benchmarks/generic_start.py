@@ -124,6 +124,7 @@ def main() -> None:
             "batch": options.batch,
             "steps": options.steps,
             "seed": options.seed,
+            "init": options.init and Path(options.init).name,
             "date": date.today().isoformat(),
             "curve": [json.loads(line) for line in (options.out / run_folder.LOG).read_text().splitlines()],
         }
