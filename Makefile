@@ -73,7 +73,7 @@ demo: .venv/installed
 	  --checkpoint $(DEMO)/checkpoint.safetensors --data $(DEMO)-data --out $(DEMO)
 
 test: .venv/installed test-deps
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/installed test-deps build/arm64
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = ("exported_for_android", "coreml_packages", "even_onnx", "exported")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests stay in one process where there are several: those of a file, of an export, of all devices."""
     for item in items:
