@@ -13,6 +13,8 @@ from tiny import tiny_picture, write_tiny_bundle
 if TYPE_CHECKING:
     from stlm_edge.export import Exported
 
+pytest.register_assert_rewrite("promises")
+
 # Started in the background by a shell, the tests ignore Ctrl-C, and so would the commands that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -87,16 +89,13 @@ def exported_via_openvino(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
     """The same via openvino, from the ONNX file that stands there already."""
-    from stlm_edge.converters import onnx
+    from damage import convert_to
+
     from stlm_edge.export import export
 
     folder = tmp_path_factory.mktemp("exported-via-openvino")
-
-    def copied(model: object, path: Path, calibration: object) -> None:
-        shutil.copyfile(exported["fp32"].folder / "model.onnx", path)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx, "to_onnx", copied)
+        convert_to(exported["fp32"].folder / "model.onnx", patch)
         return {
             precision: export(
                 "cpu", via="openvino", checkpoint=small_checkpoint, precision=precision, out=folder / precision
@@ -212,11 +211,13 @@ def exported_for_jetson(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
     """The same for jetson, from this file."""
+    from damage import convert_to
+
     from stlm_edge.export import export
 
     folder = tmp_path_factory.mktemp("exported-for-jetson")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+        convert_to(even_onnx, patch)
         return {
             precision: export(
                 "jetson", checkpoint=even_checkpoint, precision=precision, data=told_apart, out=folder / precision
@@ -230,11 +231,13 @@ def exported_for_web(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
     """The same for web, without naming a precision."""
+    from damage import convert_to
+
     from stlm_edge.export import export_all
 
     folder = tmp_path_factory.mktemp("exported-for-web") / "bundles"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+        convert_to(even_onnx, patch)
         done = export_all("web", checkpoint=even_checkpoint, data=told_apart, out=folder)
     return {bundle.manifest.precision: bundle for bundle in done}
 

@@ -1,10 +1,42 @@
 """What a wrong converter could do to an ONNX file: each of these must make an export's gate fail."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
+
+Damage = Callable[[onnx.ModelProto], None]
+
+
+def convert_to(file: Path, patch: pytest.MonkeyPatch, damage: Damage | None = None) -> None:
+    """Let every conversion to ONNX, which takes long, give this file, damaged."""
+
+    def to_onnx(model: object, path: Path, calibration: object) -> None:
+        shutil.copyfile(file, path)
+        if damage:
+            rewrite(path, damage)
+
+    patch.setattr("stlm_edge.converters.onnx.to_onnx", to_onnx)
+
+
+def damage_what_is_saved_by(converter: ModuleType, patch: pytest.MonkeyPatch, damage: Damage) -> None:
+    def damaging(proto: onnx.ModelProto, path: Path, *arguments: object) -> None:
+        save(proto, path, *arguments)
+        rewrite(path, damage)
+
+    save = converter.save
+    patch.setattr(converter, "save", damaging)
+
+
+def rewrite(path: Path, damage: Damage) -> None:
+    proto = onnx.load(path)
+    damage(proto)
+    path.write_bytes(proto.SerializeToString())
 
 
 def change_weight(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from promises import is_calibrated_on_site, predicts_and_is_benched, run, says_what_the_trained_model_says
 from tiny_tflite import write_tflite
 
 import stlm_edge
@@ -20,7 +20,6 @@ from stlm_edge.conversion import KEPT
 from stlm_edge.converters import litert as converter
 from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
-from stlm_edge.runtimes.torch import Torch
 from stlm_edge.tflite_metadata import read_metadata, replace_metadata
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -31,15 +30,10 @@ def test_a_bundle_says_what_the_trained_model_says(
     exported_for_android: dict[str, Exported], small_checkpoint: Path, precision: str
 ) -> None:
     done = exported_for_android[precision]
-    bundle, trained = stlm_edge.open(done.folder), Torch(small_checkpoint)
     limit = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.2}[precision]
     assert not done.losses
     assert done.parity.max_abs_diff < limit
-    for picture in bundle.golden():
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        verdict = bundle.predict(picture.picture_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
-        assert np.abs(verdict.map - anomaly_map).max() < limit
+    says_what_the_trained_model_says(stlm_edge.open(done.folder), small_checkpoint, limit)
 
 
 def test_the_manifest_says_what_goes_in_and_out(exported_for_android: dict[str, Exported]) -> None:
@@ -197,21 +191,11 @@ def test_where_the_gate_fails_fewer_layers_are_made_smaller(
 # On the device
 
 
-def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
     exported_for_android: dict[str, Exported], site_pictures: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(exported_for_android["int8"].folder, tmp_path / "bundle")
-    before = read_metadata(tmp_path / "bundle" / "model.tflite")
-    done = run("calibrate", "--bundle", tmp_path / "bundle", "--data", site_pictures, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    manifest = stlm_edge.open(tmp_path / "bundle").manifest
-    threshold = json.loads(done.stdout)["calibration"]["threshold"]
-    assert manifest.calibration.threshold == threshold != manifest.training_calibration.threshold
+    before = read_metadata(exported_for_android["int8"].folder / "model.tflite")
+    threshold = is_calibrated_on_site(exported_for_android["int8"], site_pictures, tmp_path / "bundle")
     after = read_metadata(tmp_path / "bundle" / "model.tflite")
     assert float(after["stlm_edge.threshold"]) == threshold
     assert {key for key in before if before[key] != after[key]} <= {
@@ -222,17 +206,9 @@ def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
 def test_it_predicts_and_is_benched(
     exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    folder = exported_for_android["int8"].folder
-    done = run("predict", "--bundle", folder, tiny_pictures / "spot" / "305.png", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["threshold"] == exported_for_android["int8"].manifest.calibration.threshold
-    done = run("bench", "--bundle", folder, "--queries", 10, "--seconds", 0, "--out", tmp_path / "bench")
-    assert done.returncode == 0, done.stderr
-    bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    (row,) = bench["rows"]
-    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("litert", True, 0)
-    assert row["latency_ms"]["p50"] > 0
-    assert "ai-edge-litert" in bench["machine"]["packages"]
+    picture = tiny_pictures / "spot" / "305.png"
+    packages = predicts_and_is_benched(exported_for_android["int8"], "litert", picture, tmp_path / "bench")
+    assert "ai-edge-litert" in packages
 
 
 @pytest.mark.slow

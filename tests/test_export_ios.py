@@ -1,16 +1,13 @@
 """stlm-export --target ios: the same promises and the same gate as for cpu; Core ML itself runs it on macOS only."""
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from promises import is_calibrated_on_site, predicts_and_is_benched, run, says_what_the_trained_model_says
 
 import stlm_edge
 from stlm_edge import targets
@@ -22,7 +19,6 @@ from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
 from stlm_edge.model import STLM
 from stlm_edge.runtimes import name_here
-from stlm_edge.runtimes.torch import Torch
 
 HERE = name_here("coreml")
 Damage = Callable[[Path, STLM], None]
@@ -33,15 +29,10 @@ def test_a_bundle_says_what_the_trained_model_says(
     exported_for_ios: dict[str, Exported], even_checkpoint: Path, precision: str
 ) -> None:
     done = exported_for_ios[precision]
-    bundle, trained = stlm_edge.open(done.folder), Torch(even_checkpoint)
     limit = {"fp16": 5e-3, "int8": 0.1}[precision]
     assert not done.losses
     assert done.parity.max_abs_diff < limit
-    for picture in bundle.golden():
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        verdict = bundle.predict(picture.picture_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
-        assert np.abs(verdict.map - anomaly_map).max() < limit
+    says_what_the_trained_model_says(stlm_edge.open(done.folder), even_checkpoint, limit)
 
 
 def test_the_manifest_says_what_goes_in_and_out_and_what_checked_it(exported_for_ios: dict[str, Exported]) -> None:
@@ -231,36 +222,18 @@ def test_what_is_never_finite_is_not_written(
 # On the device
 
 
-def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
     exported_for_ios: dict[str, Exported], site_pictures: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(exported_for_ios["fp16"].folder, tmp_path / "bundle")
-    done = run("calibrate", "--bundle", tmp_path / "bundle", "--data", site_pictures, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    manifest = stlm_edge.open(tmp_path / "bundle").manifest
-    threshold = json.loads(done.stdout)["calibration"]["threshold"]
-    assert manifest.calibration.threshold == threshold != manifest.training_calibration.threshold
+    threshold = is_calibrated_on_site(exported_for_ios["fp16"], site_pictures, tmp_path / "bundle")
     assert float(read_metadata(tmp_path / "bundle" / "model.mlpackage")["stlm_edge.threshold"]) == threshold
 
 
 def test_it_predicts_and_is_benched_under_the_name_of_what_ran_it(
     exported_for_ios: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    folder = exported_for_ios["fp16"].folder
-    done = run("predict", "--bundle", folder, tiny_pictures / "spot" / "305.png", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["threshold"] == exported_for_ios["fp16"].manifest.calibration.threshold
-    done = run("bench", "--bundle", folder, "--queries", 2, "--seconds", 0, "--out", tmp_path / "bench")
-    assert done.returncode == 0, done.stderr
-    bench = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    (row,) = bench["rows"]
-    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == (HERE, True, 0)
-    assert "coremltools" in bench["machine"]["packages"]
+    picture = tiny_pictures / "spot" / "305.png"
+    assert "coremltools" in predicts_and_is_benched(exported_for_ios["fp16"], HERE, picture, tmp_path / "bench", 2)
 
 
 def test_a_changed_threshold_in_the_artifact_is_seen(exported_for_ios: dict[str, Exported], tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
 """stlm-export --target jetson and desktop-gpu: typed files that say what the trained model says, and no engine."""
 
 import importlib.util
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from damage import (
+    Damage,
+    convert_to,
+    damage_what_is_saved_by,
     foreign_operator,
     infinite_map,
     missing_normalisation,
+    rewrite,
     swapped_channels,
     threshold_off_by_five_percent,
     transposed_map,
@@ -89,7 +92,7 @@ def test_two_exports_give_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+    convert_to(even_onnx, monkeypatch)
     export("desktop-gpu", checkpoint=even_checkpoint, precision="int8", data=told_apart, out=tmp_path / "again")
     first = exported_for_jetson["int8"].folder / "model.onnx"
     assert (tmp_path / "again" / "model.onnx").read_bytes() == first.read_bytes()
@@ -105,12 +108,11 @@ def test_two_exports_give_the_same_bytes(
         (missing_normalisation, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (transposed_map, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
         (infinite_map, "fp32", "the fp32 model fails on normal-00: .* not finite"),
-        (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
         (foreign_operator, "fp16", "breaks TensorRT's rules: Round round: TensorRT has no such operator"),
     ],
 )
 def test_a_damaged_converter_does_not_pass(
-    damage: Callable[[onnx.ModelProto], None],
+    damage: Damage,
     precision: str,
     reason: str,
     even_checkpoint: Path,
@@ -118,24 +120,19 @@ def test_a_damaged_converter_does_not_pass(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def to_onnx(model: object, path: Path, calibration: Calibration) -> None:
-        proto = onnx.load(even_onnx)
-        if damage is not threshold_off_by_five_percent:
-            damage(proto)
-        path.write_bytes(proto.SerializeToString())
-
-    def save(proto: onnx.ModelProto, path: Path, *arguments: object) -> None:
-        written(proto, path, *arguments)
-        if damage is threshold_off_by_five_percent:
-            saved = onnx.load(path)
-            damage(saved)
-            path.write_bytes(saved.SerializeToString())
-
-    written = tensorrt.save
-    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", to_onnx)
-    monkeypatch.setattr(tensorrt, "save", save)
+    convert_to(even_onnx, monkeypatch, damage)
     with pytest.raises(JobError, match=reason):
         export("jetson", checkpoint=even_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_threshold_does_not_pass(
+    even_checkpoint: Path, even_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_to(even_onnx, monkeypatch)
+    damage_what_is_saved_by(tensorrt, monkeypatch, threshold_off_by_five_percent)
+    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
+        export("jetson", checkpoint=even_checkpoint, precision="fp16", out=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,12 +147,10 @@ def test_where_fp16_fails_the_gate_more_convolutions_stay_in_float32(
         tried.append([island.node for island in islands if island.moves is not None])
         to_fp16(graph, path, calibration, islands)
         if len(tried) == 1:
-            proto = onnx.load(path)
-            transposed_map(proto)
-            path.write_bytes(proto.SerializeToString())
+            rewrite(path, transposed_map)
 
     to_fp16 = tensorrt.to_fp16
-    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+    convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(tensorrt, "to_fp16", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="fp16", data=told_apart, out=tmp_path / "bundle")
     assert [len(kept) for kept in tried] == [0, KEPT[0]]

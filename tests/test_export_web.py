@@ -1,32 +1,30 @@
 """stlm-export --target web: a bundle for WebGPU and one for WebAssembly, both proven by what can run them here."""
 
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from damage import (
+    Damage,
+    convert_to,
+    damage_what_is_saved_by,
     foreign_operator,
     infinite_map,
     missing_normalisation,
+    rewrite,
     swapped_channels,
     threshold_off_by_five_percent,
     transposed_map,
 )
+from promises import predicts_and_is_benched, says_what_the_trained_model_says
 
 import stlm_edge
 from stlm_edge import targets
 from stlm_edge.converters import quantization, webgpu
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import Exported, export, export_all
-from stlm_edge.manifest import Calibration
 from stlm_edge.onnx_metadata import read_metadata
-from stlm_edge.runtimes.torch import Torch
 
 
 def test_an_export_that_names_no_precision_writes_both(exported_for_web: dict[str, Exported]) -> None:
@@ -41,12 +39,7 @@ def test_an_export_that_names_no_precision_writes_both(exported_for_web: dict[st
 def test_a_bundle_says_what_the_trained_model_says(
     exported_for_web: dict[str, Exported], even_checkpoint: Path, precision: str, limit: float
 ) -> None:
-    bundle, trained = stlm_edge.open(exported_for_web[precision].folder), Torch(even_checkpoint)
-    for picture in bundle.golden():
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        verdict = bundle.predict(picture.picture_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
-        assert np.abs(verdict.map - anomaly_map).max() < limit
+    says_what_the_trained_model_says(stlm_edge.open(exported_for_web[precision].folder), even_checkpoint, limit)
 
 
 def test_both_bundles_have_one_contract(exported_for_web: dict[str, Exported]) -> None:
@@ -83,11 +76,10 @@ def test_webgpu_runs_the_whole_fp16_file_and_webassembly_s_is_quantized(exported
         (transposed_map, "int8", "before int8, fp32 map differs by .*, at most 0.0001 is allowed"),
         (infinite_map, "fp16", "the fp32 model fails on normal-00: .* not finite"),
         (foreign_operator, "fp16", "WebGPU could not run the whole file: Round round: WebGPU has no kernel for it"),
-        (threshold_off_by_five_percent, "fp16", "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
     ],
 )
 def test_a_damaged_converter_does_not_pass(
-    damage: Callable[[onnx.ModelProto], None],
+    damage: Damage,
     precision: str,
     reason: str,
     even_checkpoint: Path,
@@ -95,24 +87,19 @@ def test_a_damaged_converter_does_not_pass(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def to_onnx(model: object, path: Path, calibration: Calibration) -> None:
-        proto = onnx.load(even_onnx)
-        if damage is not threshold_off_by_five_percent:
-            damage(proto)
-        path.write_bytes(proto.SerializeToString())
-
-    def save(proto: onnx.ModelProto, path: Path, *arguments: object) -> None:
-        written(proto, path, *arguments)
-        if damage is threshold_off_by_five_percent:
-            saved = onnx.load(path)
-            damage(saved)
-            path.write_bytes(saved.SerializeToString())
-
-    written = webgpu.save
-    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", to_onnx)
-    monkeypatch.setattr(webgpu, "save", save)
+    convert_to(even_onnx, monkeypatch, damage)
     with pytest.raises(JobError, match=reason):
         export("web", checkpoint=even_checkpoint, precision=precision, out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_threshold_does_not_pass(
+    even_checkpoint: Path, even_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_to(even_onnx, monkeypatch)
+    damage_what_is_saved_by(webgpu, monkeypatch, threshold_off_by_five_percent)
+    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
+        export("web", checkpoint=even_checkpoint, precision="fp16", out=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,11 +115,10 @@ def test_where_one_of_both_fails_the_bundles_that_stood_there_stay(
         shutil.copyfile(exported_for_web["fp16"].folder / "model.onnx", path)
 
     def to_int8(model: object, source: Path, path: Path, *arguments: object) -> None:
-        proto = onnx.load(source)
-        infinite_map(proto)
-        path.write_bytes(proto.SerializeToString())
+        shutil.copyfile(source, path)
+        rewrite(path, infinite_map)
 
-    monkeypatch.setattr("stlm_edge.converters.onnx.to_onnx", lambda model, path, *_: shutil.copyfile(even_onnx, path))
+    convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(webgpu, "to_fp16", to_fp16)
     monkeypatch.setattr(quantization, "to_int8", to_int8)
     folder = Path(shutil.copytree(exported_for_web["fp16"].folder.parent, tmp_path / "site"))
@@ -158,16 +144,8 @@ def test_a_bundle_that_stands_in_the_way_of_either_is_seen_first(
 def test_it_predicts_and_is_benched_by_onnxruntime(
     exported_for_web: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    folder = exported_for_web["int8"].folder
-    for module, arguments in {
-        "predict": [tiny_pictures / "spot" / "305.png", "--json"],
-        "bench": ["--queries", 10, "--seconds", 0, "--out", tmp_path / "bench"],
-    }.items():
-        command = [sys.executable, "-m", f"stlm_edge.{module}", "--bundle", folder, *arguments]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
-    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == ("onnxruntime", True, 0)
+    picture = tiny_pictures / "spot" / "305.png"
+    predicts_and_is_benched(exported_for_web["int8"], "onnxruntime", picture, tmp_path / "bench")
 
 
 def test_its_metadata_holds_the_threshold(exported_for_web: dict[str, Exported]) -> None:

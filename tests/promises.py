@@ -1,0 +1,54 @@
+"""What an export promises whatever its target: each `test_export_*.py` holds its own bundles to it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import stlm_edge
+from stlm_edge.bundle import Bundle
+from stlm_edge.export import Exported
+from stlm_edge.runtimes.torch import Torch
+
+
+def says_what_the_trained_model_says(bundle: Bundle, checkpoint: Path, limit: float) -> None:
+    """The same verdicts of the golden pictures, on maps within `limit`."""
+    trained = Torch(checkpoint)
+    for picture in bundle.golden():
+        anomaly_map, score = trained.run(picture.tensor.copy())
+        verdict = bundle.predict(picture.picture_path)
+        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert np.abs(verdict.map - anomaly_map).max() < limit
+
+
+def is_calibrated_on_site(done: Exported, pictures: Path, folder: Path) -> float:
+    """A copy of it in `folder` takes the threshold that these pictures give, which is returned."""
+    shutil.copytree(done.folder, folder)
+    calibrated = run("calibrate", "--bundle", folder, "--data", pictures, "--json")
+    assert (calibrated.returncode, calibrated.stderr) == (0, "")
+    manifest = stlm_edge.open(folder).manifest
+    threshold = json.loads(calibrated.stdout)["calibration"]["threshold"]
+    assert manifest.calibration.threshold == threshold != manifest.training_calibration.threshold
+    return threshold
+
+
+def predicts_and_is_benched(done: Exported, runtime: str, picture: Path, out: Path, queries: int = 10) -> set[str]:
+    """By the commands; returns the packages whose versions the bench names."""
+    predicted = run("predict", "--bundle", done.folder, picture, "--json")
+    assert (predicted.returncode, predicted.stderr) == (0, "")
+    assert json.loads(predicted.stdout)["threshold"] == done.manifest.calibration.threshold
+    benched = run("bench", "--bundle", done.folder, "--queries", queries, "--seconds", 0, "--out", out)
+    assert benched.returncode == 0, benched.stderr
+    bench = json.loads((out / "bench.json").read_text())
+    (row,) = bench["rows"]
+    assert (row["runtime"], row["passed"], row["parity"]["verdict_failures"]) == (runtime, True, 0)
+    assert queries < 10 or row["latency_ms"]["p50"] > 0
+    return set(bench["machine"]["packages"])
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
