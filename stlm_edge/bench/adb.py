@@ -5,12 +5,11 @@ import contextlib
 import re
 import shlex
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 from stlm_edge.bench.device import Device
-from stlm_edge.bench.ssh import ANSWER_LIMIT, Lost, printable
+from stlm_edge.bench.ssh import Lost, printable, within_limits
 from stlm_edge.errors import JobError, UsageError
 
 _GONE = re.compile(r"device '.*' not found|device offline|no devices|device unauthorized|closed|more than one device")
@@ -63,21 +62,7 @@ class Adb:
             )
         except FileNotFoundError:
             raise UsageError("adb is not installed here; install Android's platform tools") from None
-        timer = threading.Timer(time_limit_s, process.kill)
-        timer.start()
-        began = time.monotonic()
-        try:
-            assert process.stdout
-            said = process.stdout.read(ANSWER_LIMIT + 1)
-            if len(said) > ANSWER_LIMIT:
-                raise JobError(f"it answered more than {ANSWER_LIMIT >> 20} MB, the limit")
-            code = process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
-        if time.monotonic() - began >= time_limit_s:
-            raise Lost(f"adb: no answer within {time_limit_s:g} s")
+        said, code = within_limits(process, time_limit_s)
         if code:
             lines = said.decode("utf-8", "replace").strip().splitlines() or [f"exit code {code}"]
             told = [line for line in lines if line.startswith(("adb: error: ", "error: "))]  # push ends with a summary

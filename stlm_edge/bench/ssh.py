@@ -105,24 +105,10 @@ class Ssh:
 
     def _answer(self, words: list[str], source: bytes | IO[bytes], time_limit_s: float = 60.0) -> dict[str, Any]:
         process = self._start(words, subprocess.PIPE if isinstance(source, bytes) else source)
-        timer = threading.Timer(time_limit_s, process.kill)
-        timer.start()
-        began = time.monotonic()
-        try:
-            tail = _Tail(process.stderr)
-            if isinstance(source, bytes):
-                threading.Thread(target=_send, args=(process.stdin, source), daemon=True).start()
-            assert process.stdout
-            output = process.stdout.read(ANSWER_LIMIT + 1)
-            if len(output) > ANSWER_LIMIT:
-                raise JobError(f"it answered more than {ANSWER_LIMIT >> 20} MB, the limit")
-            code = process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
-        if time.monotonic() - began >= time_limit_s:
-            raise Lost(f"no answer within {time_limit_s:g} s")
+        tail = _Tail(process.stderr)
+        if isinstance(source, bytes):
+            threading.Thread(target=_send, args=(process.stdin, source), daemon=True).start()
+        output, code = within_limits(process, time_limit_s)
         answers = [line for line in output.splitlines() if line.startswith(ANSWER.encode())]
         if not answers:
             reason = tail.last_line() or f"exit code {code}"
@@ -142,6 +128,27 @@ class Ssh:
             )
         except FileNotFoundError:
             raise UsageError("ssh is not installed here; install OpenSSH's client") from None
+
+
+def within_limits(process: "subprocess.Popen[bytes]", time_limit_s: float) -> tuple[bytes, int]:
+    """What a command prints, and its exit code. Raises JobError beyond ANSWER_LIMIT, Lost beyond the time limit; in
+    any case it has ended then."""
+    timer = threading.Timer(time_limit_s, process.kill)
+    timer.start()
+    began = time.monotonic()
+    try:
+        assert process.stdout
+        output = process.stdout.read(ANSWER_LIMIT + 1)
+        if len(output) > ANSWER_LIMIT:
+            raise JobError(f"it answered more than {ANSWER_LIMIT >> 20} MB, the limit")
+        code = process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+    if time.monotonic() - began >= time_limit_s:
+        raise Lost(f"no answer within {time_limit_s:g} s")
+    return output, code
 
 
 class _Tail:

@@ -15,15 +15,11 @@ PYTHON = Path(__file__).parents[2] / "build" / "arm64" / "python"
 
 
 @pytest.mark.slow
-def test_an_arm64_device_says_what_the_trained_model_said(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_an_arm64_device_says_what_the_trained_model_said(tiny_bundle: Path, server: SshServer) -> None:
     if not PYTHON.exists() or not shutil.which("qemu-aarch64-static"):
         pytest.skip("no arm64 Python here: make build/arm64, and apt-get install qemu-user-static")
-    server = SshServer(tmp_path / "server")
-    try:
-        job = Job((open_bundle(tiny_bundle),), ("--queries", "10", "--seconds", "0"), 500.0, False)
-        bench = measure_over_ssh(Ssh(parse_device(server.device), str(PYTHON), server.config), job, lambda text: None)
-    finally:
-        server.stop()
+    job = Job((open_bundle(tiny_bundle),), ("--queries", "10", "--seconds", "0"), 500.0, False)
+    bench = measure_over_ssh(Ssh(parse_device(server.device), str(PYTHON), server.config), job, lambda text: None)
     assert bench.machine.architecture == "aarch64"
     assert "asimddp" in bench.machine.instructions
     (row,) = bench.rows

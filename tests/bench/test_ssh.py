@@ -6,13 +6,13 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from ssh_server import SshServer, bare_python
+from ssh_server import SshServer
 from tiny import tiny_picture
 
 from stlm_edge.bench import archive
@@ -28,18 +28,6 @@ from stlm_edge.errors import JobError
 from stlm_edge.gate import accuracy_on_samples
 
 QUICK = ["--queries", "20", "--seconds", "0"]
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bare_python(tmp_path_factory.mktemp("device") / "python")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[SshServer]:
-    server = SshServer(tmp_path / "server")
-    yield server
-    server.stop()
 
 
 def bench(server: SshServer, python: Path, bundle: Path, out: Path, *more: str, exit_code: int = 0) -> dict:

@@ -35,18 +35,6 @@ SOME_SECONDS = ("--queries", "100", "--seconds", "5")
 LONG = ("--queries", "20", "--seconds", "600")
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bare_python(tmp_path_factory.mktemp("device") / "python")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[SshServer]:
-    server = SshServer(tmp_path / "server")
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def device(server: SshServer, python: Path) -> Ssh:
     return Ssh(parse_device(server.device), str(python), server.config)
