@@ -105,7 +105,7 @@ def measured(label: str, target: str, via: str | None, precision: str, checkpoin
         "export": label,
         "precision": precision,
         "mb": megabytes,
-        "within_budget": megabytes <= BUDGET_MB[precision],
+        "within_budget": megabytes <= BUDGET_MB.get(precision, BUDGET_MB["int8"]),
         "cosine": done.parity.cosine,
         "max_abs_diff": done.parity.max_abs_diff,
         "pictures": done.parity.pictures,
