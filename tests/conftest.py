@@ -11,6 +11,8 @@ import pytest
 from tiny import tiny_picture, write_tiny_bundle
 
 if TYPE_CHECKING:
+    from damage import ConvertBy
+
     from stlm_edge.export import Exported
 
 pytest.register_assert_rewrite("promises")
@@ -82,6 +84,14 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         precision: export("cpu", checkpoint=small_checkpoint, precision=precision, out=folder / precision)
         for precision in ("int8", "fp32")
     }
+
+
+@pytest.fixture
+def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> ConvertBy:
+    """Let conversions to ONNX give its float32 file with this damage, or None."""
+    from damage import convert_to
+
+    return lambda damage: convert_to(exported["fp32"].folder / "model.onnx", monkeypatch, damage)
 
 
 @pytest.fixture(scope="session")

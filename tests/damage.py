@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 Damage = Callable[[onnx.ModelProto], None]
+ConvertBy = Callable[[Damage | None], None]
 
 
 def convert_to(file: Path, patch: pytest.MonkeyPatch, damage: Damage | None = None) -> None:

@@ -5,13 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 import stlm_edge
 from stlm_edge.bundle import Bundle
-from stlm_edge.export import Exported
+from stlm_edge.errors import JobError
+from stlm_edge.export import Exported, export
 from stlm_edge.runtimes.torch import Torch
+
+WRONG_THRESHOLD = r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"  # why an export is refused
 
 
 def says_what_the_trained_model_says(bundle: Bundle, checkpoint: Path, limit: float) -> None:
@@ -22,6 +27,13 @@ def says_what_the_trained_model_says(bundle: Bundle, checkpoint: Path, limit: fl
         verdict = bundle.predict(picture.picture_path)
         assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
         assert np.abs(verdict.map - anomaly_map).max() < limit
+
+
+def is_refused(target: str, reason: str, folder: Path, **given: Any) -> None:
+    """The export fails for this reason, a regular expression, and leaves nothing in `folder`."""
+    with pytest.raises(JobError, match=reason):
+        export(target, out=folder / "bundle", **given)
+    assert list(folder.iterdir()) == []
 
 
 def is_calibrated_on_site(done: Exported, pictures: Path, folder: Path) -> float:

@@ -6,15 +6,14 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from damage import (
+    ConvertBy,
     Damage,
-    convert_to,
     infinite_map,
     missing_normalisation,
     rewrite,
@@ -33,8 +32,6 @@ from stlm_edge.export import Exported, export, flops, over_budget
 from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.runtimes.torch import Torch
-
-ConvertBy = Callable[[Damage | None], None]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -91,11 +88,6 @@ def test_flops_count_a_multiply_add_as_two() -> None:
 
 
 # The gate
-
-
-@pytest.fixture
-def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> ConvertBy:
-    return lambda damage: convert_to(exported["fp32"].folder / "model.onnx", monkeypatch, damage)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from promises import is_calibrated_on_site, predicts_and_is_benched, run, says_what_the_trained_model_says
+from promises import (
+    is_calibrated_on_site,
+    is_refused,
+    predicts_and_is_benched,
+    run,
+    says_what_the_trained_model_says,
+)
 from tiny_tflite import write_tflite
 
 import stlm_edge
 from stlm_edge import targets
 from stlm_edge.conversion import KEPT
 from stlm_edge.converters import litert as converter
-from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
 from stlm_edge.tflite_metadata import read_metadata, replace_metadata
 
@@ -148,9 +153,7 @@ def test_a_damaged_converter_does_not_pass(
         damage(path)
 
     monkeypatch.setattr(converter, "to_tflite", to_tflite)
-    with pytest.raises(JobError, match=reason):
-        export("android", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("android", reason, tmp_path, checkpoint=small_checkpoint, precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

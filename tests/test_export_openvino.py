@@ -4,24 +4,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from damage import Damage, change_weight, convert_to, missing_normalisation, rewrite, transposed_map
-from promises import predicts_and_is_benched, says_what_the_trained_model_says
+from damage import ConvertBy, Damage, change_weight, missing_normalisation, rewrite, transposed_map
+from promises import WRONG_THRESHOLD, is_refused, predicts_and_is_benched, says_what_the_trained_model_says
 
 import stlm_edge
 from stlm_edge import targets
 from stlm_edge.converters import openvino as converter
-from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
 from stlm_edge.openvino_metadata import read_metadata, replace_metadata
 
 PRECISIONS = ("int8", "fp16", "fp32")
-ConvertBy = Callable[[Damage | None], None]
 
 
 def sizes_of(exported: dict[str, Exported]) -> dict[str, int]:
@@ -127,11 +124,6 @@ def threshold_off_by_five_percent(artifact: Path) -> None:
     replace_metadata(artifact, {"stlm_edge.threshold": repr(1.05 * threshold)})
 
 
-@pytest.fixture
-def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> ConvertBy:
-    return lambda damage: convert_to(exported["fp32"].folder / "model.onnx", monkeypatch, damage)
-
-
 @pytest.mark.parametrize(
     ("damage", "precision", "reason"),
     [
@@ -150,9 +142,7 @@ def test_a_damaged_converter_does_not_pass(
     tmp_path: Path,
 ) -> None:
     convert_by(damage)
-    with pytest.raises(JobError, match=reason):
-        export("cpu", via="openvino", checkpoint=small_checkpoint, precision=precision, out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("cpu", reason, tmp_path, via="openvino", checkpoint=small_checkpoint, precision=precision)
 
 
 def test_a_wrong_threshold_does_not_pass(
@@ -166,9 +156,7 @@ def test_a_wrong_threshold_does_not_pass(
 
     convert_by(None)
     monkeypatch.setattr(converter, "_save", off)
-    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
-        export("cpu", via="openvino", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("cpu", WRONG_THRESHOLD, tmp_path, via="openvino", checkpoint=small_checkpoint, precision="fp32")
 
 
 def test_where_int8_fails_the_gate_convolutions_weights_stay_in_float_first(

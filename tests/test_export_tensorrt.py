@@ -21,6 +21,7 @@ from damage import (
     threshold_off_by_five_percent,
     transposed_map,
 )
+from promises import WRONG_THRESHOLD, is_refused
 
 import stlm_edge
 from stlm_edge import targets
@@ -29,7 +30,6 @@ from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import KEPT, Island
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.converters.tensorrt_rules import check
-from stlm_edge.errors import JobError
 from stlm_edge.export import Exported, export
 from stlm_edge.manifest import Calibration
 from stlm_edge.runtimes.torch import Torch
@@ -121,9 +121,7 @@ def test_a_damaged_converter_does_not_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     convert_to(even_onnx, monkeypatch, damage)
-    with pytest.raises(JobError, match=reason):
-        export("jetson", checkpoint=even_checkpoint, precision=precision, out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("jetson", reason, tmp_path, checkpoint=even_checkpoint, precision=precision)
 
 
 def test_a_wrong_threshold_does_not_pass(
@@ -131,9 +129,7 @@ def test_a_wrong_threshold_does_not_pass(
 ) -> None:
     convert_to(even_onnx, monkeypatch)
     damage_what_is_saved_by(tensorrt, monkeypatch, threshold_off_by_five_percent)
-    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
-        export("jetson", checkpoint=even_checkpoint, precision="fp16", out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("jetson", WRONG_THRESHOLD, tmp_path, checkpoint=even_checkpoint, precision="fp16")
 
 
 def test_where_fp16_fails_the_gate_more_convolutions_stay_in_float32(

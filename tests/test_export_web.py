@@ -17,13 +17,13 @@ from damage import (
     threshold_off_by_five_percent,
     transposed_map,
 )
-from promises import predicts_and_is_benched, says_what_the_trained_model_says
+from promises import WRONG_THRESHOLD, is_refused, predicts_and_is_benched, says_what_the_trained_model_says
 
 import stlm_edge
 from stlm_edge import targets
 from stlm_edge.converters import quantization, webgpu
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.export import Exported, export, export_all
+from stlm_edge.export import Exported, export_all
 from stlm_edge.onnx_metadata import read_metadata
 
 
@@ -88,9 +88,7 @@ def test_a_damaged_converter_does_not_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     convert_to(even_onnx, monkeypatch, damage)
-    with pytest.raises(JobError, match=reason):
-        export("web", checkpoint=even_checkpoint, precision=precision, out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("web", reason, tmp_path, checkpoint=even_checkpoint, precision=precision)
 
 
 def test_a_wrong_threshold_does_not_pass(
@@ -98,9 +96,7 @@ def test_a_wrong_threshold_does_not_pass(
 ) -> None:
     convert_to(even_onnx, monkeypatch)
     damage_what_is_saved_by(webgpu, monkeypatch, threshold_off_by_five_percent)
-    with pytest.raises(JobError, match=r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"):
-        export("web", checkpoint=even_checkpoint, precision="fp16", out=tmp_path / "bundle")
-    assert list(tmp_path.iterdir()) == []
+    is_refused("web", WRONG_THRESHOLD, tmp_path, checkpoint=even_checkpoint, precision="fp16")
 
 
 def test_where_one_of_both_fails_the_bundles_that_stood_there_stay(
