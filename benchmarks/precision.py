@@ -24,11 +24,10 @@ from stlm_edge.files import replacing
 from stlm_edge.gate import FIGURES
 from stlm_edge.job import Job
 from stlm_edge.recipes import QUICK
-from stlm_edge.targets import TARGETS
+from stlm_edge.targets import LARGEST_MB, TARGETS
 from stlm_edge.train import train
 
 BEYOND = ("desktop-gpu",)  # whose files are jetson's, or need a GPU
-BUDGET_MB = {"int8": 22, "fp16": 39}  # at most, at S=224
 PACKAGES = ("stlm-edge", "torch", "onnxruntime", "ai-edge-litert", "openvino", "nncf", "coremltools")
 
 
@@ -105,7 +104,7 @@ def measured(label: str, target: str, via: str | None, precision: str, checkpoin
         "export": label,
         "precision": precision,
         "mb": megabytes,
-        "within_budget": megabytes <= BUDGET_MB.get(precision, BUDGET_MB["int8"]),
+        "within_budget": megabytes <= LARGEST_MB[precision],
         "cosine": done.parity.cosine,
         "max_abs_diff": done.parity.max_abs_diff,
         "pictures": done.parity.pictures,
