@@ -163,7 +163,6 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.onnx import to_onnx
-    from stlm_edge.converters.sensitivity import LINEAR
     from stlm_edge.runtimes.tensorrt import trtexec_line
 
     untyped = order.beside("untyped")
@@ -179,17 +178,38 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
             tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
-        hazards = next(islands(graph, order.pictures))
-        for kept in _ever_more(order, LINEAR):
+        for in_float32, kept in _islands_then_layers(order, graph):
             with step("quantizing to int8"):
-                tensorrt.to_int8(graph, order.artifact, order.calibration, hazards, order.pictures, kept)
-            told = (*notes, *describe(hazards))
-            yield Step("int8", order.artifact, (_in_fp16, _onnxruntime), told, kept, LINEAR_LAYERS)
+                tensorrt.to_int8(graph, order.artifact, order.calibration, in_float32, order.pictures, kept)
+            told = (*notes, *describe(in_float32))
+            yield Step(
+                "int8", order.artifact, (_in_fp16, _onnxruntime), told, _needed(in_float32) + kept, LINEAR_LAYERS
+            )
+
+
+def _islands_then_layers(order: Order, graph: Any) -> Iterator[tuple[list[Any], tuple[str, ...]]]:
+    """Islands in float32 (`fp16_islands.Island`) and linear layers in float16, ever more of them, for an int8 file.
+
+    After the hazards come the convolutions that the map needs most: what their float16 costs, no linear layer gives
+    back.
+    """
+    from stlm_edge.converters.fp16_islands import islands
+    from stlm_edge.converters.sensitivity import LINEAR
+
+    in_float32 = islands(graph, order.pictures)
+    yield next(in_float32), ()
+    needed = next(in_float32)
+    for kept in _ever_more(order, LINEAR):
+        yield needed, kept
+
+
+def _needed(found: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(island.node for island in found if island.moves is not None)
 
 
 def _in_half(order: Order, found: Sequence[Any], notes: tuple[str, ...]) -> Step:
     """A step in fp16 but for these islands (`fp16_islands.Island`)."""
-    kept = tuple(island.node for island in found if island.moves is not None)
+    kept = _needed(found)
     what = f"everything but {len(found) - len(kept)} operators at risk in fp16"
     return Step("fp16", order.artifact, (_in_fp16, _onnxruntime), notes, kept, what)
 

@@ -160,6 +160,34 @@ def test_where_fp16_fails_the_gate_more_convolutions_stay_in_float32(
     ]
 
 
+def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_layers_in_float16(
+    even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def damaging_the_first(
+        graph: onnx.ModelProto,
+        path: Path,
+        calibration: Calibration,
+        islands: Sequence[Island],
+        pictures: Sequence[np.ndarray],
+        in_float: Sequence[str],
+    ) -> None:
+        tried.append((sum(island.moves is not None for island in islands), len(in_float)))
+        to_int8(graph, path, calibration, islands, pictures, in_float)
+        if len(tried) < 3:
+            rewrite(path, infinite_map)
+
+    to_int8 = tensorrt.to_int8
+    convert_to(even_onnx, monkeypatch)
+    monkeypatch.setattr(tensorrt, "to_int8", damaging_the_first)
+    done = export("jetson", checkpoint=even_checkpoint, precision="int8", data=told_apart, out=tmp_path / "bundle")
+    assert tried == [(0, 0), (KEPT[0], 0), (KEPT[0], 1)]
+    assert [len(one.kept) for one in done.frontier] == [0, KEPT[0], KEPT[0] + 1]
+    assert done.losses == []
+    assert f"{KEPT[0]} Conv: measured: the map needs it" in done.describe()
+
+
 # On a machine without a GPU
 
 
