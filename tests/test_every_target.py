@@ -25,7 +25,7 @@ RUNS_HERE = {"tensorrt": "onnxruntime"}  # what runs an artifact where its own r
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The full network at 224, trained for as long as those of benchmarks/results' `precision.json`."""
+    """The full network at 224, after a quarter of `quick`."""
     folder = tmp_path_factory.mktemp("full")
     data = write_demo(folder / "data")
     return train(Job(data, RECIPES["quick"].longer(0.25), 224), folder / "run")
