@@ -315,13 +315,21 @@ def _child(folder: Path, arguments: list[str], limit_s: float, lock: int) -> int
 def _state(folder: Path) -> dict[str, Any]:
     """{"phase": running, done, failed or missing, "pid": …, "failure": …}; a worker that died is a failure."""
     try:
-        state = json.loads((folder / _STATE).read_text("utf-8"))
+        state = _read_state(folder)
     except FileNotFoundError:
         why = _last_line(folder / "worker.log") or "the device knows no such run"
         return {"phase": "missing", "pid": 0, "failure": why}
-    if state["phase"] == "running" and not _alive(folder):
-        why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
-        return {**state, "phase": "failed", "failure": _full(folder) or why}
+    if state["phase"] != "running" or _alive(folder):
+        return state
+    state = _read_state(folder)  # again: it may have ended between the two, and wrote so before it let go of the lock
+    if state["phase"] != "running":
+        return state
+    why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
+    return {**state, "phase": "failed", "failure": _full(folder) or why}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / _STATE).read_text("utf-8"))
     return state
 
 

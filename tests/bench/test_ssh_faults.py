@@ -20,6 +20,7 @@ from ssh_server import SshServer, bare_python
 from tiny import TINY_SIZE
 
 from stlm_edge.bench import remote, ssh
+from stlm_edge.bench import runner as on_the_device
 from stlm_edge.bench.archive import runner
 from stlm_edge.bench.device import parse_device
 from stlm_edge.bench.remote import Job, measure_over_ssh
@@ -510,6 +511,24 @@ def test_judging_that_is_interrupted_ends_there_and_leaves_the_device_clean(
     assert row.failure == "accuracy: interrupted"
     assert not (server.cache / "stlm-edge").exists()
     assert_nothing_runs(server)
+
+
+def test_a_bench_that_ends_while_its_state_is_asked_for_is_no_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(phase: str) -> None:
+        on_the_device._write(tmp_path, {"phase": phase, "pid": 1, "failure": None})
+
+    def ends_here(folder: Path) -> bool:
+        write("done")
+        return False
+
+    write("running")
+    with monkeypatch.context() as patched:
+        patched.setattr(on_the_device, "_alive", ends_here)
+        assert on_the_device._state(tmp_path)["phase"] == "done"
+    write("running")
+    assert on_the_device._state(tmp_path)["failure"] == "the device restarted, or the bench was killed there"
 
 
 def test_an_unreachable_device_fails_at_once_and_says_why(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
