@@ -22,22 +22,18 @@ SHARES = np.linspace(0.3, 1, 29)  # of the largest magnitude, as far as activati
 SAMPLED = 4096  # values of each picture that the share is chosen by
 
 
-def quantize(
-    proto: onnx.ModelProto, pictures: Sequence[np.ndarray], in_float: Sequence[str], islands: set[str]
-) -> None:
-    """Put Q/DQ before the linear layers that are neither islands nor begin with one of `in_float`, in place."""
+def quantize(proto: onnx.ModelProto, reach: dict[str, float], in_float: Sequence[str], islands: set[str]) -> None:
+    """Put Q/DQ before the linear layers that are neither islands nor begin with one of `in_float`, in place.
+
+    `reach` is what `reach_of` found for this graph.
+    """
     graph = proto.graph
     weights = weights_of(graph)
     layers = {
-        node.name: node
-        for node in graph.node
-        if node.op_type in ("Gemm", "MatMul")
-        and node.input[1] in weights
-        and len(weights[node.input[1]].dims) == 2
-        and node.name not in islands
-        and not node.input[1].startswith(tuple(in_float))
+        node.name
+        for node in _linear(graph)
+        if node.name not in islands and not node.input[1].startswith(tuple(in_float))
     }
-    reach = _reach(proto, set(layers), pictures)
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "zero_point"))
     nodes, made = [], {}
     for node in graph.node:
@@ -67,13 +63,14 @@ def quantize(
     drop_unused(graph)
 
 
-def _reach(proto: onnx.ModelProto, layers: set[str], pictures: Sequence[np.ndarray]) -> dict[str, float]:
-    """The magnitude up to which each of these layers' input is quantized, by the input's name.
+def reach_of(proto: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> dict[str, float]:
+    """The magnitude up to which each linear layer's input is to be quantized, by the input's name.
 
     Of `SHARES` of the largest magnitude it is the one whose steps, clipping included, leave the least squared error: a
     few outliers else widen the steps of all. Measured on `SAMPLED` values of every picture, from anywhere: at even
     distances they would come from a few channels, and outliers live in channels.
     """
+    layers = {node.name for node in _linear(proto.graph)}
     rng = np.random.default_rng(0)
     largest: dict[str, float] = {}
     samples: dict[str, list[np.ndarray]] = {}
@@ -88,6 +85,15 @@ def _reach(proto: onnx.ModelProto, layers: set[str], pictures: Sequence[np.ndarr
     for picture in pictures:
         simulation.outputs(picture, watch)
     return {name: reach * _share(np.concatenate(samples[name]), reach) for name, reach in largest.items()}
+
+
+def _linear(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    weights = weights_of(graph)
+    return [
+        node
+        for node in graph.node
+        if node.op_type in ("Gemm", "MatMul") and node.input[1] in weights and len(weights[node.input[1]].dims) == 2
+    ]
 
 
 def _share(values: np.ndarray, largest: float) -> float:

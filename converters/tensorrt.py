@@ -13,7 +13,6 @@ rounding FA's tensors does: hence FA's layers are what is kept in float32 where 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from stlm_edge.converters.fp16_islands import Island
@@ -50,18 +49,18 @@ def to_int8(
     path: Path,
     calibration: Calibration,
     islands: Sequence[Island],
-    pictures: Sequence[np.ndarray],
+    reach: dict[str, float],
     in_float: Sequence[str] = (),
 ) -> None:
     """Write the graph with int8 linear layers, the rest as `to_fp16` does. Raises JobError likewise.
 
-    `pictures`, uint8 S×S×3 each, show the activations' ranges. `in_float`: linear layers whose names begin with one of
-    these stay in float16.
+    `reach`: the activations' ranges, as `qdq.reach_of` finds them. `in_float`: linear layers whose names begin with one
+    of these stay in float16.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     within = {island.node for island in islands}
-    quantize(copy, pictures, in_float, within)
+    quantize(copy, reach, in_float, within)
     into_tables(copy.graph)
     typed(copy, within)
     _save(copy, path, calibration, "int8")

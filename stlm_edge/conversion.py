@@ -163,6 +163,7 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.converters.qdq import reach_of
     from stlm_edge.runtimes.tensorrt import trtexec_line
 
     untyped = order.beside("untyped")
@@ -178,9 +179,11 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
             tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
+        with step("measuring the activations' ranges"):
+            reach = reach_of(graph, order.pictures)
         for in_float32, kept in _islands_then_layers(order, graph):
             with step("quantizing to int8"):
-                tensorrt.to_int8(graph, order.artifact, order.calibration, in_float32, order.pictures, kept)
+                tensorrt.to_int8(graph, order.artifact, order.calibration, in_float32, reach, kept)
             told = (*notes, *describe(in_float32))
             yield Step(
                 "int8", order.artifact, (_in_fp16, _onnxruntime), told, _needed(in_float32) + kept, LINEAR_LAYERS

@@ -170,11 +170,11 @@ def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_la
         path: Path,
         calibration: Calibration,
         islands: Sequence[Island],
-        pictures: Sequence[np.ndarray],
+        reach: dict[str, float],
         in_float: Sequence[str],
     ) -> None:
         tried.append((sum(island.moves is not None for island in islands), len(in_float)))
-        to_int8(graph, path, calibration, islands, pictures, in_float)
+        to_int8(graph, path, calibration, islands, reach, in_float)
         if len(tried) < 3:
             rewrite(path, infinite_map)
 

@@ -14,7 +14,7 @@ from stlm_edge.bundle import stamp
 from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
-from stlm_edge.converters.qdq import _reach, _share
+from stlm_edge.converters.qdq import _share, reach_of
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export import Exported
 from stlm_edge.picture import load
@@ -33,7 +33,7 @@ def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPath
     kept = next(islands(graph, PICTURES))
     tensorrt.to_fp32(graph, folder / "fp32.onnx", calibration)
     tensorrt.to_fp16(graph, folder / "fp16.onnx", calibration, kept)
-    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, PICTURES, IN_FLOAT)
+    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, reach_of(graph, PICTURES), IN_FLOAT)
     return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
@@ -178,7 +178,7 @@ def test_outliers_that_live_in_one_channel_are_seen() -> None:
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     picture = np.random.default_rng(0).integers(200, 256, (64, 64, 3), np.uint8)
-    reach = _reach(proto, {"same_matmul"}, [picture])["y"]
+    reach = reach_of(proto, [picture])["y"]
     assert reach > 0.9 * picture.sum(axis=2).max()
 
 
@@ -188,7 +188,9 @@ def test_the_same_file_and_pictures_give_the_same_bytes(
     done = exported["fp32"]
     graph = tensorrt.read(done.folder / "model.onnx")
     kept = next(islands(graph, PICTURES))
-    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, PICTURES, IN_FLOAT)
+    tensorrt.to_int8(
+        graph, tmp_path / "again.onnx", done.manifest.calibration, kept, reach_of(graph, PICTURES), IN_FLOAT
+    )
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 
