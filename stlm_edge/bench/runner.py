@@ -319,13 +319,12 @@ def _state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         why = _last_line(folder / "worker.log") or "the device knows no such run"
         return {"phase": "missing", "pid": 0, "failure": why}
-    if state["phase"] != "running" or _alive(folder):
-        return state
-    state = _read_state(folder)  # again: it may have ended between the two, and wrote so before it let go of the lock
-    if state["phase"] != "running":
-        return state
-    why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
-    return {**state, "phase": "failed", "failure": _full(folder) or why}
+    if state["phase"] == "running" and not _alive(folder):
+        state = _read_state(folder)  # again: it writes how it ended before it lets go of the lock
+        if state["phase"] == "running":
+            why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
+            return {**state, "phase": "failed", "failure": _full(folder) or why}
+    return state
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
