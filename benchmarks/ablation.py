@@ -23,21 +23,20 @@ from rich.table import Table
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from stlm_edge import checkpoint
-from stlm_edge.bench.machine import describe
+from stlm_edge.bench.machine.system import describe
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.pseudo_anomalies import KINDS
 from stlm_edge.data.sample import mask_of
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.job import Job, in_batches
-from stlm_edge.metrics import PixelMetrics, image_auroc
-from stlm_edge.model import STLM
+from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
+from stlm_edge.images import load
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.model.stlm import SCORE_PIXELS
-from stlm_edge.picture import load
-from stlm_edge.recipes import RECIPES
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.train import train
+from stlm_edge.training.job import Job, in_batches
+from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.train import train
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")

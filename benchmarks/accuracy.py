@@ -18,17 +18,17 @@ from patchcore import PatchCore, of_the_teacher
 from rich.console import Console
 from rich.table import Table
 
-from stlm_edge.bench.machine import describe
-from stlm_edge.calibrate import calibrate
+from stlm_edge.bench.machine.system import describe
 from stlm_edge.data.batches import Pictures
 from stlm_edge.data.datasets import test_samples, training_samples
 from stlm_edge.errors import JobError, exit_with_one_line
-from stlm_edge.evaluate import evaluate
-from stlm_edge.job import Job
-from stlm_edge.recipes import RECIPES
+from stlm_edge.evaluation.evaluate import evaluate
 from stlm_edge.runtimes.torch import Torch
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.train import train
+from stlm_edge.threshold import calibrate
+from stlm_edge.training.job import Job
+from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.train import train
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")

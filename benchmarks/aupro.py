@@ -1,4 +1,4 @@
-"""Time stlm_edge.metrics on 1,000 maps of 256×256 with masks, on one core, beside adeval's streaming accumulator.
+"""Time stlm_edge.evaluation.metrics on 1,000 maps of 256×256 with masks, on one core, beside adeval's streaming accumulator.
 
     python benchmarks/aupro.py
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from adeval import EvalAccumulator
 
-from stlm_edge.metrics import PixelMetrics
+from stlm_edge.evaluation.metrics import PixelMetrics
 
 MAPS, SIZE, LIMIT_SECONDS = 1000, 256, 5.0
 

@@ -38,20 +38,19 @@ import torch.nn.functional as F
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 
-from stlm_edge import checkpoint
-from stlm_edge.bench import machine
-from stlm_edge.calibration_set import calibration_set
+from stlm_edge.bench.machine import system
+from stlm_edge.bundle.golden import GoldenCandidate
+from stlm_edge.bundle.parity import compare
 from stlm_edge.converters import quantization
 from stlm_edge.converters.fp16_islands import evenly
 from stlm_edge.converters.onnx import quiet, to_onnx
 from stlm_edge.converters.shaping import folded
 from stlm_edge.errors import exit_with_one_line
+from stlm_edge.export.gate import FIGURES, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
+from stlm_edge.export.quantization_set import calibration_set
 from stlm_edge.files import replacing
-from stlm_edge.gate import FIGURES, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
-from stlm_edge.golden import GoldenCandidate
-from stlm_edge.model import STLM
-from stlm_edge.parity import compare
-from stlm_edge.picture import list_pictures
+from stlm_edge.images import list_pictures
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 RANGED = 24  # calibration pictures that ranges are from
@@ -319,7 +318,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with exit_with_one_line():
-        before = machine.moment()
+        before = system.moment()
         judge = Judge(options.run)
         model = judge.model
         seen = calibration_set(options.run / "calibration", model.config.size).pictures
@@ -348,7 +347,7 @@ def main() -> None:
         result = {
             "command": f"python benchmarks/convolutions.py --run RUN --steps {options.steps} --rounds {options.rounds}",
             "date": datetime.date.today().isoformat(),
-            "machine": asdict(machine.describe(("stlm-edge", "torch", "onnxruntime"), before)),
+            "machine": asdict(system.describe(("stlm-edge", "torch", "onnxruntime"), before)),
             "data": Path(json.loads((options.run / "config.json").read_text())["data"]).name,
             "pictures": len(judge.pictures),
             "trained": judge.figures,

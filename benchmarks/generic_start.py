@@ -23,23 +23,23 @@ import torch.nn.functional as F
 from patchcore import PatchCore, of_two_maps
 from torch import Tensor
 
-from stlm_edge import run_folder, start
-from stlm_edge.calibrate import calibrate
 from stlm_edge.data.batches import Pictures, views
 from stlm_edge.data.datasets import test_samples, training_samples
 from stlm_edge.data.demo import write_demo
 from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.evaluate import evaluate
-from stlm_edge.job import in_batches
+from stlm_edge.evaluation.evaluate import evaluate
+from stlm_edge.images import is_picture
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import Maps
-from stlm_edge.picture import is_picture
 from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.train import save_state
-from stlm_edge.two_streams import schedule
+from stlm_edge.threshold import calibrate
+from stlm_edge.training import initial_weights, run_folder
+from stlm_edge.training.job import in_batches
+from stlm_edge.training.step import schedule
+from stlm_edge.training.train import save_state
 
 SIZE, BATCH, LEARNING_RATE = 224, 8, 5e-4
 PICTURE_SIZE = 320  # what crops are taken from
@@ -79,9 +79,9 @@ def main() -> None:
         sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
         teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], options.size)))
     if options.init == "vit_t":
-        start.copy_mobile_sam(teacher if options.teacher == "vit_t" else open_teacher("vit_t"), model)
+        initial_weights.copy_mobile_sam(teacher if options.teacher == "vit_t" else open_teacher("vit_t"), model)
     elif options.init:
-        start.load(Path(options.init), model, teacher)
+        initial_weights.load(Path(options.init), model, teacher)
     model, teacher = model.to(device, memory_format=torch.channels_last), teacher.to(device)
     trained = [*model.plain.parameters(), *model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
@@ -129,7 +129,7 @@ def main() -> None:
             "curve": [json.loads(line) for line in (options.out / run_folder.LOG).read_text().splitlines()],
         }
         options.ship.parent.mkdir(exist_ok=True)
-        start.save(options.ship, model.to(memory_format=torch.contiguous_format), teacher, card)
+        initial_weights.save(options.ship, model.to(memory_format=torch.contiguous_format), teacher, card)
         print(f"{options.ship}: {options.ship.stat().st_size / 1e6:.1f} MB")
 
 

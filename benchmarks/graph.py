@@ -33,17 +33,17 @@ import numpy as np
 import onnx
 import torch
 
-from stlm_edge.bench import machine
+from stlm_edge.bench.machine import system
 from stlm_edge.bench.profile import LAYOUT, matrix_product, nodes_of, part_of
-from stlm_edge.calibrate import calibrate
 from stlm_edge.converters import litert, quantization
 from stlm_edge.converters.onnx import plain_onnx, to_onnx
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.export import flops
+from stlm_edge.export.pipeline import flops
 from stlm_edge.files import replacing
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.runtimes.litert import LiteRT
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+from stlm_edge.threshold import calibrate
 
 SIDES = (224, 448)
 GEMM_SIDE = 1024
@@ -73,13 +73,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with exit_with_one_line():
-        before = machine.moment()
+        before = system.moment()
         sides = " ".join(map(str, options.sides))
         results = [measure(side, max(1, options.rounds)) for side in options.sides]
         result = {
             "command": f"python benchmarks/graph.py --sides {sides} --rounds {max(1, options.rounds)} --out F",
             "date": datetime.date.today().isoformat(),
-            "machine": asdict(machine.describe(PACKAGES, before)),
+            "machine": asdict(system.describe(PACKAGES, before)),
             "weights": "random, seed 0",
             "threads": 1,
             "batch": 1,

@@ -38,27 +38,25 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
-from stlm_edge import checkpoint
-from stlm_edge.bench import machine
+from stlm_edge.bench.machine import system
 from stlm_edge.bench.percentiles import percentile
-from stlm_edge.calibrate import calibrate
-from stlm_edge.calibration_set import calibration_set
-from stlm_edge.conversion import WAYS, Order
+from stlm_edge.bundle.golden import GoldenCandidate
+from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.sample import mask_of
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
-from stlm_edge.export import flops
+from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
+from stlm_edge.export.gate import FIGURES, Figures
+from stlm_edge.export.ladder import WAYS, Order
+from stlm_edge.export.pipeline import flops
+from stlm_edge.export.quantization_set import calibration_set
 from stlm_edge.files import replacing, write_text
-from stlm_edge.gate import FIGURES, Figures
-from stlm_edge.golden import GoldenCandidate
-from stlm_edge.manifest import Calibration
-from stlm_edge.metrics import PixelMetrics, image_auroc
-from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.parity import compare, problems
-from stlm_edge.picture import load
+from stlm_edge.images import load
+from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.progress import step
 from stlm_edge.runtimes.torch import answer_of
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
+from stlm_edge.threshold import Calibration, calibrate
 
 HERE = Path(__file__).parent
 README = HERE / "results" / "README.md"
@@ -177,7 +175,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    before = machine.moment()
+    before = system.moment()
     trained = checkpoint.load(options.checkpoint)
     own = trained.model.config.size
     work = options.work.absolute()
@@ -195,7 +193,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "command": f"python benchmarks/peers.py --checkpoint F --data {options.data.name} --out F.json "
         f"--size {' '.join(map(str, options.size))} --fit {options.fit} --rounds {options.rounds}",
         "date": datetime.date.today().isoformat(),
-        "machine": asdict(machine.describe(PACKAGES, before)),
+        "machine": asdict(system.describe(PACKAGES, before)),
         "peers_environment": versions(python),
         "checkpoint": {name: trained.provenance.get(name) for name in ("recipe", "steps", "teacher", "seed")},
         "threads": 1,

@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from stlm_edge.bench.machine import peak_memory_mb
+from stlm_edge.bench.machine.system import peak_memory_mb
 
 Answer = tuple[np.ndarray, float]
 """Map S×S float32, and score."""
@@ -57,7 +57,7 @@ def published(file: Path) -> Callable[[np.ndarray], Answer]:
     import torch
     import torch.nn.functional as F
 
-    from stlm_edge import checkpoint
+    from stlm_edge.model import checkpoint
 
     torch.set_num_threads(1)
     model = checkpoint.load(file).model

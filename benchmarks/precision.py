@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stlm_edge.bench import machine
+from stlm_edge.bench.machine import system
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.export import export
+from stlm_edge.export.gate import FIGURES
+from stlm_edge.export.pipeline import export
+from stlm_edge.export.targets import LARGEST_MB, TARGETS
 from stlm_edge.files import replacing
-from stlm_edge.gate import FIGURES
-from stlm_edge.job import Job
-from stlm_edge.recipes import QUICK
-from stlm_edge.targets import LARGEST_MB, TARGETS
-from stlm_edge.train import train
+from stlm_edge.training.job import Job
+from stlm_edge.training.recipes import QUICK
+from stlm_edge.training.train import train
 
 BEYOND = ("desktop-gpu",)  # whose files are jetson's, or need a GPU
 PACKAGES = ("stlm-edge", "torch", "onnxruntime", "ai-edge-litert", "openvino", "nncf", "coremltools")
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="JSON file to write the rows to")
     options = parser.parse_args()
     with exit_with_one_line("interrupted; the same command goes on"):
-        before = machine.moment()
+        before = system.moment()
         rows = []
         for data in options.data:
             checkpoint = trained(data, options.runs / data.name, options.longer)
@@ -54,7 +54,7 @@ def main() -> None:
             record = {
                 "command": f"python benchmarks/precision.py {data} --longer {options.longer:g}{only} --runs RUNS",
                 "date": datetime.date.today().isoformat(),
-                "machine": asdict(machine.describe(PACKAGES, before)),
+                "machine": asdict(system.describe(PACKAGES, before)),
                 "recipe": f"quick, {QUICK.longer(options.longer).steps} steps, seed 0, S={QUICK.size}",
                 "rows": rows,
             }

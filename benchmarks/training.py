@@ -42,9 +42,7 @@ import plain_training
 import torch
 from torch import Tensor
 
-from stlm_edge.allocation import keep_freed_memory, return_freed_memory
-from stlm_edge.bench import machine
-from stlm_edge.clean_targets import CleanTargets, seen_targets
+from stlm_edge.bench.machine import system
 from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
 from stlm_edge.data.rotation import rotated
 from stlm_edge.data.textures import any_of, patches_of, procedural
@@ -53,9 +51,11 @@ from stlm_edge.files import write_text
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.tiny_vit import TinyViT
-from stlm_edge.recipes import RECIPES
 from stlm_edge.teachers.sam import Sam
-from stlm_edge.two_streams import TwoStreams, freeze, make_optimisers
+from stlm_edge.training.allocator import keep_freed_memory, return_freed_memory
+from stlm_edge.training.clean_targets import CleanTargets, seen_targets
+from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.step import TwoStreams, freeze, make_optimisers
 
 PAPER = RECIPES["paper"]
 PUBLISHED, OURS, TURNED = "as published", "products by oneDNN", "the same on turned pictures"
@@ -171,7 +171,7 @@ def main() -> None:
 
 def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
     """All figures after each turn, as JSON values."""
-    before = machine.moment()
+    before = system.moment()
     rates = {kind: pictures_per_second(kind) for kind in ("perlin", "all kinds")}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for turn in range(rounds):
@@ -183,7 +183,7 @@ def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
         yield summary(runs, rates) | {
             "command": f"python benchmarks/training.py --size {size} --rounds {turn + 1}",
             "date": datetime.date.today().isoformat(),
-            "machine": asdict(machine.describe(PACKAGES, before)),
+            "machine": asdict(system.describe(PACKAGES, before)),
             "size": size,
             "batch": PAPER.batch,
             "pseudo_anomalous": 1,

@@ -28,8 +28,8 @@ from typing import Any
 
 import stlm_edge
 from stlm_edge.bench.percentiles import percentile
-from stlm_edge.npm import Package, unpack
-from stlm_edge.web_site import RUNTIME, add_page
+from stlm_edge.export.npm import Package, unpack
+from stlm_edge.export.web_site import RUNTIME, add_page
 
 LITERT = Package(
     "@litertjs/core",

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from stlm_edge.bundle import stamp
 from stlm_edge.converters.onnx import quiet
 from stlm_edge.converters.shaping import folded
-from stlm_edge.coreml_package import MANIFEST, MODEL, WEIGHTS, manifest_text
-from stlm_edge.manifest import Calibration
+from stlm_edge.formats import stamp
+from stlm_edge.formats.coreml import MANIFEST, MODEL, WEIGHTS, manifest_text
 from stlm_edge.model import STLM
 from stlm_edge.model.tiny_vit import LayerNorm2d
 from stlm_edge.runtimes.coreml import import_coremltools
+from stlm_edge.threshold import Calibration
 
 ct = import_coremltools()
 

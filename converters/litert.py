@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stlm_edge.bundle import stamp
 from stlm_edge.converters.onnx import folded, quiet
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.manifest import Calibration
+from stlm_edge.formats import stamp
+from stlm_edge.formats.tflite import IDENTIFIER, METADATA_NAME, encode
 from stlm_edge.model import STLM
 from stlm_edge.runtimes.litert import LiteRT, hushed
-from stlm_edge.tflite_metadata import IDENTIFIER, METADATA_NAME, encode
+from stlm_edge.threshold import Calibration
 
 try:
     with hushed(), quiet():

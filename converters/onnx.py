@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stlm_edge.bundle import stamp
 from stlm_edge.converters.shaping import folded, shaped
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.manifest import Calibration
+from stlm_edge.formats import stamp
 from stlm_edge.model import STLM
+from stlm_edge.threshold import Calibration
 
 try:
     import onnx

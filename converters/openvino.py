@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from stlm_edge.bundle import stamp
 from stlm_edge.converters.onnx import quiet, spoken
 from stlm_edge.errors import UsageError
-from stlm_edge.manifest import Calibration
-from stlm_edge.openvino_metadata import GRAPH
+from stlm_edge.formats import stamp
+from stlm_edge.formats.openvino import GRAPH
 from stlm_edge.runtimes.openvino import import_openvino
+from stlm_edge.threshold import Calibration
 
 openvino = import_openvino()
 

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from stlm_edge.converters.onnx import quiet, save
-from stlm_edge.manifest import Calibration
 from stlm_edge.model import STLM
+from stlm_edge.threshold import Calibration
 
 LAYERS = ["Gemm", "MatMul"]
 IN_FLOAT32 = r"/(patch_embed|stage0)/"

@@ -22,7 +22,7 @@ from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.converters.typed_onnx import cast_first, typed
 from stlm_edge.errors import JobError
-from stlm_edge.manifest import Calibration
+from stlm_edge.threshold import Calibration
 
 
 def read(source: Path) -> onnx.ModelProto:

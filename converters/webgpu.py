@@ -19,7 +19,7 @@ from stlm_edge.converters.onnx import OPSET, save
 from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.typed_onnx import cast_first, float_input, typed, without_score
 from stlm_edge.errors import JobError
-from stlm_edge.manifest import Calibration
+from stlm_edge.threshold import Calibration
 
 OPERATORS = {
     "Abs",

@@ -1,7 +1,7 @@
 """STLM on small devices: open a bundle and ask it about a picture.
 
     bundle = stlm_edge.open("bundles/cpu-fp32")
-    verdict = bundle.predict("part.png")
+    verdict = reader.predict("part.png")
 
 Importing this package needs nothing but the standard library.
 """
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Verdict
     if name in ("Bundle", "open"):
-        from stlm_edge import bundle
+        from stlm_edge.bundle import reader
 
-        return bundle.Bundle if name == "Bundle" else bundle.open_bundle
+        return reader.Bundle if name == "Bundle" else reader.open_bundle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

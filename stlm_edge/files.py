@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,3 +34,11 @@ def cache_folder() -> Path:
     """Where downloads and answers worth keeping live: stlm-edge/ in the user's cache folder (XDG base directories)."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "stlm-edge"
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from stlm_edge.manifest import Calibration
+from stlm_edge.threshold import Calibration
 
 # Anchors of the scale at equal steps: near-black, violet, red, orange, pale yellow; lightness rises evenly.
 _ANCHORS = np.array(

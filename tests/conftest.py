@@ -13,7 +13,7 @@ from tiny import tiny_picture, write_tiny_bundle
 if TYPE_CHECKING:
     from damage import ConvertBy
 
-    from stlm_edge.export import Exported
+    from stlm_edge.export.pipeline import Exported
 
 pytest.register_assert_rewrite("promises")
 
@@ -77,7 +77,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """What exporting it for cpu gives, by precision, made once: read the bundles, copy them, but don't change them."""
-    from stlm_edge.export import export
+    from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported")
     return {
@@ -101,7 +101,7 @@ def exported_via_openvino(
     """The same via openvino, from the ONNX file that stands there already."""
     from damage import convert_to
 
-    from stlm_edge.export import export
+    from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported-via-openvino")
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +118,7 @@ def exported_via_openvino(
 def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """The same for android; the conversion to float32, which takes long, is done once for all precisions."""
     from stlm_edge.converters import litert
-    from stlm_edge.export import export
+    from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported-for-android")
     convert = litert.to_tflite
@@ -149,7 +149,7 @@ def even_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled pictures that it tells apart: those of its lowest scores as good/, of its highest as high/."""
-    from stlm_edge.picture import load
+    from stlm_edge.images import load
     from stlm_edge.runtimes.torch import Torch
 
     trained, folder = Torch(even_checkpoint), tmp_path_factory.mktemp("told-apart")
@@ -165,9 +165,9 @@ def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with its fp32.mlpackage, fp16.mlpackage and int8.mlpackage: read and copy, but don't change them."""
-    from stlm_edge import checkpoint
     from stlm_edge.converters import coreml
     from stlm_edge.converters.onnx import quiet
+    from stlm_edge.model import checkpoint
 
     folder = tmp_path_factory.mktemp("coreml")
     opened = checkpoint.load(even_checkpoint)
@@ -187,7 +187,7 @@ def exported_for_ios(
 ) -> dict[str, Exported]:
     """The same for ios, from these packages."""
     from stlm_edge.converters import coreml
-    from stlm_edge.export import export
+    from stlm_edge.export.pipeline import export
 
     def copied(model: object, path: Path, calibration: object, precision: str, *_: object) -> None:
         shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
@@ -206,8 +206,8 @@ def exported_for_ios(
 @pytest.fixture(scope="session")
 def even_onnx(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its float32 ONNX file, which all typed files are made from."""
-    from stlm_edge import checkpoint
     from stlm_edge.converters.onnx import to_onnx
+    from stlm_edge.model import checkpoint
 
     trained = checkpoint.load(even_checkpoint)
     assert trained.calibration is not None
@@ -223,7 +223,7 @@ def exported_for_jetson(
     """The same for jetson, from this file."""
     from damage import convert_to
 
-    from stlm_edge.export import export
+    from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported-for-jetson")
     with pytest.MonkeyPatch.context() as patch:
@@ -243,7 +243,7 @@ def exported_for_web(
     """The same for web, without naming a precision."""
     from damage import convert_to
 
-    from stlm_edge.export import export_all
+    from stlm_edge.export.pipeline import export_all
 
     folder = tmp_path_factory.mktemp("exported-for-web") / "bundles"
     with pytest.MonkeyPatch.context() as patch:

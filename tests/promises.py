@@ -13,7 +13,7 @@ import pytest
 import stlm_edge
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError
-from stlm_edge.export import Exported, export
+from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.runtimes.torch import Torch
 
 WRONG_THRESHOLD = r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"  # why an export is refused
@@ -62,5 +62,5 @@ def predicts_and_is_benched(done: Exported, runtime: str, picture: Path, out: Pa
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"stlm_edge.{module}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"stlm_edge.commands.{module}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

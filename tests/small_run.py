@@ -7,11 +7,11 @@ import torch
 from tiny import tiny_picture
 from torch import nn
 
-from stlm_edge import checkpoint, run_folder
-from stlm_edge.manifest import Calibration
-from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.images import load
+from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.model.tiny_vit import LayerNorm2d
-from stlm_edge.picture import load
+from stlm_edge.threshold import Calibration
+from stlm_edge.training import run_folder
 
 SMALL_SIZE = 64
 SEEDS = range(100, 112)

@@ -23,7 +23,9 @@ def test_importing_the_package_takes_the_standard_library_alone() -> None:
     assert not imported("import stlm_edge; stlm_edge.__version__") & {"numpy", "PIL", "onnxruntime", *HEAVY}
 
 
-@pytest.mark.parametrize("module", ["predict", "calibrate", "bundle", "pack", "heatmap", "watch", "bench.__main__"])
+@pytest.mark.parametrize(
+    "module", ["commands.predict", "commands.calibrate", "bundle", "bundle.writer", "heatmap", "commands.bench"]
+)
 def test_device_side_modules_import_neither_a_runtime_nor_what_training_needs(module: str) -> None:
     assert not imported(f"import stlm_edge.{module}") & {"onnxruntime", "ai_edge_litert", "flatbuffers", *HEAVY}
 
@@ -44,7 +46,7 @@ def test_a_bundle_for_android_is_judged_and_calibrated_by_its_interpreter_alone(
 import sys
 for name in ("flatbuffers", "onnxruntime", "torch"):
     sys.modules[name] = None
-from stlm_edge import calibrate, predict
+from stlm_edge.commands import calibrate, predict
 predict.main(["--bundle", sys.argv[1], sys.argv[2]])
 calibrate.main(["--bundle", sys.argv[1], "--data", sys.argv[3]])
 sys.modules.pop("torch"), sys.modules.pop("onnxruntime")

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from stlm_edge import heatmap
-from stlm_edge.manifest import Calibration
+from stlm_edge.threshold import Calibration
 
 CALIBRATION = Calibration(0.4, 0.2, 0.1, 0.7, 0.01, 100, "quantile", 0.0, "training")
 

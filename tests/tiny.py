@@ -7,12 +7,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from stlm_edge.calibrate import calibrate
-from stlm_edge.golden import GoldenCandidate, fit_golden, select_golden
-from stlm_edge.pack import write_bundle
-from stlm_edge.parity import compare
-from stlm_edge.picture import load
+from stlm_edge.bundle.golden import GoldenCandidate, fit_golden, select_golden
+from stlm_edge.bundle.parity import compare
+from stlm_edge.bundle.writer import write_bundle
+from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
+from stlm_edge.threshold import calibrate
 
 TINY_SIZE = 64
 

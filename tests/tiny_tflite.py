@@ -7,7 +7,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from stlm_edge.tflite_metadata import IDENTIFIER, METADATA_NAME
+from stlm_edge.formats.tflite import IDENTIFIER, METADATA_NAME
 
 FLOAT, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 

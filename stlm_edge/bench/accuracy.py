@@ -7,7 +7,7 @@ import numpy as np
 from stlm_edge.bench.result import Accuracy
 from stlm_edge.data.sample import Sample, mask_of
 from stlm_edge.errors import JobError
-from stlm_edge.metrics import PixelMetrics, image_auroc
+from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
 
 
 class Judged:

@@ -26,13 +26,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stlm_edge.bench.machine import memory_kills, peak_memory_mb
+from stlm_edge.bench.machine.system import memory_kills, peak_memory_mb
 from stlm_edge.bench.result import GoldenAnswer, RowParity, WorstPicture
 from stlm_edge.bench.small_map import encode
 from stlm_edge.bundle import Bundle, open_bundle
+from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.errors import JobError, exit_with_one_line
-from stlm_edge.parity import compare, problems
-from stlm_edge.picture import load
+from stlm_edge.images import load
 from stlm_edge.runtimes import Runtime, placement_of
 from stlm_edge.verdict import is_anomalous
 

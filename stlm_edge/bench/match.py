@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stlm_edge.bench.device import Device
+from stlm_edge.bench.devices.device import Device
 from stlm_edge.bundle import Bundle
+from stlm_edge.bundle.manifest import Manifest
 from stlm_edge.errors import UsageError
-from stlm_edge.manifest import Manifest
 from stlm_edge.runtimes import name_here
 
 _MADE_FOR = {  # target to kinds of devices, which are served before others that could run it too

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stlm_edge import strict_json
-from stlm_edge.bench.during import Reading, summary, watching
-from stlm_edge.bench.energy import metering
 from stlm_edge.bench.latency import Process, What, prepare
-from stlm_edge.bench.machine import emulator
+from stlm_edge.bench.machine.during import Reading, summary, watching
+from stlm_edge.bench.machine.energy import metering
+from stlm_edge.bench.machine.system import emulator
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bench.profile import profile_of
 from stlm_edge.bench.result import GoldenAnswer, Latency, Placement, Row, RowParity, Throughput, WorstPicture

@@ -20,7 +20,7 @@ from stlm_edge import strict_json
 from stlm_edge.bench.result import Part, Profile
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import UsageError, exit_with_one_line
-from stlm_edge.protobuf import encode_field, encode_number
+from stlm_edge.formats.protobuf import encode_field, encode_number
 from stlm_edge.runtimes.onnxruntime import PROVIDER, OnnxRuntime
 
 RUNS = 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from stlm_edge import strict_json
-from stlm_edge.bench.machine import Machine
+from stlm_edge.bench.machine.system import Machine
 from stlm_edge.strict_json import Between, Items
 
 Milliseconds = Annotated[float, Between(0)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stlm_edge.bench.device import Device
+from stlm_edge.bench.devices.device import Device
 from stlm_edge.bench.match import assigned, is_for, runtimes_of, this_host
 from stlm_edge.bench.measure import Subject, unmeasured
 from stlm_edge.bench.result import Row

@@ -11,7 +11,7 @@ from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
 from stlm_edge.data.rotation import rotated
 from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import Source
-from stlm_edge.picture import load
+from stlm_edge.images import load
 
 _CACHE_BYTES = 4 << 30
 

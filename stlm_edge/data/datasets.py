@@ -9,7 +9,7 @@ from stlm_edge.data.layouts import LAYOUTS, Layout
 from stlm_edge.data.layouts.listing import folders
 from stlm_edge.data.sample import Sample as Sample
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import is_picture
+from stlm_edge.images import is_picture
 
 
 def training_samples(root: str | Path, category: str | None = None, format: str | None = None) -> list[Sample]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stlm_edge.picture import read_mask, read_picture
+from stlm_edge.images import read_mask, read_picture
 
 
 @dataclass(frozen=True)

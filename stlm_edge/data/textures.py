@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import list_pictures, read_picture
+from stlm_edge.images import list_pictures, read_picture
 
 Source = Callable[[np.random.Generator, int], np.ndarray]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stlm_edge import coreml_package
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.formats import coreml
 
 
 class CoreML:
@@ -24,7 +24,7 @@ class CoreML:
 
     def __init__(self, artifact: str | Path) -> None:
         coremltools = import_coremltools()
-        coreml_package.check_files(artifact)
+        coreml.check_files(artifact)
         try:
             self.model = coremltools.models.MLModel(str(artifact))
         except Exception as error:  # Core ML's come as RuntimeError, coremltools' own as anything

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.tflite_metadata import check_self_contained
+from stlm_edge.formats.tflite import check_self_contained
 from stlm_edge.verdict import score_of_map
 
 PACKAGES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")  # the first that imports

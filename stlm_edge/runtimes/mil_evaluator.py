@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stlm_edge import coreml_package
 from stlm_edge.errors import JobError, UsageError
+from stlm_edge.formats import coreml
 
 
 def conv(o: Any) -> Tensor:
@@ -165,7 +165,7 @@ class MilEvaluator:
         self.artifact = artifact
         self.rounded = rounded or to_fp16
         self.name = "mil-evaluator, subnormals as 0" if rounded is to_fp16_without_subnormals else "mil-evaluator"
-        coreml_package.check_files(artifact)
+        coreml.check_files(artifact)
         self.size, self.steps = read_program(Path(artifact), self.rounded)
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -255,8 +255,8 @@ def read_program(package: Path, rounded: Callable[[Tensor], Tensor] = to_fp16) -
 
     model = coremltools.proto.Model_pb2.Model()
     try:
-        model.ParseFromString((package / coreml_package.MODEL).read_bytes())
-        weights = str((package / coreml_package.WEIGHTS).parent)
+        model.ParseFromString((package / coreml.MODEL).read_bytes())
+        weights = str((package / coreml.WEIGHTS).parent)
         program = load(model, model.specificationVersion, weights)
         operations = list(program.functions["main"].operations)
     except Exception as error:  # protobuf's, the blob reader's and MIL's own have no common base

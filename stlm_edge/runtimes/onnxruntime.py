@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.onnx_metadata import check_self_contained
+from stlm_edge.formats.onnx import check_self_contained
 from stlm_edge.verdict import score_of_map
 
 PROVIDER = "CPUExecutionProvider"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.onnx_metadata import check_self_contained
-from stlm_edge.openvino_metadata import GRAPH, check_files
+from stlm_edge.formats.onnx import check_self_contained
+from stlm_edge.formats.openvino import GRAPH, check_files
 
 
 class OpenVINO:

@@ -25,7 +25,7 @@ import numpy as np
 
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import replacing
-from stlm_edge.onnx_metadata import check_self_contained
+from stlm_edge.formats.onnx import check_self_contained
 from stlm_edge.verdict import score_of_map
 
 OLDEST = (10, 3)

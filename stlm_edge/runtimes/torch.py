@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stlm_edge import checkpoint
-from stlm_edge.model import STLM
+from stlm_edge.model import STLM, checkpoint
 
 
 class Torch:

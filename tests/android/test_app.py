@@ -18,8 +18,8 @@ import pytest
 import typer
 
 import stlm_edge
-from stlm_edge import cli
-from stlm_edge.bench import self_check
+from stlm_edge.bench.devices import self_check
+from stlm_edge.commands import cli
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
 ANDROID_JAR = jdk.ANDROID_DEMO.parent / "build/android.jar"

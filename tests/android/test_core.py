@@ -24,13 +24,13 @@ from stlm_edge.bench.latency import parity_of
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bench.result import schema
 from stlm_edge.bundle import Bundle, open_bundle
+from stlm_edge.bundle.manifest import Manifest
 from stlm_edge.errors import UsageError
+from stlm_edge.export.web_site import page_files
+from stlm_edge.formats.tflite import read_metadata
 from stlm_edge.heatmap import _FADE, colour
-from stlm_edge.manifest import Manifest
-from stlm_edge.picture import PREPROCESSING, SIXTEEN_BIT, load
-from stlm_edge.tflite_metadata import read_metadata
+from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT, load
 from stlm_edge.verdict import SCORE_RULE, is_anomalous, score_of_map
-from stlm_edge.web_site import page_files
 
 RNG = np.random.default_rng(0)
 
@@ -127,7 +127,7 @@ def lay_out_maps(folder: Path) -> None:
     (folder / "scores.txt").write_text("\n".join(lines))
 
 
-def lay_out_heatmap(folder: Path, ramp: np.ndarray, calibration: stlm_edge.manifest.Calibration) -> None:
+def lay_out_heatmap(folder: Path, ramp: np.ndarray, calibration: stlm_edge.bundle.manifest.Calibration) -> None:
     rgb = colour(ramp, calibration)
     span = calibration.map_high - calibration.map_low
     levels = (np.clip((ramp - calibration.map_low) / span, 0, 1) * 255).round().astype(int)

@@ -19,13 +19,13 @@ from stlm_edge.bench.latency import parity_of
 from stlm_edge.bench.result import schema
 from stlm_edge.bundle import open_bundle
 from stlm_edge.data.demo import write_demo
-from stlm_edge.export import export
-from stlm_edge.job import Job
-from stlm_edge.recipes import RECIPES
-from stlm_edge.train import train
+from stlm_edge.export.pipeline import export
+from stlm_edge.training.job import Job
+from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.train import train
 
 if TYPE_CHECKING:
-    from stlm_edge.export import Exported
+    from stlm_edge.export.pipeline import Exported
 
 FOR_EACH_BUNDLE = ("anExportedBundleSaysWhatItSaysInPython", "aLoneModelKnowsItsThreshold")
 LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"

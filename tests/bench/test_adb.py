@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from adb_phone import SERIAL, Phone
 
-from stlm_edge import protobuf
-from stlm_edge.bench import benchmark_model, remote, self_check
-from stlm_edge.bench.__main__ import main
-from stlm_edge.bench.adb import Adb
-from stlm_edge.bench.benchmark_model import NOT_PROVEN, Told, parse_result, time_by_benchmark_model
-from stlm_edge.bench.device import parse_device
+from stlm_edge.bench.devices import benchmark_model, remote, self_check
+from stlm_edge.bench.devices.adb import Adb
+from stlm_edge.bench.devices.benchmark_model import NOT_PROVEN, Told, parse_result, time_by_benchmark_model
+from stlm_edge.bench.devices.device import parse_device
+from stlm_edge.bench.devices.self_check import PhoneJob, measure_by_app
+from stlm_edge.bench.devices.ssh import Lost
 from stlm_edge.bench.measure import unmeasured
-from stlm_edge.bench.self_check import PhoneJob, measure_by_app
-from stlm_edge.bench.ssh import Lost
 from stlm_edge.bundle import open_bundle
+from stlm_edge.commands.bench import main
 from stlm_edge.errors import JobError
+from stlm_edge.formats import protobuf
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_an_unchanged_bundle_is_copied_once(phone: Phone, adb: Adb, tiny_bundle:
 def test_an_answer_that_is_none_is_refused(
     phone: Phone, adb: Adb, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, answers: str, line: str
 ) -> None:
-    monkeypatch.setattr("stlm_edge.bench.ssh.ANSWER_LIMIT", 1 << 20)
+    monkeypatch.setattr("stlm_edge.bench.devices.ssh.ANSWER_LIMIT", 1 << 20)
     app(phone, answers)
     limit_s = 5.0 if "time limit" in line else 120.0
     with pytest.raises(JobError, match=line) as refused:

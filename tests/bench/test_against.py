@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.__main__ import main
+from stlm_edge.commands.bench import main
 
 QUICK = ["--queries", "200", "--seconds", "0"]
 

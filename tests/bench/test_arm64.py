@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ssh_server import SshServer
 
-from stlm_edge.bench.device import parse_device
-from stlm_edge.bench.remote import Job, measure_over_ssh
-from stlm_edge.bench.ssh import Ssh
+from stlm_edge.bench.devices.device import parse_device
+from stlm_edge.bench.devices.remote import Job, measure_over_ssh
+from stlm_edge.bench.devices.ssh import Ssh
 from stlm_edge.bundle import open_bundle
 
 PYTHON = Path(__file__).parents[2] / "build" / "arm64" / "python"

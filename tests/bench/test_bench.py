@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 from tiny import TINY_SIZE, tiny_picture, write_tiny_bundle, write_tiny_onnx
 
-from stlm_edge.artifact import replace_metadata
 from stlm_edge.bench import latency, result
-from stlm_edge.bench.__main__ import main
 from stlm_edge.bench.measure import Plan, Subject, measure, pictures_per_second, unmeasured
-from stlm_edge.bundle import open_bundle, stamp
+from stlm_edge.bundle import open_bundle
+from stlm_edge.bundle.manifest import read_manifest
+from stlm_edge.bundle.writer import list_file
+from stlm_edge.commands.bench import main
 from stlm_edge.errors import JobError
-from stlm_edge.manifest import read_manifest
-from stlm_edge.pack import list_file
+from stlm_edge.formats import replace_metadata, stamp
 from stlm_edge.strict_json import dump
 
 QUICK = ["--queries", "30", "--seconds", "0"]
@@ -322,7 +322,7 @@ def test_a_device_needs_neither_torch_nor_the_report(tiny_bundle: Path, tmp_path
 import sys
 missing = "torch typer rich pydantic scipy jinja2 matplotlib safetensors".split()
 sys.modules.update(dict.fromkeys(missing))  # import of any of them fails
-from stlm_edge.bench.__main__ import main
+from stlm_edge.commands.bench import main
 main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--seconds", "0", "--out", {str(tmp_path / "out")!r}])
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -359,13 +359,12 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Pa
 
 def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from stlm_edge import checkpoint
-    from stlm_edge.calibrate import calibrate
-    from stlm_edge.golden import GoldenCandidate, select_golden
-    from stlm_edge.model import STLM, ModelConfig
-    from stlm_edge.pack import write_bundle
-    from stlm_edge.picture import load
+    from stlm_edge.bundle.golden import GoldenCandidate, select_golden
+    from stlm_edge.bundle.writer import write_bundle
+    from stlm_edge.images import load
+    from stlm_edge.model import STLM, ModelConfig, checkpoint
     from stlm_edge.runtimes.torch import Torch
+    from stlm_edge.threshold import calibrate
 
     torch.manual_seed(0)
     path = tmp_path / "run" / "checkpoint.safetensors"
@@ -401,7 +400,7 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
 
 def test_a_child_is_not_charged_with_its_parents_memory() -> None:
     ballast = np.ones(40_000_000)  # 320 MB in this process
-    program = "from stlm_edge.bench.machine import peak_memory_mb; print(peak_memory_mb())"
+    program = "from stlm_edge.bench.machine.system import peak_memory_mb; print(peak_memory_mb())"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert 3 < float(ran.stdout) < 150
     assert ballast[0]

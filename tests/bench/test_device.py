@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.__main__ import main
-from stlm_edge.bench.device import Device, parse_device
+from stlm_edge.bench.devices.device import Device, parse_device
+from stlm_edge.commands.bench import main
 from stlm_edge.errors import UsageError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge import targets
-from stlm_edge.bench.device import parse_device
-from stlm_edge.bench.options import parse_options
+from stlm_edge.bench.devices.device import parse_device
+from stlm_edge.commands.bench_options import parse_options
+from stlm_edge.export import targets
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 RUNBOOKS = ("android", "desktop-gpu", "iphone", "jetson", "raspberry-pi")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.__main__ import main
 from stlm_edge.bench.against import read_bench
+from stlm_edge.commands.bench import main
 from stlm_edge.errors import UsageError
 
 ROOT = Path(__file__).parents[2]

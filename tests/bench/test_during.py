@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_jetson import JETPACK_7_2
 
-from stlm_edge.bench import during, machine
+from stlm_edge.bench.machine import during, system
+from stlm_edge.bench.machine.nvidia import parse_gpus
 from stlm_edge.bench.measure import Plan, Subject, measure, unmeasured
-from stlm_edge.bench.nvidia import parse_gpus
 from stlm_edge.bundle import open_bundle
 
 ONE = "NVIDIA GeForce RTX 4070, 550.54.14, 2475, 10501, 61, 97, 1234"
@@ -44,12 +44,12 @@ def test_gpus_are_read_as_nvidia_smi_tells_them() -> None:
 
 def test_a_gpu_is_part_of_the_machine(tool) -> None:
     tool("nvidia-smi", f'echo "{ONE}"')
-    told = machine.describe((), machine.moment())
+    told = system.describe((), system.moment())
     assert told.gpu == "NVIDIA GeForce RTX 4070, driver 550.54.14"
     assert told.clocks["GPU"] == 2475.0
     assert told.celsius_before["GPU"] == told.celsius_after["GPU"] == 61.0
     tool("nvidia-smi", "exit 9")
-    assert machine.describe().gpu is None
+    assert system.describe().gpu is None
 
 
 def test_a_row_tells_clocks_and_temperatures_while_it_was_timed(
@@ -86,5 +86,5 @@ def test_an_emulator_is_seen_behind_the_maps_that_it_makes_up(tmp_path: Path) ->
         "": None,
     }.items():
         maps.write_text(f"{line}{program}\n")
-        assert machine.emulator(tmp_path) == found
-    assert machine.emulator() is None, sys.platform
+        assert system.emulator(tmp_path) == found
+    assert system.emulator() is None, sys.platform

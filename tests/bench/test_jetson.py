@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench import energy, machine
-from stlm_edge.bench.energy import Meter, board_milliwatts, read_rails
-from stlm_edge.bench.jetson import (
+from stlm_edge.bench.machine import energy, system
+from stlm_edge.bench.machine.energy import Meter, board_milliwatts, read_rails
+from stlm_edge.bench.machine.jetson import (
     Clock,
     jetpack,
     parse_jetson_clocks,
@@ -16,7 +16,7 @@ from stlm_edge.bench.jetson import (
     power_mode,
     read_jetson,
 )
-from stlm_edge.bench.tegrastats import parse_tegrastats
+from stlm_edge.bench.machine.tegrastats import parse_tegrastats
 from stlm_edge.errors import JobError, UsageError
 
 JETPACK_4 = (
@@ -242,22 +242,22 @@ def test_a_machine_without_a_meter_has_no_figure() -> None:
 def test_throttling_is_counted_while_the_bench_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     core, current = "cpus/cpu0/thermal_throttle/core_throttle_count", "hwmon/hwmon3/oc2_event_cnt"
     write(tmp_path, {core: "7\n", current: "1\n"})
-    monkeypatch.setattr(machine, "_CPUS", tmp_path / "cpus")
-    monkeypatch.setattr(machine, "_HWMON", tmp_path / "hwmon")
-    before = machine.moment()
-    assert machine.describe((), before).throttling_events == 0
+    monkeypatch.setattr(system, "_CPUS", tmp_path / "cpus")
+    monkeypatch.setattr(system, "_HWMON", tmp_path / "hwmon")
+    before = system.moment()
+    assert system.describe((), before).throttling_events == 0
     write(tmp_path, {core: "9\n", current: "2\n"})
-    assert machine.describe((), before).throttling_events == 3
+    assert system.describe((), before).throttling_events == 3
 
 
 def test_a_raspberry_pi_that_slowed_before_cannot_tell_whether_it_did_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, {"get_throttled": "0\n"})
-    monkeypatch.setattr(machine, "_CPUS", tmp_path)
-    monkeypatch.setattr(machine, "_HWMON", tmp_path)
-    monkeypatch.setattr(machine, "_FIRMWARE", tmp_path / "get_throttled")
-    fresh = machine.moment()
+    monkeypatch.setattr(system, "_CPUS", tmp_path)
+    monkeypatch.setattr(system, "_HWMON", tmp_path)
+    monkeypatch.setattr(system, "_FIRMWARE", tmp_path / "get_throttled")
+    fresh = system.moment()
     write(tmp_path, {"get_throttled": "50005\n"})
-    assert machine.describe((), fresh).throttling_events == 2
-    assert machine.describe((), machine.moment()).throttling_events is None
+    assert system.describe((), fresh).throttling_events == 2
+    assert system.describe((), system.moment()).throttling_events is None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.__main__ import _plan, main
-from stlm_edge.bench.device import parse_device
+from stlm_edge.bench.devices.device import parse_device
 from stlm_edge.bench.match import Host, assigned, is_for
 from stlm_edge.bench.measure import Plan
-from stlm_edge.bench.options import parse_options
 from stlm_edge.bundle import open_bundle
+from stlm_edge.commands.bench import _plan, main
+from stlm_edge.commands.bench_options import parse_options
 from stlm_edge.errors import UsageError
 
 QUICK = ["--queries", "30", "--seconds", "0"]

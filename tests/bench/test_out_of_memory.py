@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stlm_edge.bench.latency import Process
-from stlm_edge.bench.machine import memory_kills
+from stlm_edge.bench.machine.system import memory_kills
 from stlm_edge.errors import JobError
 
 LIMITS = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))  # version 1, 2

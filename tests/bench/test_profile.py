@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stlm_edge import checkpoint
 from stlm_edge.bench.profile import PARTS, REST, flop_of, matrix_product, nodes_of, part_of, profile_of
-from stlm_edge.export import flops
+from stlm_edge.export.pipeline import flops
+from stlm_edge.model import checkpoint
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 

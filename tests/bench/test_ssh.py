@@ -15,17 +15,17 @@ from PIL import Image
 from ssh_server import SshServer
 from tiny import tiny_picture
 
-from stlm_edge.bench import archive
-from stlm_edge.bench.__main__ import main
-from stlm_edge.bench.devices import _travelling
-from stlm_edge.bench.options import parse_options
-from stlm_edge.bench.pictures import longest, map_of, parts_of
-from stlm_edge.bench.side_by_side import measure_side_by_side
-from stlm_edge.bench.ssh import _BOOTSTRAP
+from stlm_edge.bench.devices import archive
+from stlm_edge.bench.devices.gather import _travelling
+from stlm_edge.bench.devices.images import longest, map_of, parts_of
+from stlm_edge.bench.devices.side_by_side import measure_side_by_side
+from stlm_edge.bench.devices.ssh import _BOOTSTRAP
 from stlm_edge.bundle import open_bundle
+from stlm_edge.commands.bench import main
+from stlm_edge.commands.bench_options import parse_options
 from stlm_edge.data.datasets import test_samples as labelled_pictures
 from stlm_edge.errors import JobError
-from stlm_edge.gate import accuracy_on_samples
+from stlm_edge.export.gate import accuracy_on_samples
 
 QUICK = ["--queries", "20", "--seconds", "0"]
 

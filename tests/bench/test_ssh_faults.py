@@ -19,17 +19,17 @@ import pytest
 from ssh_server import SshServer, bare_python
 from tiny import TINY_SIZE
 
-from stlm_edge.bench import remote, ssh
-from stlm_edge.bench import runner as on_the_device
-from stlm_edge.bench.archive import runner
-from stlm_edge.bench.device import parse_device
-from stlm_edge.bench.remote import Job, measure_over_ssh
+from stlm_edge.bench.devices import remote, ssh
+from stlm_edge.bench.devices import runner as on_the_device
+from stlm_edge.bench.devices.archive import runner
+from stlm_edge.bench.devices.device import parse_device
+from stlm_edge.bench.devices.remote import Job, measure_over_ssh
+from stlm_edge.bench.devices.ssh import Lost, Ssh
 from stlm_edge.bench.result import Bench
-from stlm_edge.bench.ssh import Lost, Ssh
 from stlm_edge.bundle import open_bundle
 from stlm_edge.data.datasets import test_samples as labelled_pictures
 from stlm_edge.errors import JobError
-from stlm_edge.gate import accuracy_on_samples
+from stlm_edge.export.gate import accuracy_on_samples
 
 SHORT = ("--queries", "20", "--seconds", "0")
 SOME_SECONDS = ("--queries", "100", "--seconds", "5")
@@ -342,7 +342,7 @@ for line in answer if isinstance(answer, list) else [answer]:
 @pytest.fixture(scope="module")
 def honest(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What stlm-bench writes here."""
-    from stlm_edge.bench.__main__ import main
+    from stlm_edge.commands.bench import main
 
     out = tmp_path_factory.mktemp("honest")
     main(["--bundle", str(tiny_bundle), *SHORT, "--out", str(out)])
@@ -381,7 +381,7 @@ def hostile(hostile_device: Callable[[str, dict], Ssh]) -> Callable[..., tuple[B
 def test_names_and_texts_of_a_device_are_neither_followed_nor_obeyed(
     hostile: Callable[..., tuple[Bench, list[str]]], honest: dict, tiny_bundle: Path
 ) -> None:
-    from stlm_edge.bench.devices import gather, named
+    from stlm_edge.bench.devices.gather import gather, named
     from stlm_edge.bench.measure import Subject, unmeasured
 
     (row,) = honest["rows"]

@@ -11,14 +11,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from stlm_edge import npm, strict_json
-from stlm_edge.bench import web
-from stlm_edge.bench.__main__ import main
+from stlm_edge import strict_json
+from stlm_edge.bench.devices import web
 from stlm_edge.bench.measure import Plan
 from stlm_edge.bench.result import Bench
 from stlm_edge.bundle import open_bundle
+from stlm_edge.commands.bench import main
 from stlm_edge.errors import JobError
-from stlm_edge.web_site import RUNTIME
+from stlm_edge.export import npm
+from stlm_edge.export.web_site import RUNTIME
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ import torch
 from small_run import SEEDS, SMALL_SIZE
 from tiny import tiny_picture
 
-from stlm_edge import checkpoint, coreml_package
-from stlm_edge.bundle import stamp
 from stlm_edge.converters import coreml as converter
-from stlm_edge.coreml_package import MANIFEST, MODEL, WEIGHTS
 from stlm_edge.errors import UsageError
-from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.picture import load
+from stlm_edge.formats import coreml, stamp
+from stlm_edge.formats.coreml import MANIFEST, MODEL, WEIGHTS
+from stlm_edge.images import load
+from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.runtimes import name_here, open_runtime
 from stlm_edge.runtimes.mil_evaluator import MilEvaluator
 
@@ -163,9 +162,9 @@ def test_a_damaged_package_is_refused(copied: Path) -> None:
 
 def test_the_metadata_is_rewritten_as_coremltools_reads_it(copied: Path) -> None:
     before = contents(copied)
-    coreml_package.replace_metadata(copied, {"stlm_edge.threshold": "0.75"})
+    coreml.replace_metadata(copied, {"stlm_edge.threshold": "0.75"})
     entries = dict(spec_of(copied).description.metadata.userDefined)
-    assert entries == coreml_package.read_metadata(copied)
+    assert entries == coreml.read_metadata(copied)
     assert entries["stlm_edge.threshold"] == "0.75"
     after = contents(copied)
     assert [path for path in before if before[path] != after[path]] == [MODEL]

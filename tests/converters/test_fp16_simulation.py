@@ -10,8 +10,8 @@ from tiny import tiny_picture
 from stlm_edge.converters.fp16_kernels import BLOCK, compute
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.export import Exported
-from stlm_edge.picture import load
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 

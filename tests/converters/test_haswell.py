@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stlm_edge.bundle import open_bundle
-from stlm_edge.export import Exported
+from stlm_edge.export.pipeline import Exported
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 QEMU = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")

@@ -13,15 +13,15 @@ from ai_edge_litert.interpreter import Interpreter
 from tiny import tiny_picture
 from tiny_tflite import tiny_model, write_tflite
 
-from stlm_edge import checkpoint
-from stlm_edge.bundle import stamp
-from stlm_edge.checkpoint import Checkpoint
 from stlm_edge.converters import litert as converter
 from stlm_edge.errors import JobError
-from stlm_edge.export import Exported
-from stlm_edge.picture import load
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.formats import stamp
+from stlm_edge.formats.tflite import read_metadata, replace_metadata
+from stlm_edge.images import load
+from stlm_edge.model import checkpoint
+from stlm_edge.model.checkpoint import Checkpoint
 from stlm_edge.runtimes.litert import LiteRT
-from stlm_edge.tflite_metadata import read_metadata, replace_metadata
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}

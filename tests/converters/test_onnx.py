@@ -7,12 +7,11 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from stlm_edge import checkpoint
-from stlm_edge.bundle import stamp
 from stlm_edge.converters import onnx as converter
 from stlm_edge.errors import JobError
-from stlm_edge.export import Exported
-from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.formats import stamp
+from stlm_edge.model import STLM, ModelConfig, checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from stlm_edge import checkpoint
-from stlm_edge.bundle import stamp
 from stlm_edge.converters.quantization import to_int8
-from stlm_edge.export import Exported
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.formats import stamp
+from stlm_edge.model import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stlm_edge import checkpoint
 from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR, ranked
+from stlm_edge.model import checkpoint
 
 
 def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(small_checkpoint: Path) -> None:

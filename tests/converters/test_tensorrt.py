@@ -10,14 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 from small_run import SMALL_SIZE
 from tiny import tiny_picture
 
-from stlm_edge.bundle import stamp
 from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.converters.qdq import _share, reach_of
 from stlm_edge.converters.tensorrt_rules import check
-from stlm_edge.export import Exported
-from stlm_edge.picture import load
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.formats import stamp
+from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 Typed = dict[str, tuple[Path, list[Island]]]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stlm_edge.data import datasets, demo, relief
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import load, read_mask
+from stlm_edge.images import load, read_mask
 
 
 @pytest.fixture(scope="module")

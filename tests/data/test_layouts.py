@@ -10,7 +10,7 @@ from stlm_edge.data import datasets
 from stlm_edge.data.datasets import Sample
 from stlm_edge.data.layouts import LAYOUTS
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import read_mask, read_picture
+from stlm_edge.images import read_mask, read_picture
 
 
 def put(path, mode="RGB", size=(8, 6), marked=0):
@@ -298,8 +298,8 @@ def test_of_no_known_layout(samples, tmp_path):
 
 
 def test_mixed_sizes_and_modes_are_judged_by_their_own_masks(tmp_path):
-    from stlm_edge.evaluate import evaluate
-    from stlm_edge.manifest import Calibration
+    from stlm_edge.evaluation.evaluate import evaluate
+    from stlm_edge.threshold import Calibration
 
     for number, (mode, size) in enumerate([("L", (40, 20)), ("RGBA", (20, 50)), ("P", (9, 9)), ("I;16", (30, 30))]):
         put(tmp_path / f"test/good/{number}.png", mode, size)

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from published import REFERENCE, SIZE, fill, picture
 
-from stlm_edge import checkpoint
 from stlm_edge.errors import UsageError
-from stlm_edge.losses import cosine_loss, focal_loss, l1_loss
-from stlm_edge.model import stlm
+from stlm_edge.model import checkpoint, stlm
+from stlm_edge.training.losses import cosine_loss, focal_loss, l1_loss
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from tiny import TINY_SIZE, tiny_picture, write_tiny_onnx
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.picture import load
+from stlm_edge.images import load
 from stlm_edge.runtimes import open_runtime
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 from stlm_edge.verdict import score_of_map

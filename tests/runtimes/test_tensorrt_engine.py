@@ -15,8 +15,8 @@ import pytest
 from tiny import write_tiny_bundle
 
 import stlm_edge
+from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.parity import compare, problems
 from stlm_edge.runtimes import tensorrt
 from stlm_edge.runtimes.tensorrt import Cuda, TensorRT, build_engine
 
@@ -164,7 +164,7 @@ def test_without_libcudart_one_line_says_where_it_is_looked_for(
 
 
 def test_the_command_says_where_engines_are(trt: ModuleType, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stlm_edge.cli import export
+    from stlm_edge.commands.cli import export
 
     monkeypatch.setattr(sys, "argv", ["stlm-export", "--target", "jetson", "--build-engine", "--out", str(bundle)])
     export()
@@ -176,7 +176,7 @@ def test_without_the_export_s_packages_the_line_names_the_module(trt: ModuleType
 import sys
 sys.argv = ["stlm-export", "--target", "jetson", "--build-engine", "--out", "B"]
 sys.modules["typer"] = None
-import stlm_edge.cli
+import stlm_edge.commands.cli
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stlm_edge import npm
 from stlm_edge.errors import JobError
-from stlm_edge.web_site import RUNTIME, page_files
+from stlm_edge.export import npm
+from stlm_edge.export.web_site import RUNTIME, page_files
 
 HERE = Path(__file__).parent
 PLAYWRIGHT = npm.Package(

@@ -14,10 +14,11 @@ from tiny import tiny_picture
 
 from stlm_edge import heatmap
 from stlm_edge.bench.percentiles import early_stopping, percentile
-from stlm_edge.golden import GoldenCandidate
-from stlm_edge.manifest import MANIFEST, Calibration, schema
-from stlm_edge.parity import compare, problems
-from stlm_edge.picture import resize
+from stlm_edge.bundle.golden import GoldenCandidate
+from stlm_edge.bundle.manifest import MANIFEST, schema
+from stlm_edge.bundle.parity import compare, problems
+from stlm_edge.images import resize
+from stlm_edge.threshold import Calibration
 from stlm_edge.verdict import score_of_map
 
 Ask = Callable[[list[dict]], list[dict]]

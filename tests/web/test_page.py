@@ -21,11 +21,11 @@ from tiny import tiny_picture
 import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench.result import Bench
-from stlm_edge.bundle import sha256_of
-from stlm_edge.export import Exported, export
-from stlm_edge.manifest import MANIFEST
-from stlm_edge.picture import load
-from stlm_edge.web_site import add_page, page_files
+from stlm_edge.bundle.manifest import MANIFEST
+from stlm_edge.export.pipeline import Exported, export
+from stlm_edge.export.web_site import add_page, page_files
+from stlm_edge.files import sha256_of
+from stlm_edge.images import load
 
 Seen = dict[str, Any]
 SIZE = 64

@@ -12,7 +12,7 @@ from test_report import desk_and_board, evaluation, run_folder
 
 from stlm_edge.bench.latency import parity_of, worst_of
 from stlm_edge.bundle import open_bundle
-from stlm_edge.report import write_report
+from stlm_edge.report.report import write_report
 
 HERE = Path(__file__).parent
 

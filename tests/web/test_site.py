@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge import cli, npm
+from stlm_edge.commands import cli
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.export import Exported
-from stlm_edge.web_site import RUNTIME, add_page, check_site, page_files
+from stlm_edge.export import npm
+from stlm_edge.export.pipeline import Exported
+from stlm_edge.export.web_site import RUNTIME, add_page, check_site, page_files
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_command_writes_the_page_around_all_its_bundles(
         shutil.copytree(exported_for_web["int8"].folder.parent, out)
         return [replace(done, folder=out / name) for name, done in exported_for_web.items()]
 
-    monkeypatch.setattr("stlm_edge.export.export_all", already_exported)
+    monkeypatch.setattr("stlm_edge.export.pipeline.export_all", already_exported)
     monkeypatch.setattr("sys.argv", ["stlm-export", "--target", "web", "--out", str(tmp_path / "site")])
     cli.export()
     assert f"{tmp_path / 'site'}: a page for any static server" in capsys.readouterr().out

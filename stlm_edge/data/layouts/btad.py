@@ -12,7 +12,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import list_pictures
+from stlm_edge.images import list_pictures
 
 LOOKS = "01, 02, 03, each with train/ok, test/ok, test/ko, ground_truth/ko"
 

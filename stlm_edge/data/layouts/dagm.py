@@ -16,7 +16,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import list_pictures
+from stlm_edge.images import list_pictures
 
 LOOKS = "ClassN/Train, ClassN/Test, each with Label/NNNN_label.PNG"
 _CLASS = re.compile(r"Class(\d+)")

@@ -17,7 +17,7 @@ import numpy as np
 from stlm_edge.data.layouts.listing import folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import is_picture, read_picture
+from stlm_edge.images import is_picture, read_picture
 
 LOOKS = "kosNN/PartM.jpg with kosNN/PartM_label.bmp"
 TRAINED_ON, SEED = 0.8, 42

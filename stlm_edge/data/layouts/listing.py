@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import is_picture
+from stlm_edge.images import is_picture
 
 
 def folders(folder: Path) -> list[Path]:

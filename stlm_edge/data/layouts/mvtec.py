@@ -11,7 +11,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import list_pictures
+from stlm_edge.images import list_pictures
 
 LOOKS = "train/good, test/good, test/<defect>, ground_truth/<defect>/X_mask.png (or one such folder per category)"
 _PARTS = ("train", "test", "ground_truth")

@@ -6,7 +6,7 @@ from stlm_edge.data.layouts.listing import folders, found
 from stlm_edge.data.layouts.mvtec import labelled
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.picture import is_picture, list_pictures
+from stlm_edge.images import is_picture, list_pictures
 
 LOOKS = "normal pictures to train on, or good/ and a folder per defect to test on"
 

@@ -1,0 +1,5 @@
+"""A bundle: the packed model, its manifest, and the golden pictures with the trained model's answers."""
+
+from stlm_edge.bundle.reader import Bundle, open_bundle
+
+__all__ = ["Bundle", "open_bundle"]

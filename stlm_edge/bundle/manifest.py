@@ -1,0 +1,213 @@
+"""`manifest.json`: everything a device needs to know of a bundle, as frozen dataclasses that are read strictly.
+
+Format policy: `format_version` is a whole number, and a release reads exactly the versions in FORMAT_VERSIONS. A field
+added, removed or given another meaning makes a new version; a release that no longer reads an old one says which
+release does. The JSON Schema of each version stands in `stlm_edge/schemas/`.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from stlm_edge import strict_json
+from stlm_edge.bundle.parity import Parity
+from stlm_edge.errors import UsageError
+from stlm_edge.strict_json import Between, Items, Pattern
+from stlm_edge.threshold import Calibration
+
+FORMAT_VERSIONS = (1,)
+MANIFEST = "manifest.json"
+MAX_SIZE = 4096
+MAX_GOLDEN_BYTES = 8_000_000
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}"
+
+Word = Annotated[str, Pattern(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}", "letters, digits, '.', '_' and '-'")]
+FilePath = Annotated[
+    str, Pattern(rf"{_PART}(/{_PART}){{0,4}}", "a plain path inside the bundle such as 'golden/01.png'")
+]
+Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 hexadecimal digits")]
+Count = Annotated[int, Between(0)]
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file of the bundle."""
+
+    path: FilePath
+    sha256: Sha256
+    bytes: Annotated[int, Between(1, 1 << 31)]
+
+
+@dataclass(frozen=True)
+class Input:
+    """The artifact's input: a picture brought to size×size by `preprocessing`. Normalisation is inside the graph.
+
+    Values are 0 to 255, whole numbers in float32 too.
+    """
+
+    name: Word
+    size: Annotated[int, Between(32, MAX_SIZE), "side of the square, pixels; a multiple of 32"]
+    layout: Literal["NHWC"]
+    dtype: Literal["uint8", "float32"]
+    color: Literal["RGB"]
+    preprocessing: Annotated[str, "how a picture is decoded and resized"]
+    sixteen_bit: Annotated[str, "how 16-bit grey values become 8-bit ones"]
+
+
+@dataclass(frozen=True)
+class MapOutput:
+    """The anomaly map, float32, shape 1×1×size×size."""
+
+    name: Word
+    shape: Annotated[tuple[int, ...], Items(4, 4)]
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """The picture score, float32, shape 1."""
+
+    name: Word
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The artifact's outputs. Where `score` is null the score is taken from the map by `score_rule`."""
+
+    anomaly_map: MapOutput
+    score: ScoreOutput | None
+
+
+@dataclass(frozen=True)
+class GoldenTensor:
+    """A golden picture after decoding and resizing: size×size×3, RGB, as raw bytes or as a PNG."""
+
+    file: FilePath
+    shape: Annotated[tuple[int, ...], Items(3, 3)]
+    dtype: Literal["uint8"]
+    encoding: Literal["raw", "png"]
+
+
+@dataclass(frozen=True)
+class GoldenMap:
+    """The trained model's map at [offset::stride] on both axes, raw float32, little-endian, row by row."""
+
+    file: FilePath
+    shape: Annotated[tuple[int, ...], Items(2, 2)]
+    dtype: Literal["float32"]
+    byte_order: Literal["little"]
+    stride: Annotated[int, Between(1, MAX_SIZE)]
+    offset: Annotated[int, Between(0, MAX_SIZE)]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A picture and what the trained model said of it."""
+
+    name: Word
+    anomalous: Annotated[bool, "what the picture is, not what the model says"]
+    picture: FilePath
+    tensor: GoldenTensor
+    map: GoldenMap
+    score: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a bundle, format version 1.
+
+    Raises ValueError when its parts contradict each other.
+    """
+
+    format_version: Literal[1]
+    tool_versions: Annotated[dict[str, Any], "what wrote the bundle: package name to version"]
+    target: Annotated[Word, "device class"]
+    runtime: Annotated[Word, "what runs the artifact"]
+    precision: Annotated[Word, "fp32, int8, ..."]
+    files: Annotated[tuple[ListedFile, ...], Items(1, 1000), "every file of the bundle but the manifest"]
+    artifact: Annotated[FilePath, "the packed model: one of `files`, or the folder of some of them"]
+    input: Input
+    outputs: Outputs
+    score_rule: str
+    calibration: Calibration
+    training_calibration: Annotated[Calibration, "what the export shipped; equals `calibration` until redone on site"]
+    verdict_delta: Annotated[float, Between(0), "1% of threshold − median_score: how near to it a verdict may flip"]
+    provenance: Annotated[dict[str, Any], "where the model comes from: data digest, seed, recipe, teacher"]
+    parameters: Count
+    flops: Annotated[int | None, "per picture, one multiply-add counted as two"]
+    parity: Annotated[Parity, "against the trained model, measured at export"]
+    parity_loss_allowed: Annotated[bool, "true: the export was told to ship in spite of `parity`"]
+    golden: Annotated[tuple[Golden, ...], Items(8, 64)]
+
+    @property
+    def artifact_files(self) -> tuple[ListedFile, ...]:
+        """The artifact as listed in `files`: itself, or everything in its folder."""
+        return tuple(file for file in self.files if (file.path + "/").startswith(self.artifact + "/"))
+
+    def __post_init__(self) -> None:
+        listed = {file.path: file.bytes for file in self.files}
+        if len({path.casefold() for path in listed} | {MANIFEST}) != len(self.files) + 1:
+            raise _contradiction("files", "a path is listed twice, or the manifest itself is")
+        side = self.input.size
+        if side % 32:
+            raise _contradiction("input.size", f"found {side}, expected a multiple of 32")
+        if self.outputs.anomaly_map.shape != (1, 1, side, side):
+            raise _contradiction("outputs.anomaly_map.shape", f"expected [1, 1, {side}, {side}]")
+        if not self.artifact_files:
+            raise _contradiction("artifact", f"{self.artifact} is not in files")
+        for name in ("calibration", "training_calibration"):
+            calibration: Calibration = getattr(self, name)
+            if calibration.threshold < calibration.median_score or calibration.map_high < calibration.map_low:
+                raise _contradiction(name, "threshold < median_score, or map_high < map_low")
+        if not math.isclose(self.verdict_delta, self.calibration.delta, rel_tol=1e-6, abs_tol=1e-12):
+            raise _contradiction("verdict_delta", f"expected {self.calibration.delta!r} of this calibration")
+        for index, golden in enumerate(self.golden):
+            _check_golden(f"golden[{index}]", golden, side, listed)
+        used = {path for g in self.golden for path in (g.picture, g.tensor.file, g.map.file)}
+        if (total := sum(listed[path] for path in used)) > MAX_GOLDEN_BYTES:
+            raise _contradiction("golden", f"{total} bytes in all, at most {MAX_GOLDEN_BYTES} are allowed")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json`. Raises UsageError: unreadable, too large, another version, or not what the schema says."""
+    value = strict_json.load(path)
+    if isinstance(value, dict) and value.get("format_version") not in FORMAT_VERSIONS:
+        readable = ", ".join(map(str, FORMAT_VERSIONS))
+        found = re.sub(r"[^\w.\-]", "?", str(value.get("format_version"))[:20])
+        raise UsageError(
+            f"{path}: bundle format {found}, this release reads {readable}; "
+            "install the release that wrote it or export anew"
+        )
+    return strict_json.read(Manifest, value, str(path))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema published as `schemas/manifest-1.schema.json`."""
+    return strict_json.json_schema(Manifest, "stlm-edge bundle manifest, format version 1")
+
+
+def _contradiction(where: str, problem: str) -> ValueError:
+    return ValueError(f"{where}: {problem}")
+
+
+def _check_golden(where: str, golden: Golden, side: int, listed: dict[str, int]) -> None:
+    for path in (golden.picture, golden.tensor.file, golden.map.file):
+        if path not in listed:
+            raise _contradiction(where, f"{path} is not in files")
+    tensor, sampled = golden.tensor, golden.map
+    if tensor.shape != (side, side, 3):
+        raise _contradiction(f"{where}.tensor.shape", f"expected [{side}, {side}, 3]")
+    if tensor.encoding == "raw" and listed[tensor.file] != side * side * 3:
+        raise _contradiction(f"{where}.tensor", f"{listed[tensor.file]} bytes, expected {side * side * 3}")
+    count = len(range(sampled.offset, side, sampled.stride))
+    if sampled.shape != (count, count) or not count:
+        raise _contradiction(f"{where}.map.shape", f"expected [{count}, {count}] for its stride and offset")
+    if listed[sampled.file] != count * count * 4:
+        raise _contradiction(f"{where}.map", f"{listed[sampled.file]} bytes, expected {count * count * 4}")
+
+
+if __name__ == "__main__":
+    place = Path(__file__).parents[1] / "schemas" / "manifest-1.schema.json"
+    place.write_text(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Thresholds from normal pictures alone; `stlm-calibrate` finds a bundle's anew with the device's own camera."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stlm_edge.bundle import Bundle, open_bundle
+from stlm_edge.bundle.writer import recalibrate
+from stlm_edge.errors import JobError, exit_with_one_line
+from stlm_edge.images import list_pictures, load
+from stlm_edge.threshold import calibrate, check_rate, describe, judge
+
+EXAMPLE = """example:
+  stlm-calibrate --bundle bundles/cpu-int8 --data /var/line3/normal --false-alarm-rate 0.01
+writes the new threshold into the bundle; what the export shipped is kept beside it"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run stlm-calibrate."""
+    parser = argparse.ArgumentParser(
+        "stlm-calibrate",
+        description="Find a bundle's threshold anew from normal pictures taken on site.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--bundle", required=True, metavar="B", help="the bundle's folder, which is rewritten")
+    add("--data", required=True, metavar="NORMAL", help="folder of normal pictures, none of them defective")
+    add(
+        "--false-alarm-rate",
+        type=float,
+        default=0.01,
+        metavar="R",
+        help="share of false alarms (default: 0.01)",
+    )
+    add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
+    add("--json", action="store_true", help="print both calibrations as JSON and nothing else")
+    options = parser.parse_args(arguments)
+    with exit_with_one_line("interrupted; the bundle is whole, run it again"):
+        check_rate(options.false_alarm_rate)
+        bundle = open_bundle(options.bundle, threads=options.threads)
+        run, size = bundle.runtime.run, bundle.runtime.size
+        pictures = (load(path, size) for path in _counted(list_pictures(options.data)))
+        found = calibrate(*judge(run, pictures), options.false_alarm_rate, "site")
+        _check_sense(bundle, found.threshold)
+        manifest = recalibrate(bundle, found)
+        if options.json:
+            keys = ("calibration", "training_calibration", "verdict_delta")
+            print(json.dumps({key: dataclasses.asdict(manifest)[key] for key in keys}, indent=2))
+        else:
+            print(f"{options.bundle}: {describe(manifest.calibration)}")
+            print(f"as exported, {describe(manifest.training_calibration)}")
+
+
+def _check_sense(bundle: Bundle, threshold: float) -> None:
+    """Refuse a threshold above everything anomalous that the bundle knows of: such a bundle would find nothing."""
+    highest = max((golden.score for golden in bundle.manifest.golden if golden.anomalous), default=1.0)
+    if threshold >= highest:
+        raise JobError(
+            f"{bundle.folder}: the threshold would be {threshold:.4g}, above every anomalous golden picture (highest "
+            f"{highest:.4g}), so nothing would be found; are there defects or foreign pictures in --data?"
+        )
+
+
+def _counted(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, with a count on a terminal of those that are done."""
+    for done, path in enumerate(paths, 1):
+        yield path
+        if sys.stderr.isatty():
+            end = "\n" if done == len(paths) else ""
+            print(f"\r{done} of {len(paths)} pictures", end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Contact sheets: picture, mask and heatmap side by side with the verdict, one row per picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from scipy import ndimage
+
+from stlm_edge.data.datasets import Sample
+from stlm_edge.files import replacing
+from stlm_edge.heatmap import overlay
+from stlm_edge.images import read_mask, read_picture
+from stlm_edge.threshold import Calibration
+from stlm_edge.verdict import is_anomalous
+
+CELL = 264  # pixels, the longer side of a picture in a sheet
+_GAP, _HEAD, _TEXT = 12, 64, 300
+_PAPER, _PANEL, _INK, _MUTED = (255, 255, 255), (240, 241, 243), (24, 26, 31), (98, 104, 115)
+_WRONG, _RIGHT, _OUTLINE = (176, 42, 30), (20, 110, 80), (60, 255, 150)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A picture, what the model said of it, and its anomaly map, shrunk by `shrink`."""
+
+    sample: Sample
+    score: float
+    small_map: np.ndarray
+
+
+def shrink(anomaly_map: np.ndarray) -> np.ndarray:
+    """A map S×S at the size that a sheet shows: at most CELL×CELL, float32."""
+    side = min(CELL, len(anomaly_map))
+    picture = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration) -> None:
+    """Draw a sheet and write it as JPEG, whole or not at all. Raises UsageError for a picture or mask gone bad."""
+    width = 3 * CELL + _TEXT + 5 * _GAP
+    sheet = Image.new("RGB", (width, _HEAD + len(rows) * (CELL + _GAP)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, 9), title, _INK, _font(20))
+    for column, name in enumerate(("Picture", "Mask", "Heatmap", "Verdict")):
+        draw.text((_GAP + column * (CELL + _GAP), 40), name, _MUTED, _font(15))
+    top_score = max([calibration.threshold, *(row.score for row in rows)])
+    for index, row in enumerate(rows):
+        top = _HEAD + index * (CELL + _GAP)
+        picture = read_picture(row.sample.picture)
+        small = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.BILINEAR)
+        cells = small, _outlined(small, row.sample, picture.size), overlay(small, row.small_map, calibration)
+        for column, cell in enumerate(cells):
+            left = _GAP + column * (CELL + _GAP)
+            draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), _PANEL)
+            sheet.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
+        _write_verdict(draw, (_GAP + 3 * (CELL + _GAP) + 4, top), row, calibration.threshold, top_score)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=88)
+
+
+def _outlined(small: Image.Image, sample: Sample, picture_size: tuple[int, int]) -> Image.Image:
+    """The picture with a line around its anomalous regions; without a mask, the words that say so."""
+    if sample.mask is None:
+        cell = Image.new("RGB", small.size, _PANEL)
+        words = "no mask" if sample.anomalous else "normal"
+        ImageDraw.Draw(cell).text((small.width / 2, small.height / 2), words, _MUTED, _font(15), anchor="mm")
+        return cell
+    mask = Image.fromarray(read_mask(sample.mask, 4 * CELL, picture_size)).convert("L")
+    inside = np.asarray(mask.resize(small.size, Image.Resampling.BOX)) > 0
+    pixels = np.array(small)
+    pixels[ndimage.binary_dilation(inside, iterations=4) & ~inside] = (0, 0, 0)
+    pixels[ndimage.binary_dilation(inside, iterations=3) & ~inside] = _OUTLINE
+    return Image.fromarray(pixels)
+
+
+def _write_verdict(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: Row, threshold: float, top_score: float
+) -> None:
+    left, top = corner
+    said = is_anomalous(row.score, threshold)
+    right = said == row.sample.anomalous
+    words = "found" if said and right else "correct" if right else "false alarm" if said else "missed"
+    colour = _RIGHT if right else _WRONG
+    draw.text((left, top + 10), words, colour, _font(26))
+    draw.text((left, top + 46), f"verdict: {'anomalous' if said else 'normal'}", _INK, _font(17))
+    draw.text((left, top + 70), f"it is: {_fitted(draw, row.sample.defect, 17, _TEXT - 60)}", _INK, _font(17))
+    draw.text((left, top + 104), f"score {row.score:.4f}", _INK, _font(17))
+    draw.text((left, top + 128), f"threshold {threshold:.4f}", _MUTED, _font(17))
+    if top_score > 0:
+        length = _TEXT - 24
+        bar = left, top + 162, left + max(0.0, row.score / top_score) * length, top + 174
+        mark = left + max(0.0, threshold / top_score) * length
+        draw.rectangle((left, top + 162, left + length, top + 174), _PANEL)
+        draw.rectangle(bar, colour)
+        draw.line((mark, top + 156, mark, top + 180), _INK, 2)
+    name = f"{row.sample.picture.parent.name}/{row.sample.picture.name}"
+    draw.text((left, top + CELL - 26), _fitted(draw, name, 15, _TEXT - 24), _MUTED, _font(15))
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
+    if draw.textlength(text, _font(size)) <= width:
+        return text
+    while text and draw.textlength("…" + text, _font(size)) > width:
+        text = text[1:]
+    return "…" + text
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,117 @@
+"""A training's folder: everything that evaluation, export and bench need, so that they need no data folder.
+
+checkpoint.safetensors   the trained model (written at the end)
+config.json              what was asked for, and what it was trained on
+log.jsonl                one line per logged step and per validation
+tensorboard/             the same as curves
+state.pt                 where training stands, for --resume (removed at the end)
+calibration/             held-out normal pictures, as they were
+golden/normal/           candidates for golden vectors: held-out normal pictures of at most 1 megapixel
+golden/anomalous/        and pseudo-anomalous ones made from them
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from PIL import Image
+
+from stlm_edge import strict_json
+from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
+from stlm_edge.data.textures import Source
+from stlm_edge.errors import UsageError
+from stlm_edge.files import replacing
+from stlm_edge.images import read_picture
+
+CHECKPOINT = "checkpoint.safetensors"
+CONFIG = "config.json"
+LOG = "log.jsonl"
+STATE = "state.pt"
+GOLDEN_PIXELS = 1_000_000
+_NORMAL_CANDIDATES, _ANOMALOUS_CANDIDATES = 24, 32
+
+
+def start(out: Path, config: dict[str, Any], resume: bool) -> None:
+    """Make the folder, or check that the one to resume was started with the same config.
+
+    Raises UsageError when it exists and `resume` is not asked for, or when the configs differ.
+    """
+    if not (out / CONFIG).exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out}: exists and is not a training run; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return
+    if not resume:
+        raise UsageError(f"{out}: a run stands there already; go on with it by --resume, or choose another --out")
+    compare(out, config)
+
+
+def compare(out: Path, config: dict[str, Any]) -> None:
+    """Raises UsageError, naming the fields, when the run was started with another config."""
+    differing = _differing(strict_json.load(out / CONFIG), config)
+    if differing:
+        raise UsageError(
+            f"{out}: started with another {', '.join(differing)}; resume with the same settings or choose another --out"
+        )
+
+
+def _differing(before: Any, config: dict[str, Any]) -> list[str]:
+    """Names of the fields that are not as before; of a recipe, "recipe.steps"."""
+    names = []
+    for key, value in config.items():
+        known = before.get(key) if isinstance(before, dict) else None
+        if isinstance(value, dict) and isinstance(known, dict):
+            names += [f"{key}.{name}" for name in _differing(known, value)]
+        elif known != value:
+            names.append(key)
+    return names
+
+
+def open_log(out: Path, step: int) -> TextIO:
+    """The log, to be written on from `step`: lines of steps that will be done again are dropped."""
+    path = out / LOG
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
+    return path.open("a", encoding="utf-8")
+
+
+def log_row(log: TextIO, row: dict[str, float]) -> None:
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+
+
+def keep_held_out(out: Path, pictures: Sequence[Path], source: Source, seed: int) -> None:
+    """Copy the held-out normal pictures, and make the candidates for golden vectors from them."""
+    folders = [out / "calibration", out / "golden" / "normal", out / "golden" / "anomalous"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    calibration, normal, anomalous = folders
+    for number, path in enumerate(pictures):
+        shutil.copyfile(path, calibration / f"{number:04}_{path.name}")
+    for number, path in enumerate(pictures[:_NORMAL_CANDIDATES]):
+        _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_picture(path)))
+    rng = np.random.default_rng([seed, 1_000_003])
+    for number in range(_ANOMALOUS_CANDIDATES):
+        picture = _of_a_megapixel(read_picture(pictures[number % len(pictures)]))
+        side = max(picture.size)
+        square = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+        changed = Image.fromarray(make_pseudo_anomaly(square, rng, source)[0])
+        _write_png(anomalous / f"{number:02}.png", changed.resize(picture.size, Image.Resampling.BILINEAR))
+
+
+def _of_a_megapixel(picture: Image.Image) -> Image.Image:
+    shrink = min(1.0, (GOLDEN_PIXELS / (picture.width * picture.height)) ** 0.5)
+    size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
+    return picture if shrink == 1.0 else picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary, format="png")

@@ -1,0 +1,74 @@
+"""The runbook's commands, as far as they can be tried without a GPU: options exist, values are of their kind."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from stlm_edge.commands import cli
+from stlm_edge.teachers import TEACHERS
+from stlm_edge.training.recipes import RECIPES
+
+RUNBOOK = Path(__file__).parents[2] / "benchmarks" / "published.md"
+FUNCTIONS = {"stlm-train": cli._train, "stlm-eval": cli._evaluate, "stlm-export": cli._export}
+
+
+def lines():
+    """The shell lines of the code blocks, those that go on joined, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", RUNBOOK.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def commands():
+    """Every call of one of the tools, as words; what a shell would fill in stays as it is."""
+    found = []
+    for line in lines():
+        words = shlex.split(line.replace("$(which stlm-eval)", "stlm-eval"), comments=True)
+        for at, word in enumerate(words):
+            if word.startswith("stlm-") and not word.startswith("stlm-edge"):
+                found.append(words[at:])
+    return found
+
+
+def parsed(words):
+    app = typer.Typer()
+    app.command()(FUNCTIONS[words[0]])
+    return typer.main.get_command(app).make_context(words[0], list(words[1:])).params
+
+
+def test_it_trains_and_evaluates_all_three_sets():
+    whole = [parsed(words) | {"tool": words[0]} for words in commands() if "all" in words]
+    for data in ("data/mvtec_ad", "data/visa", "data/dagm"):
+        of_data = [params for params in whole if params["data"] == Path(data)]
+        (training,) = [params for params in of_data if params["tool"] == "stlm-train"]
+        assert (training["recipe"], training["teacher"]) == ("paper", "vit_h")
+        evaluations = [params for params in of_data if params["tool"] == "stlm-eval"]
+        assert evaluations
+        assert all(params["checkpoint"] == training["out"] for params in evaluations)
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_is_one_that_exists(words):
+    params = parsed(words)
+    if words[0] == "stlm-train":
+        assert params["recipe"] in RECIPES
+        assert params["teacher"] in TEACHERS
+
+
+def test_an_option_that_does_not_exist_would_be_seen():
+    words = commands()[0]
+    with pytest.raises(Exception, match="--nowhere"):
+        parsed([*words, "--nowhere"])
+    with pytest.raises(Exception, match="valid integer"):
+        parsed([*words, "--size", "large"])
+
+
+def test_the_published_recipe_is_the_one_that_is_described():
+    paper = RECIPES["paper"]
+    assert (paper.size, paper.batch, paper.epochs) == (1024, 2, 200)
+    assert RECIPES["paper"].longer(0.01).epochs == 2
+    for pictures, steps in ((3629, "308,000"), (8659, "736,000"), (7000, "595,000")):
+        assert f"{round(0.85 * pictures * paper.epochs / paper.batch, -3):,.0f}" == steps
+        assert steps in RUNBOOK.read_text(encoding="utf-8")

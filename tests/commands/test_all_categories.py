@@ -1,0 +1,120 @@
+"""A set of three categories through the commands' own functions: runs, resuming, and one table of all."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny import tiny_picture
+
+from stlm_edge.commands.all_categories import FIGURES, evaluate_all, summary, train_all
+from stlm_edge.errors import UsageError
+from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.train import Job
+
+NAMES = ["bolt", "cap", "nut"]
+SHORT = replace(RECIPES["quick"], steps=2, batch=2, start="random", plain_lr=1e-4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three categories in MVTec AD layout; the last one has no masks."""
+    root = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(NAMES):
+        for folder, seeds in (("train/good", range(16)), ("test/good", range(20, 23)), ("test/spot", range(30, 33))):
+            (root / name / folder).mkdir(parents=True)
+            for seed in seeds:
+                picture = tiny_picture(100 * number + seed, folder == "test/spot", 64, 64)
+                picture.save(root / name / folder / f"{seed}.png")
+        if name != "nut":
+            (root / name / "ground_truth/spot").mkdir(parents=True)
+            for seed in range(30, 33):
+                mask = Image.new("L", (64, 64))
+                mask.paste(255, (20, 20, 40, 40))
+                mask.save(root / name / "ground_truth/spot" / f"{seed}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def job(data):
+    return Job(data=data, recipe=SHORT, size=64, depths=(1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def runs(job, data, tmp_path_factory):
+    """A training that ended at a damaged picture of its second category, and was gone on with."""
+    out = tmp_path_factory.mktemp("runs") / "all"
+    damaged = data / "cap/train/good/7.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    with pytest.raises(UsageError, match=r"cap/train/good/7.png: truncated or damaged"):
+        train_all(job, out)
+    damaged.write_bytes(whole)
+    first = out / "bolt/checkpoint.safetensors"
+    written = first.stat().st_mtime_ns
+    assert train_all(job, out, resume=True) == {name: out / name / "checkpoint.safetensors" for name in NAMES}
+    assert first.stat().st_mtime_ns == written
+    return out
+
+
+def test_resuming_goes_on_at_the_category_that_was_not_finished(runs):
+    assert sorted(path.name for path in runs.iterdir()) == NAMES
+    configs = [json.loads((runs / name / "config.json").read_text()) for name in NAMES]
+    assert [config["category"] for config in configs] == NAMES
+
+
+def test_each_category_is_evaluated_with_its_own_model_and_averaged(runs, data, tmp_path, capsys):
+    metrics = evaluate_all(runs, data, None, tmp_path / "out")
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == metrics
+    assert list(metrics["categories"]) == NAMES
+    for name, figures in metrics["categories"].items():
+        own = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+        assert own.pop("scores")
+        assert own == figures
+        assert figures["source"] == str(runs / name / "checkpoint.safetensors")
+    aurocs = [figures["image_auroc"] for figures in metrics["categories"].values()]
+    assert metrics["mean"]["image_auroc"] == pytest.approx(sum(aurocs) / 3)
+    assert metrics["mean"]["aupro"] is metrics["mean"]["pixel_auroc"] is None  # nut has no masks: no mean of the others
+    assert capsys.readouterr().out == ""
+
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(summary(metrics))
+    lines = [line for line in captured.get().splitlines() if line.startswith("│")]
+    rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("│")[1:-1]] for line in lines)}
+    assert list(rows) == [*NAMES, "mean"]
+    assert rows["nut"][:3] == [f"{aurocs[2]:.4f}", "n/a", "n/a"]
+    assert rows["mean"][0] == f"{sum(aurocs) / 3:.4f}"
+    assert rows["bolt"][len(FIGURES) :] == [
+        f"{metrics['categories']['bolt']['false_alarms']} of 3",
+        f"{metrics['categories']['bolt']['missed']} of 3",
+    ]
+
+
+def test_what_is_missing_is_said_before_the_first_category(runs, data, tmp_path):
+    partly = tmp_path / "runs"
+    shutil.copytree(runs / "cap", partly / "cap")
+    with pytest.raises(UsageError, match=r"no checkpoint.safetensors for bolt, nut; expected one in .*/<category>"):
+        evaluate_all(partly, data, None, tmp_path / "out")
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    (broken / "nut/test/spot/30.png").rename(broken / "nut/test/spot/30.txt")
+    (broken / "cap/ground_truth/spot/31_mask.png").unlink()
+    with pytest.raises(UsageError, match=r"spot/31.png: no mask"):
+        evaluate_all(runs, broken, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_does_not_start_on_what_it_cannot_finish(job, data, runs, tmp_path):
+    with pytest.raises(UsageError, match="bolt: exists already; go on by --resume"):
+        train_all(job, runs)
+    with pytest.raises(UsageError, match="is a run itself; expected a folder for a run of each category"):
+        train_all(job, runs / "bolt")
+    (tmp_path / "bolt/train").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no train/good in it"):
+        train_all(replace(job, data=tmp_path), tmp_path / "out")
+    with pytest.raises(UsageError, match="bolt: is not divided into categories; leave out --category all"):
+        train_all(replace(job, data=data / "bolt"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,108 @@
+"""The calibration set: which pictures, that they are the same ones every time, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_picture
+
+from stlm_edge.errors import UsageError
+from stlm_edge.export.pipeline import Exported, export
+from stlm_edge.export.quantization_set import PICTURES, calibration_set, choose
+from stlm_edge.images import load
+
+
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("normal")
+    for seed in range(80):
+        tiny_picture(seed, width=40, height=40).save(folder / f"{seed:02}.png")
+    return folder
+
+
+def test_half_is_normal_and_half_has_a_defect(normal: Path) -> None:
+    found = calibration_set(normal, 64)
+    assert (len(found.pictures), found.normal) == (PICTURES, PICTURES // 2)
+    as_taken = {load(path, 64).tobytes() for path in normal.iterdir()}
+    assert [picture.tobytes() in as_taken for picture in found.pictures] == [True] * 50 + [False] * 50
+    assert {(picture.shape, picture.dtype) for picture in found.pictures} == {((64, 64, 3), np.dtype("uint8"))}
+
+
+def test_few_normal_pictures_are_made_up_for_by_pseudo_anomalies(tiny_pictures: Path) -> None:
+    found = calibration_set(tiny_pictures / "good", 64)
+    assert (len(found.pictures), found.normal) == (PICTURES, 24)
+    assert len({picture.tobytes() for picture in found.pictures}) == PICTURES
+
+
+def test_the_choice_comes_from_all_over_the_folder_and_is_always_the_same(normal: Path, tmp_path: Path) -> None:
+    chosen = choose(normal, 50)
+    assert chosen == sorted(chosen) == choose(normal, 50)
+    assert len(set(chosen)) == 50
+    assert chosen != sorted(normal.iterdir())[:50]
+    assert {path.name[0] for path in chosen} == set("01234567")
+    shutil.copytree(normal, tmp_path / "copy")
+    first, again = calibration_set(normal, 64).provenance(), calibration_set(tmp_path / "copy", 64).provenance()
+    assert first == again
+    assert {name: first[name] for name in ("normal", "pseudo_anomalous", "seed")} == {
+        "normal": 50,
+        "pseudo_anomalous": 50,
+        "seed": 0,
+    }
+    tiny_picture(99, width=40, height=40).save(tmp_path / "copy" / chosen[0].name)
+    assert calibration_set(tmp_path / "copy", 64).provenance()["sha256"] != first["sha256"]
+
+
+def test_the_manifest_keeps_what_it_was(exported: dict[str, Exported], small_checkpoint: Path) -> None:
+    for done in exported.values():
+        kept = done.manifest.provenance["calibration_set"]
+        assert kept == calibration_set(small_checkpoint.parent / "calibration", 64).provenance()
+        assert (kept["normal"], kept["pseudo_anomalous"]) == (12, 88)
+
+
+def empty(folder: Path) -> None:
+    pass
+
+
+def nine_pictures(folder: Path) -> None:
+    for seed in range(9):
+        tiny_picture(seed).save(folder / f"{seed}.png")
+
+
+def one_that_is_no_picture(folder: Path) -> None:
+    nine_pictures(folder)
+    (folder / "9.png").write_text("not a picture")
+
+
+def one_that_may_not_be_entered(folder: Path) -> None:
+    folder.rmdir()
+    folder.symlink_to(folder.name)  # a loop: unreadable for root too
+
+
+@pytest.mark.parametrize(
+    ("fill", "reason"),
+    [
+        (empty, "folder: no pictures in it; expected files that end in"),
+        (nine_pictures, "folder: 9 pictures in it, expected at least 10 normal ones to calibrate on; add more"),
+        (one_that_is_no_picture, r"9\.png: .*"),
+        (one_that_may_not_be_entered, "folder: (no such folder|cannot be read)"),
+    ],
+)
+def test_a_folder_that_cannot_be_calibrated_on_is_refused_before_the_work(
+    fill: object, reason: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    fill(tmp_path / "folder")  # type: ignore[operator]
+    with pytest.raises(UsageError, match=reason) as refusal:
+        export("cpu", checkpoint=small_checkpoint, calibration_folder=tmp_path / "folder", out=tmp_path / "bundle")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # who tests as root may read everything
+    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); expected a folder"):
+        choose(tmp_path, 50)

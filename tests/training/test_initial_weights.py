@@ -1,0 +1,76 @@
+"""The generic start: what is saved comes back, and other files are refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from stlm_edge.errors import UsageError
+from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.teachers import sam
+from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
+from stlm_edge.training import initial_weights
+
+SMALL = ModelConfig(64, (1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return EfficientNetLite0()
+
+
+def test_a_saved_start_fills_another_model(teacher, tmp_path):
+    torch.manual_seed(0)
+    first, second = STLM(SMALL).eval(), STLM(SMALL).eval()
+    path = tmp_path / "initial_weights.safetensors"
+    initial_weights.save(path, first, teacher, {"seed": 4})
+    assert initial_weights.load(path, second, teacher)["seed"] == 4
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(first.plain(x), second.plain(x), atol=1e-2)
+        assert not torch.allclose(first.denoising(x), second.denoising(x), atol=1e-2)
+
+
+def test_a_start_of_another_network_is_refused(teacher, tmp_path):
+    initial_weights.save(tmp_path / "initial_weights.safetensors", STLM(SMALL), teacher, {})
+    deeper = STLM(dataclasses.replace(SMALL, depths=(1, 1, 2, 1)))
+    with pytest.raises(UsageError, match="missing or of another shape"):
+        initial_weights.load(tmp_path / "initial_weights.safetensors", deeper, teacher)
+
+
+def test_another_file_is_refused(teacher, tmp_path):
+    (tmp_path / "initial_weights.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UsageError, match="not a whole generic start"):
+        initial_weights.load(tmp_path / "initial_weights.safetensors", STLM(SMALL), teacher)
+
+
+def test_the_shipped_start_fits_the_network_and_is_small(teacher):
+    card = initial_weights.load(initial_weights.SHIPPED, STLM(ModelConfig(224)), teacher)
+    assert initial_weights.SHIPPED.stat().st_size <= 20_000_000
+    assert card["teacher_sha256"] == teacher.digest
+    assert {"sources", "seed", "date", "curve"} <= card.keys()
+
+
+def test_a_start_of_another_teacher_is_for_changing_not_for_keeping(tmp_path):
+    torch.manual_seed(0)
+    other = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64)
+    initial_weights.save(tmp_path / "initial_weights.safetensors", STLM(SMALL), EfficientNetLite0(), {})
+    model = STLM(SMALL)
+    initial_weights.load(tmp_path / "initial_weights.safetensors", model, other)
+    with pytest.raises(UsageError, match=r"distilled from EfficientNet-Lite0 .* the teacher is vit_t; make a start"):
+        initial_weights.load(tmp_path / "initial_weights.safetensors", model, other, frozen=True)
+
+
+def test_mobile_sams_weights_begin_encoder_and_decoder(teacher):
+    torch.manual_seed(0)
+    published, model = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64), STLM(SMALL)
+    initial_weights.copy_mobile_sam(published, model)
+    picture = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        embedding = model.eval().plain(model.normalise(picture))
+        torch.testing.assert_close(embedding, published.image_encoder(model.normalise(picture)))
+        state = published.mask_decoder.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.mask_decoder.state_dict().items())
+    with pytest.raises(UsageError, match="only vit_t has the student's shape"):
+        initial_weights.copy_mobile_sam(teacher, model)
