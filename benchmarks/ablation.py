@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from stlm_edge.bench.machine.system import describe
-from stlm_edge.data.batches import Pictures
+from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.pseudo_anomalies import KINDS
 from stlm_edge.data.sample import mask_of
@@ -125,38 +125,38 @@ def command(options: argparse.Namespace) -> str:
 
 
 def memory_banks(data: Path, test: "Test") -> list[dict[str, Any]]:
-    """What the teacher's own two maps tell, each alone in a PatchCore's memory of normal pictures."""
-    pictures = Pictures([sample.picture for sample in training_samples(data)], test.size)
+    """What the teacher's own two maps tell, each alone in a PatchCore's memory of normal images."""
+    images = Images([sample.image for sample in training_samples(data)], test.size)
     teacher = EfficientNetLite0()
-    teacher.fit(in_batches(pictures))
+    teacher.fit(in_batches(images))
     rows = []
     for k in (1, 2):
-        bank = PatchCore(lambda image, k=k: F.normalize(teacher(image)[k - 1], dim=1), pictures)
-        maps = torch.stack([torch.from_numpy(bank.distances(picture.numpy())) for picture in test.pictures])
+        bank = PatchCore(lambda batch, k=k: F.normalize(teacher(batch)[k - 1], dim=1), images)
+        maps = torch.stack([torch.from_numpy(bank.distances(image.numpy())) for image in test.images])
         rows.append({"data": data.name, "change": f"PatchCore of the teacher's map k={k}", **test.figures(maps)})
     return rows
 
 
 class Test:
-    """A data set's test pictures at S×S with their masks."""
+    """A data set's test images at S×S with their masks."""
 
     def __init__(self, samples: list[Sample], size: int):
         self.size = size
         self.anomalous = [sample.anomalous for sample in samples]
-        self.pictures = torch.from_numpy(np.stack([load(sample.picture, size) for sample in samples]))
+        self.images = torch.from_numpy(np.stack([load(sample.image, size) for sample in samples]))
         self.masks = [mask_of(sample, size) for sample in samples]
 
     @torch.inference_mode()
     def maps(self, model: STLM) -> Tensor:
         """FA's map at S/16, N×h×w."""
-        logits = [model.fa(*model.streams(model.normalise(x))) for x in self.pictures.split(8)]
+        logits = [model.fa(*model.streams(model.normalise(x))) for x in self.images.split(8)]
         return torch.cat(logits).sigmoid()[:, 0]
 
     @torch.inference_mode()
     def distances(self, model: STLM) -> tuple[Tensor, Tensor]:
         """1 − cos of both maps, each N×h×w."""
         found = []
-        for x in self.pictures.split(8):
+        for x in self.images.split(8):
             plain, denoising = model.streams(model.normalise(x))
             found.append([1 - F.cosine_similarity(p, d, dim=1) for p, d in zip(plain, denoising, strict=True)])
         first, second = (torch.cat(parts) for parts in zip(*found, strict=True))

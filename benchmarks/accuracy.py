@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --data DIR [--data DIR ...] [--recipe quick] [--longer 3] [--seed 0 ...] --out RUN
 
-Training uses a data set's normal pictures only, the last step counts, and nothing is selected on the test pictures.
+Training uses a data set's normal images only, the last step counts, and nothing is selected on the test images.
 Exits 1 where `quick` stays under the goal of a data set that has one, or `standard` is not ahead of PatchCore in pixel
 AUROC and AUPRO.
 """
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stlm_edge.bench.machine.system import describe
-from stlm_edge.data.batches import Pictures
+from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import test_samples, training_samples
 from stlm_edge.errors import JobError, exit_with_one_line
 from stlm_edge.evaluation.evaluate import evaluate
@@ -78,8 +78,8 @@ def command(options: argparse.Namespace) -> str:
 
 def measure_patchcore(data: Path, size: int) -> dict:
     began = time.monotonic()
-    pictures = Pictures([sample.picture for sample in training_samples(data)], size)
-    patchcore = PatchCore(of_the_teacher(EfficientNetLite0()), pictures)
+    images = Images([sample.image for sample in training_samples(data)], size)
+    patchcore = PatchCore(of_the_teacher(EfficientNetLite0()), images)
     seconds = time.monotonic() - began
     placeholder = calibrate([0.0, 1.0], [0.0, 1.0])  # verdicts are not compared here
     metrics = evaluate(patchcore, test_samples(data), size, placeholder, None, "patchcore")

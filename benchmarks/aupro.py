@@ -1,4 +1,4 @@
-"""Time stlm_edge.evaluation.metrics on 1,000 maps of 256×256 with masks, on one core, beside adeval's streaming accumulator.
+"""Time the evaluation metrics on 1,000 maps of 256×256 with masks, on one core, beside adeval's streaming accumulator.
 
     python benchmarks/aupro.py
 

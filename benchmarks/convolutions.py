@@ -2,16 +2,16 @@
 
     python benchmarks/convolutions.py --run RUN --out benchmarks/results/convolutions.json
 
-Simulated in torch: linear layers as `converters/quantization.py` has them (inputs uint8 with each picture's range,
+Simulated in torch: linear layers as `converters/quantization.py` has them (inputs uint8 with each image's range,
 weights int8 with a scale per output channel), beside them convolutions with uint8 inputs and int8 weights, in several
-ways: ranges from the calibration set (the largest values, or a quantile), each picture's own range, only some
+ways: ranges from the calibration set (the largest values, or a quantile), each image's own range, only some
 convolutions, channels equalised (input channels divided by √(their largest value / largest weight), weights multiplied;
 exact where a norm or ReLU comes before, elsewhere it would cost a multiplication), chosen one by one, the least harmful
 first, and fine-tuned with the roundings in the forward pass against the float model's maps and features on the
 calibration set.
 
-Judged on the run's held-out normal pictures and pseudo-anomalies made on them, by the export's gate. The fine-tuning
-sees the calibration set, which is made of the same normal pictures with other defects: what it shows is, if
+Judged on the run's held-out normal images and pseudo-anomalies made on them, by the export's gate. The fine-tuning
+sees the calibration set, which is made of the same normal images with other defects: what it shows is, if
 anything, too good.
 
 Time: onnxruntime on one thread, its static quantization of linear layers and convolutions beside the shipped int8 file,
@@ -49,11 +49,11 @@ from stlm_edge.errors import exit_with_one_line
 from stlm_edge.export.gate import FIGURES, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
 from stlm_edge.export.quantization_set import calibration_set
 from stlm_edge.files import replacing
-from stlm_edge.images import list_pictures
+from stlm_edge.images import list_images
 from stlm_edge.model import STLM, checkpoint
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
-RANGED = 24  # calibration pictures that ranges are from
+RANGED = 24  # calibration images that ranges are from
 RANKED = 4  # and those by which convolutions are ranked
 QUANTILE = 0.9999
 BATCH, RATE = 4, 3e-5
@@ -75,7 +75,7 @@ class _Int8Linear(nn.Module):
 
 
 class _Int8Conv(nn.Module):
-    """A convolution; `low` and `high`, scalars, are its input's range, each picture's own where they are None."""
+    """A convolution; `low` and `high`, scalars, are its input's range, each image's own where they are None."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class Simulated:
             layer.on = name in chosen
         return self
 
-    def take_ranges(self, pictures: Sequence[np.ndarray], quantile: float = 1.0, equalise: bool = False) -> "Simulated":
-        """Ranges of the float network on these pictures; nothing else may have been set before."""
+    def take_ranges(self, images: Sequence[np.ndarray], quantile: float = 1.0, equalise: bool = False) -> "Simulated":
+        """Ranges of the float network on these images; nothing else may have been set before."""
         seen: dict[str, list[Tensor]] = {name: [] for name in self.convolutions}
 
         def watch(name: str) -> Callable[..., None]:
@@ -149,8 +149,8 @@ class Simulated:
 
         hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in self.convolutions.items()]
         self.turn_on(())
-        for picture in pictures:
-            self.run(picture)
+        for image in images:
+            self.run(image)
         for hook in hooks:
             hook.remove()
         for name, layer in self.convolutions.items():
@@ -175,7 +175,7 @@ def _of_channels(x: Tensor, quantile: float) -> Tensor:
     return torch.stack([rows.quantile(1 - quantile, dim=1), rows.quantile(quantile, dim=1)], dim=1)
 
 
-def fine_tuned(float_model: STLM, simulated: Simulated, pictures: Sequence[np.ndarray], steps: int) -> Simulated:
+def fine_tuned(float_model: STLM, simulated: Simulated, images: Sequence[np.ndarray], steps: int) -> Simulated:
     """Fine-tune all weights of `simulated` through the roundings, against the float model's maps and features."""
     teacher, student = folded(float_model), simulated.model
     for parameter in student.parameters():
@@ -184,7 +184,7 @@ def fine_tuned(float_model: STLM, simulated: Simulated, pictures: Sequence[np.nd
     rng = np.random.default_rng(0)
     for number in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * min(1, (number + 1) / 10) * (1 - number / steps)
-        chosen = np.stack([pictures[index] for index in rng.permutation(len(pictures))[:BATCH]])
+        chosen = np.stack([images[index] for index in rng.permutation(len(images))[:BATCH]])
         x = student.normalise(torch.from_numpy(chosen))
         with torch.no_grad():
             expected = teacher.streams(x)
@@ -205,26 +205,26 @@ def fine_tuned(float_model: STLM, simulated: Simulated, pictures: Sequence[np.nd
 
 
 class Judge:
-    """What the gate says of a simulated network, on the run's held-out pictures and pseudo-anomalies on them."""
+    """What the gate says of a simulated network, on the run's held-out images and pseudo-anomalies on them."""
 
     def __init__(self, run: Path) -> None:
         opened = checkpoint.load(run / "checkpoint.safetensors")
         assert opened.calibration is not None, "a finished run has a threshold"
         self.model, self.calibration = opened.model.eval(), opened.calibration
         size = opened.model.config.size
-        self.pictures = pseudo_anomalies_on(list_pictures(run / "calibration"), size)
+        self.images = pseudo_anomalies_on(list_images(run / "calibration"), size)
         reference = Simulated(self.model).turn_on(())
         reference.model = folded(self.model)
-        self.figures = accuracy_on_pseudo_anomalies(reference, self.pictures)
+        self.figures = accuracy_on_pseudo_anomalies(reference, self.images)
         self.golden = [
-            GoldenCandidate(str(number), None, bool(mask.any()), picture, *reference.run(picture))  # type: ignore[arg-type]
-            for number, (picture, mask) in enumerate(self.pictures)
+            GoldenCandidate(str(number), None, bool(mask.any()), image, *reference.run(image))  # type: ignore[arg-type]
+            for number, (image, mask) in enumerate(self.images)
         ]
 
     def __call__(self, way: str, simulated: Simulated) -> dict[str, Any]:
-        answers = [simulated.run(picture) for picture, _ in self.pictures]
+        answers = [simulated.run(image) for image, _ in self.images]
         parity, rows = compare(self.golden, answers, self.calibration.threshold, self.calibration.delta)
-        figures = accuracy_on_pseudo_anomalies(_Known(answers, self.pictures, simulated.size), self.pictures)
+        figures = accuracy_on_pseudo_anomalies(_Known(answers, self.images, simulated.size), self.images)
         losses = lost_accuracy({"trained": self.figures, "packed": figures}, "int8", len(rows) ** 2 // 4)
         row = {
             "way": way,
@@ -244,23 +244,21 @@ class _Known:
 
     name = "int8 simulated"
 
-    def __init__(
-        self, answers: list[tuple[np.ndarray, float]], pictures: list[tuple[np.ndarray, np.ndarray]], size: int
-    ):
-        self.of = {id(picture): answer for (picture, _), answer in zip(pictures, answers, strict=True)}
+    def __init__(self, answers: list[tuple[np.ndarray, float]], images: list[tuple[np.ndarray, np.ndarray]], size: int):
+        self.of = {id(image): answer for (image, _), answer in zip(images, answers, strict=True)}
         self.size = size
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         return self.of[id(image)]
 
 
-def by_damage(model: STLM, ranged: Simulated, pictures: Sequence[np.ndarray]) -> list[str]:
+def by_damage(model: STLM, ranged: Simulated, images: Sequence[np.ndarray]) -> list[str]:
     """Names of the convolutions, the least harmful alone first."""
-    expected = [ranged.turn_on(()).run(picture)[0] for picture in pictures]
+    expected = [ranged.turn_on(()).run(image)[0] for image in images]
     damage = {}
     for name in ranged.convolutions:
         ranged.turn_on([name])
-        maps = [ranged.run(picture)[0] for picture in pictures]
+        maps = [ranged.run(image)[0] for image in images]
         damage[name] = np.mean([np.abs(a - b).mean() for a, b in zip(maps, expected, strict=True)])
     return sorted(damage, key=lambda name: damage[name])
 
@@ -269,15 +267,15 @@ def times(run: Path, rounds: int) -> dict[str, Any]:
     """Medians of ratios to float of onnxruntime's int8 files, one thread."""
     opened = checkpoint.load(run / "checkpoint.safetensors")
     assert opened.calibration is not None
-    pictures = calibration_set(run / "calibration", opened.model.config.size).pictures[:2]
+    images = calibration_set(run / "calibration", opened.model.config.size).images[:2]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(pictures)
+            self.left = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            picture = next(self.left, None)
-            return None if picture is None else {"image": picture[None]}
+            image = next(self.left, None)
+            return None if image is None else {"image": image[None]}
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -300,7 +298,7 @@ def times(run: Path, rounds: int) -> dict[str, Any]:
         for turn in range(-2, rounds):
             for label, runtime in runtimes.items():
                 start = perf_counter()
-                runtime.run(pictures[0])
+                runtime.run(images[0])
                 if turn >= 0:
                     seconds[label].append(perf_counter() - start)
     of_float = {
@@ -321,7 +319,7 @@ def main() -> None:
         before = system.moment()
         judge = Judge(options.run)
         model = judge.model
-        seen = calibration_set(options.run / "calibration", model.config.size).pictures
+        seen = calibration_set(options.run / "calibration", model.config.size).images
         ranged = evenly(seen, RANGED)
         rows = [judge("none: linear layers alone", Simulated(model).turn_on(()))]
 
@@ -333,7 +331,7 @@ def main() -> None:
         dense = [name for name, layer in static.convolutions.items() if layer.layer.groups == 1]
         rows.append(judge("all but depthwise ones", static.turn_on(dense)))
         rows.append(judge(f"all, ranges at the quantile {QUANTILE:g}", Simulated(model).take_ranges(ranged, QUANTILE)))
-        rows.append(judge("all, each picture's own range", Simulated(model)))
+        rows.append(judge("all, each image's own range", Simulated(model)))
 
         equal = Simulated(model).take_ranges(ranged, equalise=True)
         rows.append(judge("all, channels equalised", equal))
@@ -349,7 +347,7 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "machine": asdict(system.describe(("stlm-edge", "torch", "onnxruntime"), before)),
             "data": Path(json.loads((options.run / "config.json").read_text())["data"]).name,
-            "pictures": len(judge.pictures),
+            "images": len(judge.images),
             "trained": judge.figures,
             "rows": rows,
             "times": times(options.run, options.rounds),

@@ -1,12 +1,12 @@
-"""Distil the generic start: one encoder and the decoder learn the teacher's features of pictures of every kind.
+"""Distil the generic start: one encoder and the decoder learn the teacher's features of images of every kind.
 
-    python benchmarks/generic_start.py --pictures DIR [--pictures DIR ...] --out RUN [--steps 8000]
-    python benchmarks/generic_start.py --pictures DIR --out RUN --teacher vit_h      # on a GPU: SAM's own features
-    python benchmarks/generic_start.py --pictures DIR --out RUN --ship FILE          # and write what --init takes
+    python benchmarks/generic_start.py --images DIR [--images DIR ...] --out RUN [--steps 8000]
+    python benchmarks/generic_start.py --images DIR --out RUN --teacher vit_h      # on a GPU: SAM's own features
+    python benchmarks/generic_start.py --images DIR --out RUN --ship FILE          # and write what --init takes
 
 Interrupted, it goes on from the last saved step. A third of what it sees is procedural (scenes and textures of our own
-code). As it goes it probes: 1 − cos to the teacher on held-out pictures and held-out scenes, and the image and pixel
-AUROC of a memory bank on the student's own features of the built-in demo data. Give only pictures whose licence allows
+code). As it goes it probes: 1 − cos to the teacher on held-out images and held-out scenes, and the image and pixel
+AUROC of a memory bank on the student's own features of the built-in demo data. Give only images whose licence allows
 weights trained on them to be shipped; what was used is recorded in the file's card.
 """
 
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from patchcore import PatchCore, of_two_maps
 from torch import Tensor
 
-from stlm_edge.data.batches import Pictures, views
+from stlm_edge.data.batches import Images, views
 from stlm_edge.data.datasets import test_samples, training_samples
 from stlm_edge.data.demo import write_demo
 from stlm_edge.data.scenes import scene
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.evaluation.evaluate import evaluate
-from stlm_edge.images import is_picture
+from stlm_edge.images import is_image
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import Maps
 from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
@@ -42,16 +42,14 @@ from stlm_edge.training.step import schedule
 from stlm_edge.training.train import save_state
 
 SIZE, BATCH, LEARNING_RATE = 224, 8, 5e-4
-PICTURE_SIZE = 320  # what crops are taken from
+IMAGE_SIZE = 320  # what crops are taken from
 PROBE_EVERY, SAVE_EVERY, HELD_OUT_EVERY = 500, 250, 64
-DEMO_PICTURES = 60  # of the memory bank's, as many of the test
+DEMO_IMAGES = 60  # of the memory bank's, as many of the test
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pictures", type=Path, action="append", required=True, help="folder, read with its subfolders"
-    )
+    parser.add_argument("--images", type=Path, action="append", required=True, help="folder, read with its subfolders")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--size", type=int, default=SIZE)
@@ -67,17 +65,17 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    found = {folder: sorted(p for p in folder.rglob("*") if is_picture(p)) for folder in options.pictures}
+    found = {folder: sorted(p for p in folder.rglob("*") if is_image(p)) for folder in options.images}
     everything = [path for paths in found.values() for path in paths]
-    pictures = Pictures([p for n, p in enumerate(everything) if n % HELD_OUT_EVERY], PICTURE_SIZE)
-    held_out = Pictures(everything[::HELD_OUT_EVERY], options.size)
+    images = Images([p for n, p in enumerate(everything) if n % HELD_OUT_EVERY], IMAGE_SIZE)
+    held_out = Images(everything[::HELD_OUT_EVERY], options.size)
 
     torch.manual_seed(options.seed)
     model = STLM(ModelConfig(options.size))
     teacher = open_teacher(options.teacher, options.teacher_weights)
     if isinstance(teacher, EfficientNetLite0):
-        sample = np.random.default_rng(options.seed).permutation(len(pictures))[:1024]
-        teacher.fit(in_batches(Pictures([pictures.paths[i] for i in sorted(sample)], options.size)))
+        sample = np.random.default_rng(options.seed).permutation(len(images))[:1024]
+        teacher.fit(in_batches(Images([images.paths[i] for i in sorted(sample)], options.size)))
     if options.init == "vit_t":
         initial_weights.copy_mobile_sam(teacher if options.teacher == "vit_t" else open_teacher("vit_t"), model)
     elif options.init:
@@ -85,9 +83,9 @@ def main() -> None:
     model, teacher = model.to(device, memory_format=torch.channels_last), teacher.to(device)
     trained = [*model.plain.parameters(), *model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
-    source = any_of(procedural, patches_of(pictures))
+    source = any_of(procedural, patches_of(images))
     asked = {name: getattr(options, name) for name in ("steps", "size", "batch", "seed", "teacher", "init")}
-    run_folder.start(options.out, asked | {"pictures": len(everything)}, resume=True)
+    run_folder.start(options.out, asked | {"images": len(everything)}, resume=True)
     first, state_file = 0, options.out / run_folder.STATE
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -102,7 +100,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, options.steps)
         rng = np.random.default_rng([options.seed, step])
-        batch = torch.from_numpy(views(pictures, source, rng, options.batch, options.size)).to(device)
+        batch = torch.from_numpy(views(images, source, rng, options.batch, options.size)).to(device)
         with torch.autocast(device, torch.bfloat16):
             losses = distances(model, teacher, batch)
         optimiser.zero_grad(set_to_none=True)
@@ -134,37 +132,37 @@ def main() -> None:
 
 
 def distances(model: STLM, teacher: Teacher, images: Tensor) -> list[Tensor]:
-    """Mean 1 − cos between the plain encoder's and the teacher's two maps of B×S×S×3 uint8 pictures."""
+    """Mean 1 − cos between the plain encoder's and the teacher's two maps of B×S×S×3 uint8 images."""
     with torch.autocast(images.device.type, enabled=False):
         targets = teacher(images)
     return [(1 - F.cosine_similarity(m, t, dim=1)).mean() for m, t in zip(maps(model, images), targets, strict=True)]
 
 
 def maps(model: STLM, images: Tensor) -> Maps:
-    """The plain encoder's two maps of B×S×S×3 uint8 pictures, float32."""
+    """The plain encoder's two maps of B×S×S×3 uint8 images, float32."""
     embedding = model.plain(model.normalise(images))
     return embedding.float(), model.decode(embedding).float()
 
 
 @torch.no_grad()
-def probe(model: STLM, teacher: Teacher, pictures: Pictures) -> dict[str, float]:
-    """1 − cos of both maps on held-out pictures and scenes, and what a memory bank on the student's features tells."""
+def probe(model: STLM, teacher: Teacher, images: Images) -> dict[str, float]:
+    """1 − cos of both maps on held-out images and scenes, and what a memory bank on the student's features tells."""
     model.eval()
     device, size = model.pixel_mean.device, model.config.size
-    scenes = np.stack([scene(np.random.default_rng([97, n]), size) for n in range(len(pictures))])
+    scenes = np.stack([scene(np.random.default_rng([97, n]), size) for n in range(len(images))])
     row = {}
     for name, batches in (
-        ("held_out", in_batches(pictures)),
+        ("held_out", in_batches(images)),
         ("scenes", iter(torch.from_numpy(scenes).split(16))),
     ):
         found = [[distance.item() for distance in distances(model, teacher, batch.to(device))] for batch in batches]
         row |= {f"{name}_{k}": round(float(mean), 4) for k, mean in enumerate(np.mean(found, axis=0), start=1)}
     with tempfile.TemporaryDirectory() as folder:
         demo = write_demo(Path(folder) / "demo")
-        normal = Pictures([sample.picture for sample in training_samples(demo)][:DEMO_PICTURES], size)
+        normal = Images([sample.image for sample in training_samples(demo)][:DEMO_IMAGES], size)
         bank = PatchCore(of_two_maps(lambda image: tuple(m.cpu() for m in maps(model, image.to(device)))), normal)
         samples = test_samples(demo)
-        samples = samples[:: max(1, len(samples) // DEMO_PICTURES)]
+        samples = samples[:: max(1, len(samples) // DEMO_IMAGES)]
         figures = evaluate(bank, samples, size, calibrate([0.0, 1.0], [0.0, 1.0]), None, "memory bank")
     return row | {f"bank_{name}": round(figures[name], 4) for name in ("image_auroc", "pixel_auroc")}
 

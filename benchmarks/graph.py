@@ -4,7 +4,7 @@
 
 Side by side: torch eager; onnxruntime on the plain export (batch norms merged, otherwise the model as it is), on the
 shaped one (`converters/shaping.py`), which is what ships, and on its int8 file; TFLite in fp32, with fp16 weights, and
-in int8. One thread, one picture at a time, in turns (A B C A B C …) in one process, so that a busy or throttled machine
+in int8. One thread, one image at a time, in turns (A B C A B C …) in one process, so that a busy or throttled machine
 slows all alike; a ratio is the median of the ratios within each turn. The yardstick is the machine's best float32
 matrix product, onnxruntime's own MatMul of 1024×1024×1024, in the same turns; a share of it counts best time against
 best time, a multiply-add as two operations, and of each graph the operations of the model, however many its form saved.

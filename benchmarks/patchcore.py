@@ -1,6 +1,6 @@
 """PatchCore (Roth et al., CVPR 2022), the peer that accuracy is measured beside: a memory of normal patches.
 
-A random tenth of the training patches, at most 32,768, is kept instead of the paper's greedy coreset, and the picture's
+A random tenth of the training patches, at most 32,768, is kept instead of the paper's greedy coreset, and the image's
 score is the largest distance, without the paper's reweighting.
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from stlm_edge.data.batches import Pictures
+from stlm_edge.data.batches import Images
 from stlm_edge.model.stlm import Maps
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 
@@ -28,12 +28,12 @@ class PatchCore:
 
     name = "patchcore"
 
-    def __init__(self, features: Features, pictures: Pictures, seed: int = 0):
+    def __init__(self, features: Features, images: Images, seed: int = 0):
         self.features = features
         rng = np.random.default_rng(seed)
         patches = []
-        for picture in pictures:
-            found = self._patches(picture)[0]
+        for image in images:
+            found = self._patches(image)[0]
             patches.append(found[torch.from_numpy(rng.random(len(found)) < MEMORY_SHARE)])
         memory = torch.cat(patches)
         kept = rng.permutation(len(memory))[:LARGEST_MEMORY]
@@ -51,8 +51,8 @@ class PatchCore:
         return torch.cdist(patches, self.memory).min(dim=1).values.reshape(grid).numpy()
 
     @torch.inference_mode()
-    def _patches(self, picture: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        features = self.features(torch.from_numpy(picture)[None])
+    def _patches(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        features = self.features(torch.from_numpy(image)[None])
         return features[0].flatten(1).T, (features.shape[2], features.shape[3])
 
 

@@ -6,13 +6,13 @@
 The peers live in an environment of their own, `--work`/environment, which the first run makes by pip from
 peers-requirements.txt. There each is fitted and exported by anomalib (`peers_anomalib.py`); interrupted, the same
 command takes up with the next one. int8 of a peer is onnxruntime's static quantization of convolutions and products:
-QDQ, u8 activations, s8 weights by channel, ranges of the held-out pictures. STLM is packed by the steps of
+QDQ, u8 activations, s8 weights by channel, ranges of the held-out images. STLM is packed by the steps of
 `stlm-export`, the first that holds.
 
 Everything is then timed by the same onnxruntime with one thread, each network in a process of its own, taking turns
 (A B C A B C …), so that a busy machine slows all alike; a ratio is the median of the ratios within each turn. A query
 is from S×S×3 uint8 in memory to map and score. Parity is one rule for all: threshold from each network's own scores of
-the held-out normal pictures, then the verdicts and maps of its ONNX file beside those in torch.
+the held-out normal images, then the verdicts and maps of its ONNX file beside those in torch.
 """
 
 import argparse
@@ -62,20 +62,20 @@ HERE = Path(__file__).parent
 README = HERE / "results" / "README.md"
 BEGIN, END = "<!-- made by benchmarks/peers.py: begin -->\n", "<!-- end of peers -->\n"
 PEERS = ("EfficientAD-S", "EfficientAD-M", "PatchCore", "PatchCore, EfficientNet-Lite0", "AnomalyDINO-S")
-HELD_OUT, JUDGED = 10, 24  # pictures: for thresholds and int8 ranges, for parity
+HELD_OUT, JUDGED = 10, 24  # images: for thresholds and int8 ranges, for parity
 PUBLISHED_SIZE, JUDGED_THERE = 1024, 4
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 """Large blocks go back to the system: PatchCore's coreset leaves holes of 20 MB in glibc's heap, thousands of them."""
 PACKAGES = ("stlm-edge", "torch", "onnx", "onnxruntime", "numpy")
 CONDITIONS = (
-    "one thread; each query from an S×S×3 uint8 picture in memory to map and score, decoding and resizing left out",
-    "for the peers: pictures are turned into their float32 input by numpy within the time; STLM's graph takes uint8",
-    "for the peers: their files take any batch, as anomalib exports them, STLM's takes one picture, and so do "
-    "PatchCore's, whose file for any batch takes pictures by twos only",
+    "one thread; each query from an S×S×3 uint8 image in memory to map and score, decoding and resizing left out",
+    "for the peers: images are turned into their float32 input by numpy within the time; STLM's graph takes uint8",
+    "for the peers: their files take any batch, as anomalib exports them, STLM's takes one image, and so do "
+    "PatchCore's, whose file for any batch takes images by twos only",
     "for STLM: its graph was shaped for onnxruntime by this project; the peers' are what anomalib's export gives",
     "for STLM: its int8 may keep layers in float until the gate holds; a peer's int8 is one try",
-    "for PatchCore and AnomalyDINO: their time and size grow with the pictures that they were fitted on, which were "
-    "fewer here (`pictures`) than the 60 to 391 of MVTec AD's categories",
+    "for PatchCore and AnomalyDINO: their time and size grow with the images that they were fitted on, which were "
+    "fewer here (`images`) than the 60 to 391 of MVTec AD's categories",
     "against STLM: at 256 its windows of 7 and 14 don't tile the grid and are padded; at 224 they do",
     "against EfficientAD: it does not run below 256; it was published for a GPU, which this is not",
     "anomalib's own int8 goes by OpenVINO and NNCF, and was not measured",
@@ -114,8 +114,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures of one size on the disk: `file` holds the judged ones, then the held-out ones, N×S×S×3 uint8."""
+class Images:
+    """Images of one size on the disk: `file` holds the judged ones, then the held-out ones, N×S×S×3 uint8."""
 
     folder: Path
     size: int
@@ -125,12 +125,12 @@ class Pictures:
 
     @property
     def file(self) -> Path:
-        return self.folder / "pictures.npy"
+        return self.folder / "images.npy"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Maps N×S×S float32 and scores, of the judged pictures and then of the held-out ones."""
+    """Maps N×S×S float32 and scores, of the judged images and then of the held-out ones."""
 
     maps: np.ndarray
     scores: np.ndarray
@@ -139,12 +139,10 @@ class Answers:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, help="labelled pictures, as for stlm-eval")
+    parser.add_argument("--data", type=Path, help="labelled images, as for stlm-eval")
     parser.add_argument("--size", type=int, nargs="+", default=[256], metavar="S", help="of the peers (default: 256)")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="turns, after 2 untimed (default: 20)")
-    parser.add_argument(
-        "--fit", type=int, default=40, metavar="N", help="pictures the peers are fitted on (default: 40)"
-    )
+    parser.add_argument("--fit", type=int, default=40, metavar="N", help="images the peers are fitted on (default: 40)")
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="the peers' environment and files")
     parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write")
     parser.add_argument("--render", type=Path, metavar="F", help="write the table of this JSON file into the README")
@@ -183,11 +181,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     files: dict[str, Path] = {}
     for size in sorted({own, *options.size, PUBLISHED_SIZE}):
-        pictures = prepare(options.data, size, options.fit, work)
-        stlm(trained, pictures, files, rows)
+        images = prepare(options.data, size, options.fit, work)
+        stlm(trained, images, files, rows)
         for name in PEERS if size in options.size else ():
-            peer(name, pictures, python, why_not, files, rows)
-    every = {row.size: work / f"pictures-{row.size}" / "pictures.npy" for row in rows}
+            peer(name, images, python, why_not, files, rows)
+    every = {row.size: work / f"images-{row.size}" / "images.npy" for row in rows}
     taking_turns(rows, files, every, options.rounds)
     return {
         "command": f"python benchmarks/peers.py --checkpoint F --data {options.data.name} --out F.json "
@@ -198,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": {name: trained.provenance.get(name) for name in ("recipe", "steps", "teacher", "seed")},
         "threads": 1,
         "rounds": options.rounds,
-        "pictures": {"held out": HELD_OUT, "fitted": options.fit, "judged": JUDGED, "judged at 1024": JUDGED_THERE},
+        "images": {"held out": HELD_OUT, "fitted": options.fit, "judged": JUDGED, "judged at 1024": JUDGED_THERE},
         "conditions": CONDITIONS,
         "candidates": candidates(python, work, max(options.size)),
         "rows": [asdict(row) for row in rows],
@@ -243,60 +241,60 @@ def candidates(python: Path | None, work: Path, size: int) -> list[dict[str, Any
     return json.loads(found.read_text("utf-8"))
 
 
-def prepare(data: Path, size: int, fit: int, work: Path) -> Pictures:
-    """Write the pictures at S×S, in MVTec AD's layout for anomalib; held-out ones are no part of what it fits."""
+def prepare(data: Path, size: int, fit: int, work: Path) -> Images:
+    """Write the images at S×S, in MVTec AD's layout for anomalib; held-out ones are no part of what it fits."""
     training, every = training_samples(data), test_samples(data)
     if len(training) < HELD_OUT + 2:
-        raise UsageError(f"{data}: {len(training)} training pictures, expected at least {HELD_OUT + 2}")
+        raise UsageError(f"{data}: {len(training)} training images, expected at least {HELD_OUT + 2}")
     count = JUDGED_THERE if size == PUBLISHED_SIZE else JUDGED
     chosen = [every[index] for index in np.unique(np.linspace(0, len(every) - 1, count).astype(int))]
     if len({sample.anomalous for sample in chosen}) < 2:
-        raise UsageError(f"{data}: its test pictures are all of one class, expected normal and anomalous ones")
-    held_out = [load(sample.picture, size) for sample in training[:HELD_OUT]]
-    judged = [load(sample.picture, size) for sample in chosen]
-    pictures = Pictures(work / f"pictures-{size}", size, chosen, judged, held_out)
+        raise UsageError(f"{data}: its test images are all of one class, expected normal and anomalous ones")
+    held_out = [load(sample.image, size) for sample in training[:HELD_OUT]]
+    judged = [load(sample.image, size) for sample in chosen]
+    images = Images(work / f"images-{size}", size, chosen, judged, held_out)
     digest = hashlib.sha256(np.stack(judged + held_out).tobytes()).hexdigest() + f" {fit}"
-    marker = pictures.folder / "digest"
+    marker = images.folder / "digest"
     if marker.is_file() and marker.read_text() == digest:
-        return pictures
-    shutil.rmtree(pictures.folder, ignore_errors=True)
+        return images
+    shutil.rmtree(images.folder, ignore_errors=True)
     fitted = [training[index] for index in np.unique(np.linspace(HELD_OUT, len(training) - 1, fit).astype(int))]
-    with step(f"writing pictures at {size}"):
-        for number, picture in enumerate(held_out):
-            keep(picture, pictures.folder / "held-out" / f"{number:04}.png")
+    with step(f"writing images at {size}"):
+        for number, image in enumerate(held_out):
+            keep(image, images.folder / "held-out" / f"{number:04}.png")
         for number, sample in enumerate(fitted):
-            keep(load(sample.picture, size), pictures.folder / "data" / "train" / "good" / f"{number:04}.png")
-        for number, (sample, picture) in enumerate(zip(chosen, judged, strict=True)):
+            keep(load(sample.image, size), images.folder / "data" / "train" / "good" / f"{number:04}.png")
+        for number, (sample, image) in enumerate(zip(chosen, judged, strict=True)):
             kind = sample.defect if sample.anomalous else "good"
-            keep(picture, pictures.folder / "data" / "test" / kind / f"{number:04}.png")
+            keep(image, images.folder / "data" / "test" / kind / f"{number:04}.png")
             if sample.mask is not None:
-                folder = pictures.folder / "data" / "ground_truth" / kind
+                folder = images.folder / "data" / "ground_truth" / kind
                 keep(mask_of(sample, size), folder / f"{number:04}.png")
-        np.save(pictures.file, np.stack(judged + held_out))
-        torch.save(EfficientNetLite0().backbone.state_dict(), pictures.folder / "lite0.pt")
+        np.save(images.file, np.stack(judged + held_out))
+        torch.save(EfficientNetLite0().backbone.state_dict(), images.folder / "lite0.pt")
         marker.write_text(digest)
-    return pictures
+    return images
 
 
-def keep(picture: np.ndarray, path: Path) -> None:
+def keep(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, compress_level=1)
+    Image.fromarray(image).save(path, compress_level=1)
 
 
-def stlm(trained: checkpoint.Checkpoint, pictures: Pictures, files: dict[str, Path], rows: list[Row]) -> None:
+def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path], rows: list[Row]) -> None:
     """Pack the checkpoint at this size in fp32 and int8; at 1024 the published inference joins."""
-    size = pictures.size
+    size = images.size
     model = STLM(ModelConfig(size, trained.model.config.depths)).eval()
     model.load_state_dict(trained.model.state_dict())
-    every = pictures.judged + pictures.held_out
+    every = images.judged + images.held_out
     with step(f"STLM at {size} in torch", len(every)) as advance:
         found = []
-        for picture in every:
-            found.append(answer_of(model, picture))
+        for image in every:
+            found.append(answer_of(model, image))
             advance()
     said = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
-    calibration = calibrated(said, pictures)
-    folder = pictures.folder / "stlm"
+    calibration = calibrated(said, images)
+    folder = images.folder / "stlm"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     plain = Row("STLM", "fp32", size, "the checkpoint's", "packed")
@@ -307,20 +305,20 @@ def stlm(trained: checkpoint.Checkpoint, pictures: Pictures, files: dict[str, Pa
         files[row.label] = folder / "checkpoint.safetensors"
         checkpoint.save(files[row.label], model, {})
         row.size_mb = megabytes(files[row.label])
-        judge(row, files[row.label], pictures, said, calibration)
+        judge(row, files[row.label], images, said, calibration)
         rows.append(row)
     for precision in ("fp32", "int8"):
         row = replace(plain, precision=precision, notes=[])
         place = folder / precision
         place.mkdir()
-        seen = calibration_set(pictures.folder / "held-out", size).pictures
+        seen = calibration_set(images.folder / "held-out", size).images
         order = Order(model, precision, place / "model.onnx", calibration, {}, seen)
         with step(f"packing STLM at {size} in {precision}"):
             for made in WAYS["onnxruntime"].convert(order):
                 if made.precision != precision:
                     continue
                 row.notes = [f"in float: {', '.join(made.kept)}"] if made.kept else []
-                judge(row, made.artifact, pictures, said, calibration)
+                judge(row, made.artifact, images, said, calibration)
                 files[row.label] = made.artifact
                 row.size_mb = megabytes(made.artifact)
                 if not row.gate:
@@ -329,15 +327,15 @@ def stlm(trained: checkpoint.Checkpoint, pictures: Pictures, files: dict[str, Pa
 
 
 def peer(
-    name: str, pictures: Pictures, python: Path | None, why_not: str | None, files: dict[str, Path], rows: list[Row]
+    name: str, images: Images, python: Path | None, why_not: str | None, files: dict[str, Path], rows: list[Row]
 ) -> None:
     """Fit and export one peer, unless that was done before, quantize it, and compare both with its own torch."""
-    size, out = pictures.size, pictures.folder / name
+    size, out = images.size, images.folder / name
     plain = Row(name, "fp32", size, "unknown", failure=why_not)
     if python is not None and not (out / "about.json").is_file():
         shutil.rmtree(out, ignore_errors=True)
-        command = [python, HERE / "peers_anomalib.py", name, "--size", str(size), "--data", pictures.folder / "data"]
-        command += ["--pictures", pictures.file, "--backbone", pictures.folder / "lite0.pt", "--out", out]
+        command = [python, HERE / "peers_anomalib.py", name, "--size", str(size), "--data", images.folder / "data"]
+        command += ["--images", images.file, "--backbone", images.folder / "lite0.pt", "--out", out]
         with step(f"fitting and exporting {name} at {size}"):
             said = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURNED)
         if said.returncode:
@@ -350,31 +348,31 @@ def peer(
     plain.weights, plain.parameters, plain.memory_bank = about["weights"], about["parameters"], about["memory_bank"]
     plain.gflops = about["flops"] / 1e9
     trained = Answers(np.load(out / "maps.npy"), np.load(out / "scores.npy"))
-    calibration = calibrated(trained, pictures)
+    calibration = calibrated(trained, images)
     exported = out / about["file"]
     for precision in ("fp32", "int8"):
         row = replace(plain, precision=precision, notes=[])
         rows.append(row)
         try:
-            file = exported if precision == "fp32" else to_int8(exported, out / "int8", pictures)
+            file = exported if precision == "fp32" else to_int8(exported, out / "int8", images)
             files[row.label] = file
             row.size_mb = megabytes(file)
-            judge(row, file, pictures, trained, calibration)
+            judge(row, file, images, trained, calibration)
         except Exception as error:  # whatever a peer's file meets in onnxruntime is its row, not the run's end
             row.failure = " ".join(str(error).split())[-200:] or type(error).__name__
             files.pop(row.label, None)
 
 
 class Ranges(CalibrationDataReader):
-    def __init__(self, name: str, pictures: Sequence[np.ndarray]):
-        scaled = (np.ascontiguousarray(p.transpose(2, 0, 1)[None], dtype=np.float32) / 255 for p in pictures)
-        self.left = ({name: picture} for picture in scaled)
+    def __init__(self, name: str, images: Sequence[np.ndarray]):
+        scaled = (np.ascontiguousarray(p.transpose(2, 0, 1)[None], dtype=np.float32) / 255 for p in images)
+        self.left = ({name: image} for image in scaled)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.left, None)
 
 
-def to_int8(exported: Path, folder: Path, pictures: Pictures) -> Path:
+def to_int8(exported: Path, folder: Path, images: Images) -> Path:
     """onnxruntime's static quantization, after its own preparation of the graph."""
     import onnx
 
@@ -391,7 +389,7 @@ def to_int8(exported: Path, folder: Path, pictures: Pictures) -> Path:
         quantize_static(
             str(prepared),
             str(temporary),
-            Ranges(name, pictures.held_out),
+            Ranges(name, images.held_out),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],  # anomalib's last nodes hold NaN, which has no range
             per_channel=True,
@@ -402,46 +400,46 @@ def to_int8(exported: Path, folder: Path, pictures: Pictures) -> Path:
     return made
 
 
-def calibrated(trained: Answers, pictures: Pictures) -> Calibration:
-    held_out = slice(len(pictures.judged), None)
+def calibrated(trained: Answers, images: Images) -> Calibration:
+    held_out = slice(len(images.judged), None)
     return calibrate(trained.scores[held_out].tolist(), list(trained.maps[held_out]))
 
 
-def judge(row: Row, file: Path, pictures: Pictures, trained: Answers, calibration: Calibration) -> None:
+def judge(row: Row, file: Path, images: Images, trained: Answers, calibration: Calibration) -> None:
     """Fill in parity, what the gate says of it, and accuracy where the weights are real."""
     answers = file.parent / "answers"
     answers.mkdir(exist_ok=True)
-    with Worker(row.kind, file, pictures.file, answers) as worker:
+    with Worker(row.kind, file, images.file, answers) as worker:
         worker.finish()
     maps, scores = np.load(answers / "maps.npy"), np.load(answers / "scores.npy")
     golden = [
-        GoldenCandidate(str(sample.picture.name), Image.fromarray(tensor), sample.anomalous, tensor, expected, score)
+        GoldenCandidate(str(sample.image.name), Image.fromarray(tensor), sample.anomalous, tensor, expected, score)
         for sample, tensor, expected, score in zip(
-            pictures.samples, pictures.judged, trained.maps, trained.scores.tolist(), strict=False
+            images.samples, images.judged, trained.maps, trained.scores.tolist(), strict=False
         )
     ]
     found = list(zip(maps, scores.tolist(), strict=True))[: len(golden)]
     parity, _ = compare(golden, found, calibration.threshold, calibration.delta)
     row.parity = {name: value if np.isfinite(value) else None for name, value in asdict(parity).items()}
     row.gate = problems(parity, row.precision)
-    if row.weights != "random" and pictures.size != PUBLISHED_SIZE:
-        row.accuracy = accuracy(found, pictures)
+    if row.weights != "random" and images.size != PUBLISHED_SIZE:
+        row.accuracy = accuracy(found, images)
 
 
-def accuracy(answers: Sequence[tuple[np.ndarray, float]], pictures: Pictures) -> Figures:
+def accuracy(answers: Sequence[tuple[np.ndarray, float]], images: Images) -> Figures:
     pixels = PixelMetrics()
-    for sample, (anomaly_map, _) in zip(pictures.samples, answers, strict=True):
-        pixels.update(anomaly_map, mask_of(sample, pictures.size))
+    for sample, (anomaly_map, _) in zip(images.samples, answers, strict=True):
+        pixels.update(anomaly_map, mask_of(sample, images.size))
     found = pixels.compute()
-    of_images = image_auroc([score for _, score in answers], [sample.anomalous for sample in pictures.samples])
+    of_images = image_auroc([score for _, score in answers], [sample.anomalous for sample in images.samples])
     return dict(zip(FIGURES, (of_images, found.pixel_auroc, found.aupro), strict=True))
 
 
 class Worker:
     """peers_worker.py's process. Raises JobError when it fails."""
 
-    def __init__(self, kind: str, file: Path, pictures: Path, answers: Path | None = None):
-        command = [sys.executable, HERE / "peers_worker.py", kind, file, pictures, *([answers] if answers else [])]
+    def __init__(self, kind: str, file: Path, images: Path, answers: Path | None = None):
+        command = [sys.executable, HERE / "peers_worker.py", kind, file, images, *([answers] if answers else [])]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._answer()
@@ -476,13 +474,13 @@ class Worker:
         return json.loads(line)
 
 
-def taking_turns(rows: list[Row], files: dict[str, Path], pictures: dict[int, Path], rounds: int) -> None:
+def taking_turns(rows: list[Row], files: dict[str, Path], images: dict[int, Path], rounds: int) -> None:
     """Time every row that has a file; the ratio is to STLM in fp32 at the same size."""
     timed = [row for row in rows if row.label in files]
     milliseconds: dict[str, list[float]] = {row.label: [] for row in timed}
     with ExitStack() as stack:
         workers = {
-            row.label: stack.enter_context(Worker(row.kind, files[row.label], pictures[row.size])) for row in timed
+            row.label: stack.enter_context(Worker(row.kind, files[row.label], images[row.size])) for row in timed
         }
         with step(f"timing {len(timed)} in turns", 2 + rounds) as advance:
             for turn in range(-2, rounds):
@@ -542,7 +540,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "file MB": lambda row: number(row["size_mb"], ".1f"),
     "GFLOPs": lambda row: number(row["gflops"], ".1f"),
     "verdicts that flip, fail": lambda row: (
-        row["failure"] or "{verdict_flips}, {verdict_failures} of {pictures}".format(**row["parity"])
+        row["failure"] or "{verdict_flips}, {verdict_failures} of {images}".format(**row["parity"])
     ),
     "largest map difference": lambda row: number(row["parity"] and row["parity"]["max_abs_diff"], ".1g"),
     "gate": lambda row: "not measured" if row["gate"] is None else "fails" if row["gate"] else "holds",

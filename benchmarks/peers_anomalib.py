@@ -2,14 +2,14 @@
 
 peers.py runs this in the peers' own environment, where stlm_edge is not installed:
 
-    python benchmarks/peers_anomalib.py PEER --size S --data DIR --pictures F.npy --out DIR
+    python benchmarks/peers_anomalib.py PEER --size S --data DIR --images F.npy --out DIR
     python benchmarks/peers_anomalib.py candidates --size S
 
-`--data` has MVTec AD's layout, every picture S×S. `--pictures`, N×S×S×3 uint8, are judged by the fitted model in torch.
+`--data` has MVTec AD's layout, every image S×S. `--images`, N×S×S×3 uint8, are judged by the fitted model in torch.
 Writes `model.onnx`, `maps.npy` (N×S×S float32), `scores.npy` (N float32) and `about.json` to `--out`.
 
 Pretrained weights are downloaded as ever; where they can't be, random ones (seed 0) take their place and `about.json`
-says so. EfficientAD learns STEPS steps only, on the training pictures in place of ImageNet's: neither its speed nor its
+says so. EfficientAD learns STEPS steps only, on the training images in place of ImageNet's: neither its speed nor its
 size depends on that.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("peer", choices=(*PEERS, "candidates"))
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--backbone", type=Path, help="EfficientNet-Lite0's weights under timm's names")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -128,10 +128,10 @@ def or_random_weights() -> None:
 def fit_and_export(model: Any, options: argparse.Namespace) -> None:
     of_efficient_ad = isinstance(model, EfficientAd)
     if of_efficient_ad:
-        model.imagenet_dir = options.data / "train"  # a folder of folders of pictures, which is what it wants
+        model.imagenet_dir = options.data / "train"  # a folder of folders of images, which is what it wants
     kinds = sorted(folder.name for folder in (options.data / "test").iterdir() if folder.name != "good")
     masks = [f"ground_truth/{kind}" for kind in kinds] if (options.data / "ground_truth").is_dir() else None
-    pictures = Folder(
+    images = Folder(
         name="peers",
         root=options.data,
         normal_dir="train/good",
@@ -150,18 +150,18 @@ def fit_and_export(model: Any, options: argparse.Namespace) -> None:
         enable_progress_bar=False,
         **({"max_steps": STEPS} if of_efficient_ad else {}),
     )
-    engine.fit(model, datamodule=pictures)
+    engine.fit(model, datamodule=images)
     side = (options.size, options.size)
-    # PatchCore's file for any batch takes pictures by twos only: the export's example becomes the rule.
-    one_picture = {"dynamic_shapes": None} if options.peer.startswith("PatchCore") else None
-    made = engine.export(model, ExportType.ONNX, export_root=options.out, input_size=side, onnx_kwargs=one_picture)
+    # PatchCore's file for any batch takes images by twos only: the export's example becomes the rule.
+    one_image = {"dynamic_shapes": None} if options.peer.startswith("PatchCore") else None
+    made = engine.export(model, ExportType.ONNX, export_root=options.out, input_size=side, onnx_kwargs=one_image)
     assert made is not None
 
     model.eval()
     maps, scores = [], []
     with torch.inference_mode():
-        for picture in np.load(options.pictures):
-            answer = model(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)
+        for image in np.load(options.images):
+            answer = model(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
             maps.append(answer.anomaly_map.reshape(side).numpy())
             scores.append(answer.pred_score.item())
         with FlopCounterMode(display=False) as counter:

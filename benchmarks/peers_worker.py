@@ -1,10 +1,10 @@
 """One network in a process of its own, so that its memory is its own; peers.py starts it.
 
-    python benchmarks/peers_worker.py KIND FILE PICTURES.npy [ANSWERS]
+    python benchmarks/peers_worker.py KIND FILE IMAGES.npy [ANSWERS]
 
 KIND is `packed` (an ONNX file of stlm-export's), `anomalib` (one of anomalib's) or `published` (a checkpoint). Says in
-a line of JSON that it is ready, having judged the N×S×S×3 uint8 pictures where a folder for the ANSWERS is given. Every
-line on its standard input is then one query, answered by its milliseconds: from a picture in memory to map and score.
+a line of JSON that it is ready, having judged the N×S×S×3 uint8 images where a folder for the ANSWERS is given. Every
+line on its standard input is then one query, answered by its milliseconds: from an image in memory to map and score.
 At the end of the input it tells its peak memory.
 """
 
@@ -23,7 +23,7 @@ from stlm_edge.bench.machine.system import peak_memory_mb
 
 Answer = tuple[np.ndarray, float]
 """Map S×S float32, and score."""
-QUERIED = 4  # pictures that the queries take in turn
+QUERIED = 4  # images that the queries take in turn
 
 
 def packed(file: Path) -> Callable[[np.ndarray], Answer]:
@@ -42,16 +42,16 @@ def anomalib(file: Path) -> Callable[[np.ndarray], Answer]:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
 
-    def run(picture: np.ndarray) -> Answer:
-        x = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
+    def run(image: np.ndarray) -> Answer:
+        x = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
         anomaly_map, score = session.run(["anomaly_map", "pred_score"], {given.name: x})
-        return anomaly_map.reshape(picture.shape[:2]), float(score.ravel()[0])
+        return anomaly_map.reshape(image.shape[:2]), float(score.ravel()[0])
 
     return run
 
 
 def published(file: Path) -> Callable[[np.ndarray], Answer]:
-    """As the published code judges a picture: eager float32, nothing folded, the decoder picture by picture."""
+    """As the published code judges an image: eager float32, nothing folded, the decoder image by image."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import plain_training
     import torch
@@ -63,8 +63,8 @@ def published(file: Path) -> Callable[[np.ndarray], Answer]:
     model = checkpoint.load(file).model
 
     @torch.no_grad()
-    def run(picture: np.ndarray) -> Answer:
-        x = plain_training.normalised(model, torch.from_numpy(picture)[None])
+    def run(image: np.ndarray) -> Answer:
+        x = plain_training.normalised(model, torch.from_numpy(image)[None])
         with plain_training.norm_gelu_conv_apart():
             plain, denoising = (
                 [plain_training.unit(found) for found in plain_training.maps_of(encoder, *decoder, x)]
@@ -73,7 +73,7 @@ def published(file: Path) -> Callable[[np.ndarray], Answer]:
             )
         disagreement = torch.cat([-p * d for p, d in zip(plain, denoising, strict=True)], dim=1)
         found = torch.sigmoid(model.fa.head(model.fa.res(disagreement)))
-        anomaly_map = F.interpolate(found, size=picture.shape[:2], mode="bilinear", align_corners=False)
+        anomaly_map = F.interpolate(found, size=image.shape[:2], mode="bilinear", align_corners=False)
         highest, _ = torch.sort(anomaly_map.flatten(), descending=True)
         return anomaly_map[0, 0].numpy(), highest[:100].mean().item()
 
@@ -84,13 +84,13 @@ KINDS = {"packed": packed, "anomalib": anomalib, "published": published}
 
 
 def main() -> None:
-    kind, file, pictures, *answers = sys.argv[1:]
+    kind, file, images, *answers = sys.argv[1:]
     run = KINDS[kind](Path(file))
     if answers:
-        found = [run(picture) for picture in np.load(pictures)]
+        found = [run(image) for image in np.load(images)]
         np.save(Path(answers[0]) / "maps.npy", np.stack([anomaly_map for anomaly_map, _ in found]))
         np.save(Path(answers[0]) / "scores.npy", np.array([score for _, score in found], np.float32))
-    queried = [np.array(picture) for picture in np.load(pictures, mmap_mode="r")[:QUERIED]]
+    queried = [np.array(image) for image in np.load(images, mmap_mode="r")[:QUERIED]]
     run(queried[0])
     print(json.dumps({"ready": True}), flush=True)
     for number, _ in enumerate(sys.stdin):

@@ -1,9 +1,9 @@
-"""What each target's reduced precision costs a trained model: size, the map, verdicts, accuracy on labelled pictures.
+"""What each target's reduced precision costs a trained model: size, the map, verdicts, accuracy on labelled images.
 
     python benchmarks/precision.py --data DIR [--data DIR ...] [--longer 0.25] --runs RUNS --record F
 
-For each data set, `quick` is trained on its normal pictures (or the finished run in RUNS is taken), and every target is
-exported in every precision below fp32 with the data set's test pictures, as `stlm-export --data DIR` does: the same
+For each data set, `quick` is trained on its normal images (or the finished run in RUNS is taken), and every target is
+exported in every precision below fp32 with the data set's test images, as `stlm-export --data DIR` does: the same
 gate, the same figures. `desktop-gpu` has jetson's file. An export that fails its gate is written all the same and its
 losses recorded. Exports that are done are kept in RUNS, so that the same command goes on where it was interrupted.
 Prints the table of benchmarks/results/README.md.
@@ -107,7 +107,7 @@ def measured(label: str, target: str, via: str | None, precision: str, checkpoin
         "within_budget": megabytes <= LARGEST_MB[precision],
         "cosine": done.parity.cosine,
         "max_abs_diff": done.parity.max_abs_diff,
-        "pictures": done.parity.pictures,
+        "images": done.parity.images,
         "verdict_failures": done.parity.verdict_failures,
         "kept_in_float": list(done.frontier[-1].kept) if done.frontier else [],
         "tries": len(done.frontier),
@@ -135,7 +135,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['mb']:.1f}",
             str(len(row["kept_in_float"])),
             f"{row['cosine']:.6f}",
-            f"{row['verdict_failures']} of {row['pictures']}",
+            f"{row['verdict_failures']} of {row['images']}",
             *figures,
             "; ".join(row["losses"]) or "holds",
         ]

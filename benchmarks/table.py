@@ -62,7 +62,7 @@ def cells(bench: Bench, row: Row) -> tuple[str, ...]:
             device = machine.gpu
         device += f" (played by {machine.emulated})" if machine.emulated else ""
         device += " (virtual)" if machine.virtual else ""
-    same = row.parity and f"{row.parity.pictures - row.parity.verdict_flips} of {row.parity.pictures}"
+    same = row.parity and f"{row.parity.images - row.parity.verdict_flips} of {row.parity.images}"
     return (
         device,
         row.runtime,

@@ -4,7 +4,7 @@
 
 S=1024, batch 2, float32, one thread; teacher and encoders are MobileSAM's TinyViT with random weights (seed 0), on
 which speed doesn't depend. The published step is tests/plain_training.py: the teacher answers both the pseudo-anomalous
-and the clean pictures (without gradients), the decoder takes picture after picture. The package's savings are then
+and the clean images (without gradients), the decoder takes image after image. The package's savings are then
 switched on one after the other, so that each has its share. As in training, half of the batch is pseudo-anomalous.
 MKL's products, which the published step uses and the last saving replaces, are slow on AMD's processors: there the
 ratio is larger than on Intel's.
@@ -13,12 +13,12 @@ The variants take turns (A B C A B C …), so that a busy machine slows them ali
 third step counts, by the process's own time, so that waiting for others' is none of it; a ratio is the median of the
 ratios within each turn. Peak memory is those processes' resident set.
 
-Where pictures are turned at random (ten of MVTec AD's categories), no clean picture comes twice, and the teacher
-answers all clean pictures and the pseudo-anomalous ones: a row of its own, with every saving but the first. The data
-pipeline's pictures per second are those of one process, all of them
+Where images are turned at random (ten of MVTec AD's categories), no clean image comes twice, and the teacher
+answers all clean images and the pseudo-anomalous ones: a row of its own, with every saving but the first. The data
+pipeline's images per second are those of one process, all of them
 pseudo-anomalous: rotation, Perlin noise, texture, blending at 448.
 
-Exits 1 when a bound is broken: speed, losses, memory or pictures per second.
+Exits 1 when a bound is broken: speed, losses, memory or images per second.
 """
 
 import argparse
@@ -58,10 +58,10 @@ from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.step import TwoStreams, freeze, make_optimisers
 
 PAPER = RECIPES["paper"]
-PUBLISHED, OURS, TURNED = "as published", "products by oneDNN", "the same on turned pictures"
+PUBLISHED, OURS, TURNED = "as published", "products by oneDNN", "the same on turned images"
 TOGETHER = "norm, GELU, convolution as one"
 PIPELINE_SIZE = 448
-GOALS = {"speed": 1.5, "loss_difference": 1e-5, "memory": 1.0, "pictures_per_second": 100.0}
+GOALS = {"speed": 1.5, "loss_difference": 1e-5, "memory": 1.0, "images_per_second": 100.0}
 PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
 
 
@@ -75,10 +75,10 @@ class Training:
         freeze(self.model, PAPER)
         self.published_optimisers = plain_training.optimisers_of(self.model)
         self.step, self.optimisers = TwoStreams(self.model, PAPER).train(), make_optimisers(self.model, PAPER)
-        self.clean_targets = CleanTargets(lambda picture: self.teacher(torch.from_numpy(picture)[None]))
+        self.clean_targets = CleanTargets(lambda image: self.teacher(torch.from_numpy(image)[None]))
 
         rng = np.random.default_rng(0)
-        clean = [smooth_picture(size, rng) for _ in range(PAPER.batch)]
+        clean = [smooth_image(size, rng) for _ in range(PAPER.batch)]
         changed, mask = make_pseudo_anomaly(clean[0], rng, procedural)
         self.clean = clean
         self.image = torch.from_numpy(np.stack([changed, *clean[1:]]))
@@ -136,8 +136,8 @@ class Training:
 
 VARIANTS: dict[str, tuple[Callable[[Training], dict[str, Tensor]], bool]] = {
     PUBLISHED: (Training.published, False),
-    "clean pictures' answers known": (Training.clean_known, False),
-    "untouched pictures' too": (Training.untouched_known, False),
+    "clean images' answers known": (Training.clean_known, False),
+    "untouched images' too": (Training.untouched_known, False),
     "the decoder on whole batches": (Training.batched, False),
     TOGETHER: (Training.together, False),
     "freed memory kept": (Training.together, True),
@@ -172,7 +172,7 @@ def main() -> None:
 def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
     """All figures after each turn, as JSON values."""
     before = system.moment()
-    rates = {kind: pictures_per_second(kind) for kind in ("perlin", "all kinds")}
+    rates = {kind: images_per_second(kind) for kind in ("perlin", "all kinds")}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for turn in range(rounds):
         for name in VARIANTS:
@@ -222,21 +222,21 @@ def summary(runs: dict[str, list[dict[str, Any]]], rates: dict[str, float]) -> d
         "speed": next(row["times_as_fast"] for row in rows if row["name"] == OURS),
         "loss_difference": max(difference.values()),
         "memory": max(peaks[OURS], peaks[TURNED]) / peaks[PUBLISHED],
-        "pictures_per_second": rates["perlin"],
+        "images_per_second": rates["perlin"],
     }
     goals = [
         {
             "name": name,
             "found": found[name],
             "bound": bound,
-            "met": found[name] >= bound if name in ("speed", "pictures_per_second") else found[name] <= bound,
+            "met": found[name] >= bound if name in ("speed", "images_per_second") else found[name] <= bound,
         }
         for name, bound in GOALS.items()
     ]
     return {
         "rows": rows,
         "losses": losses[PUBLISHED],
-        "pipeline": {"size": PIPELINE_SIZE, "rotation": "bottle", "pictures_per_second": rates},
+        "pipeline": {"size": PIPELINE_SIZE, "rotation": "bottle", "images_per_second": rates},
         "goals": goals,
     }
 
@@ -267,23 +267,23 @@ def timed(name: str, size: int) -> dict[str, Any]:
     }
 
 
-def pictures_per_second(kind: str, count: int = 100, trials: int = 4) -> float:
-    """Pseudo-anomalous pictures that one process makes per second of its own time, at its best of some trials."""
+def images_per_second(kind: str, count: int = 100, trials: int = 4) -> float:
+    """Pseudo-anomalous images that one process makes per second of its own time, at its best of some trials."""
     kinds = tuple(KINDS) if kind == "all kinds" else (kind,)
     rng = np.random.default_rng(0)
-    pictures = [smooth_picture(PIPELINE_SIZE, rng) for _ in range(8)]
-    source = any_of(procedural, patches_of(pictures))
+    images = [smooth_image(PIPELINE_SIZE, rng) for _ in range(8)]
+    source = any_of(procedural, patches_of(images))
     fastest = float("inf")
     for _ in range(trials):
         start = os.times()
         for number in range(count):
-            make_pseudo_anomaly(rotated(pictures[number % 8], rng, "bottle"), rng, source, kinds)
+            make_pseudo_anomaly(rotated(images[number % 8], rng, "bottle"), rng, source, kinds)
         end = os.times()
         fastest = min(fastest, end.user + end.system - start.user - start.system)
     return count / fastest
 
 
-def smooth_picture(size: int, rng: np.random.Generator) -> np.ndarray:
+def smooth_image(size: int, rng: np.random.Generator) -> np.ndarray:
     """Coloured clouds with some grain, uint8 size×size×3."""
     texture = procedural(rng, size).astype(np.float32)
     return (0.5 * texture + 64 + rng.normal(0, 4, texture.shape)).clip(0, 255).astype(np.uint8)
@@ -303,7 +303,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row['share_of_the_published_time_saved']:7.1%} {row['peak_memory_gb']:6.2f} GB "
             f"{row['largest_loss_difference']:14.1e}"
         )
-    rates = result["pipeline"]["pictures_per_second"]
+    rates = result["pipeline"]["images_per_second"]
     print(f"\ndata pipeline at {PIPELINE_SIZE}: " + ", ".join(f"{kind} {rate:.0f}/s" for kind, rate in rates.items()))
 
 

@@ -39,8 +39,8 @@ async function measure({ threads, rounds, queries }) {
   const golden = [];
   for (const entry of manifest.golden) golden.push(await readGolden(entry, manifest, read));
   for (const each of Object.values(opened)) {
-    for (const picture of golden) {
-      each.rows.push(compareOne(picture, await each.runtime.run(picture.tensor), size, manifest));
+    for (const image of golden) {
+      each.rows.push(compareOne(image, await each.runtime.run(image.tensor), size, manifest));
     }
   }
   for (let round = -1; round < rounds; round++) {

@@ -4,7 +4,7 @@
 
 Each pair is a bundle of target web (or cpu) and one of target android from the same checkpoint. Both run on WebAssembly
 in one page, in turns, on one thread and on two; a ratio is the median of the ratios within each turn. Parity is of both
-on the golden pictures of the first. Sizes are of what a browser has to load: the runtime, as it is and gzipped, and the
+on the golden images of the first. Sizes are of what a browser has to load: the runtime, as it is and gzipped, and the
 model.
 Needs Chromium and npm.
 """

@@ -1,6 +1,6 @@
-"""STLM as a Core ML package: an RGB picture in, anomaly map and score out, normalisation inside.
+"""STLM as a Core ML package: an RGB image in, anomaly map and score out, normalisation inside.
 
-An mlprogram for iOS 17 and macOS 14. Input `image`, an RGB picture of S×S (a CVPixelBuffer to Swift); outputs
+An mlprogram for iOS 17 and macOS 14. Input `image`, an RGB image of S×S (a CVPixelBuffer to Swift); outputs
 `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. All between is fp16, which the Neural Engine needs, but
 for the end: from the last convolution on it is float32, as fp16 knows logits of −4, and the bias that makes them, to
 2e-3 only, which moves every score by more than a verdict may bear. The calibration stands in the
@@ -139,7 +139,7 @@ def save(package: Any, path: Path, calibration: Calibration, size: int) -> None:
     metadata = model.description.metadata
     metadata.Clear()
     metadata.shortDescription = (
-        "STLM: visual anomaly detection. A picture whose score is above the threshold is anomalous."
+        "STLM: visual anomaly detection. An image whose score is above the threshold is anomalous."
     )
     metadata.author = "stlm-edge"
     metadata.userDefined.update(stamp(calibration, size))

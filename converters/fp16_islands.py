@@ -1,8 +1,8 @@
 """Where an ONNX graph can't be computed in float16: what is kept in float32, and why.
 
 By kind these are LayerNorm and the channel norms, softmax, the reductions, the normalised products that FA is fed, the
-picture's normalisation, and the map and score. Beside them whatever overflows, or loses more than `LARGEST_ERROR`, on
-calibration pictures in `fp16_simulation.py`; and, where the map needs it, the convolutions whose float16 alone moves it
+image's normalisation, and the map and score. Beside them whatever overflows, or loses more than `LARGEST_ERROR`, on
+calibration images in `fp16_simulation.py`; and, where the map needs it, the convolutions whose float16 alone moves it
 most.
 """
 
@@ -21,8 +21,8 @@ from stlm_edge.converters.typed_onnx import MOVES
 from stlm_edge.progress import step
 
 LARGEST_ERROR = 0.01  # of one operator alone, ‖in fp16 − in fp32‖ / ‖in fp32‖
-LARGEST_VALUE = 2.0**14  # a quarter of what float16 holds: other pictures may give larger ones
-WATCHED = 16  # calibration pictures that ranges and errors are measured on
+LARGEST_VALUE = 2.0**14  # a quarter of what float16 holds: other images may give larger ones
+WATCHED = 16  # calibration images that ranges and errors are measured on
 JUDGED = 2  # and those that each convolution's damage to the map is measured on
 KEPT = (4, 12, 36)  # convolutions that stay in float32 because the map needs it: what an export tries in turn
 
@@ -49,7 +49,7 @@ _ELEMENTWISE = {"Abs", "Add", "Clip", "Concat", "Div", "Expand", "Max", "Mul", "
 class Island:
     """An operator that stays in float32: why, the largest value at it, and what it would lose in float16.
 
-    `error` is ‖in fp16 − in fp32‖ / ‖in fp32‖ on the calibration picture that showed most, infinite where it overflows;
+    `error` is ‖in fp16 − in fp32‖ / ‖in fp32‖ on the calibration image that showed most, infinite where it overflows;
     `moves` by how much the operator's float16 alone moves the map, where that was measured.
     """
 
@@ -61,15 +61,15 @@ class Island:
     moves: float | None = None
 
 
-def islands(proto: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> Iterator[list[Island]]:
+def islands(proto: onnx.ModelProto, images: Sequence[np.ndarray]) -> Iterator[list[Island]]:
     """What to keep in float32: the hazards of a float32 graph, then, one after the other, ever more beside them.
 
-    `pictures`, uint8 S×S×3 each, are what is measured on.
+    `images`, uint8 S×S×3 each, are what is measured on.
     """
     with step("looking for what float16 cannot hold"):
-        hazards = measured(proto, islands_by_kind(proto.graph), pictures)
+        hazards = measured(proto, islands_by_kind(proto.graph), images)
     yield hazards
-    ranked = by_damage(proto, hazards, pictures)
+    ranked = by_damage(proto, hazards, images)
     for kept in KEPT:
         yield [*hazards, *ranked[:kept]]
 
@@ -77,10 +77,10 @@ def islands(proto: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> Iterator[
 def islands_by_kind(graph: onnx.GraphProto) -> list[Island]:
     """What is hazardous in float16 by its kind, whatever the weights, in the graph's order."""
     made = {name: node for node in graph.node for name in node.output}
-    picture = helper.make_node("Cast", [], [graph.input[0].name], "the picture, which may be float32 already")
-    made[graph.input[0].name] = picture
-    reasons = {picture.name: "normalisation of the picture"}
-    open_ends = {picture.name}  # nodes in float32 whose results may still be too large or too small for float16
+    image = helper.make_node("Cast", [], [graph.input[0].name], "the image, which may be float32 already")
+    made[graph.input[0].name] = image
+    reasons = {image.name: "normalisation of the image"}
+    open_ends = {image.name}  # nodes in float32 whose results may still be too large or too small for float16
 
     def origin(name: str) -> onnx.NodeProto | None:
         node = made.get(name)
@@ -93,7 +93,7 @@ def islands_by_kind(graph: onnx.GraphProto) -> list[Island]:
         if node.op_type in _BY_KIND:
             reasons[node.name] = _BY_KIND[node.op_type]
         elif node.op_type == "Cast":
-            reasons[node.name] = "normalisation of the picture"
+            reasons[node.name] = "normalisation of the image"
         elif node.op_type in _ELEMENTWISE and sources:
             spoilt = [source for source in sources if source.name in open_ends]
             within = all(
@@ -108,7 +108,7 @@ def islands_by_kind(graph: onnx.GraphProto) -> list[Island]:
     return [Island(node.name, node.op_type, reasons[node.name]) for node in graph.node if node.name in reasons]
 
 
-def measured(proto: onnx.ModelProto, by_kind: list[Island], pictures: Sequence[np.ndarray]) -> list[Island]:
+def measured(proto: onnx.ModelProto, by_kind: list[Island], images: Sequence[np.ndarray]) -> list[Island]:
     """The islands with what fp16 would lose there, and every other operator that loses more than it may."""
     operators: dict[str, onnx.NodeProto] = {}
     largest: dict[str, float] = {}
@@ -128,8 +128,8 @@ def measured(proto: onnx.ModelProto, by_kind: list[Island], pictures: Sequence[n
         errors[node.name] = max(errors.get(node.name, 0.0), error if np.isfinite(error) else float("inf"))
 
     simulation = Fp16Simulation(proto)
-    for picture in evenly(pictures, WATCHED):
-        simulation.outputs(picture, watch)
+    for image in evenly(images, WATCHED):
+        simulation.outputs(image, watch)
     known = {island.node for island in by_kind}
     more = [
         Island(name, node.op_type, f"measured: {'too large' if largest[name] > LARGEST_VALUE else 'loses too much'}")
@@ -142,7 +142,7 @@ def measured(proto: onnx.ModelProto, by_kind: list[Island], pictures: Sequence[n
     ]
 
 
-def by_damage(proto: onnx.ModelProto, hazards: list[Island], pictures: Sequence[np.ndarray]) -> list[Island]:
+def by_damage(proto: onnx.ModelProto, hazards: list[Island], images: Sequence[np.ndarray]) -> list[Island]:
     """The convolutions that are no hazards, those first that move the map most for what float32 costs them.
 
     Damage is the largest difference in the map when a layer alone is computed in float16, cost the bytes of weights and
@@ -162,12 +162,12 @@ def by_damage(proto: onnx.ModelProto, hazards: list[Island], pictures: Sequence[
         cost[node.name] = results[0].numel()
 
     simulation = Fp16Simulation(proto)
-    judged = evenly(pictures, JUDGED)
-    expected = [simulation.outputs(picture, watch)[0] for picture in judged]
+    judged = evenly(images, JUDGED)
+    expected = [simulation.outputs(image, watch)[0] for image in judged]
     found = []
     with step("measuring which convolutions the map needs in float32", len(layers)) as advance:
         for node in layers:
-            maps = [simulation.outputs(picture, halved=node.name)[0] for picture in judged]
+            maps = [simulation.outputs(image, halved=node.name)[0] for image in judged]
             damage = max(float((a - b).abs().max()) for a, b in zip(maps, expected, strict=True))
             size = numpy_helper.to_array(weights[node.input[1]]).size + cost[node.name]
             found.append(
@@ -177,9 +177,9 @@ def by_damage(proto: onnx.ModelProto, hazards: list[Island], pictures: Sequence[
     return [island for _, island in sorted(found, key=lambda pair: (-pair[0], pair[1].node))]
 
 
-def evenly(pictures: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
-    """At most this many of the pictures, from all over the sequence."""
-    return [pictures[index] for index in np.linspace(0, len(pictures) - 1, min(number, len(pictures))).astype(int)]
+def evenly(images: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
+    """At most this many of the images, from all over the sequence."""
+    return [images[index] for index in np.linspace(0, len(images) - 1, min(number, len(images))).astype(int)]
 
 
 def describe(found: Iterable[Island]) -> list[str]:

@@ -62,9 +62,9 @@ class Fp16Simulation:
         `halved` names a float32 node that is computed in float16 all the same.
         """
         (given,) = self.graph.input
-        picture = torch.from_numpy(image.copy())[None]
+        tensor = torch.from_numpy(image.copy())[None]
         as_float = given.type.tensor_type.elem_type == TensorProto.FLOAT
-        values: dict[str, Tensor] = self.constants | {given.name: picture.float() if as_float else picture}
+        values: dict[str, Tensor] = self.constants | {given.name: tensor.float() if as_float else tensor}
         kept = {output.name for output in self.graph.output}
         with torch.inference_mode():
             for index, (node, attributes) in enumerate(zip(self.graph.node, self.attributes, strict=True)):

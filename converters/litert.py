@@ -1,11 +1,11 @@
-"""STLM as one TFLite file for LiteRT: picture in, anomaly map out, built-in operators only.
+"""STLM as one TFLite file for LiteRT: image in, anomaly map out, built-in operators only.
 
 Input `image`, float32 1×S×S×3 RGB, values 0 to 255 (LiteRT's Kotlin API has no uint8); output `anomaly_map`, float32
 1×1×S×S. Top-k becomes an operator that the interpreter lacks, so the score is taken from the map outside. Threshold,
 labels, resize and provenance stand in the file's metadata (`stlm_edge/tflite_metadata.py`). The same checkpoint gives
 the same bytes. Converters say nothing of files that cannot run: every file is loaded and run before it counts.
 
-fp16: the weights of linear layers and convolutions, computed in float32. int8: linear layers take each picture's own
+fp16: the weights of linear layers and convolutions, computed in float32. int8: linear layers take each image's own
 range (dynamic), so there are no ranges to calibrate; convolutions only store int8 weights; what isn't int8 has float16
 weights. In float32 stay the first convolutions of both encoders: a hundredth of the weights, and in fp16 and in
 weight-only int8 nearly all of the map's error came from them.
@@ -98,7 +98,7 @@ def _half(layers: str) -> recipe_manager.RecipeManager:
 
 
 class _MapOnly(nn.Module):
-    """The network without its score; what does not depend on the picture is computed beforehand."""
+    """The network without its score; what does not depend on the image is computed beforehand."""
 
     def __init__(self, model: STLM) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""STLM as one ONNX file: picture in, anomaly map and score out, everything constant already computed.
+"""STLM as one ONNX file: image in, anomaly map and score out, everything constant already computed.
 
 Input `image`, uint8 1×S×S×3 RGB; outputs `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. Static
 shapes, opset 20 (its Gelu is one node; TensorRT 10.3 reads no higher), no external data. The same checkpoint gives the

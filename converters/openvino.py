@@ -7,7 +7,7 @@ all of the map's error came from. Where the gate does not hold, the export keeps
 they are half of the score's error. Why convolutions are not computed in int8: benchmarks/results, `convolutions.json`.
 Attention biases are kept as tables that are gathered at load: 5×196 values instead of 5×196×196.
 
-The same ONNX file and pictures give the same bytes.
+The same ONNX file and images give the same bytes.
 """
 
 import re
@@ -42,10 +42,10 @@ def to_int8(
     folder: Path,
     calibration: Calibration,
     size: int,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     in_float: Sequence[str] = (),
 ) -> None:
-    """Quantize the ONNX file `source`; `pictures`, uint8 S×S×3, give the ranges.
+    """Quantize the ONNX file `source`; `images`, uint8 S×S×3, give the ranges.
 
     `in_float`: layers whose modules' names begin with one of these stay in float.
     """
@@ -64,8 +64,8 @@ def to_int8(
     with quiet():
         model = nncf.quantize(
             model,
-            nncf.Dataset(list(pictures), lambda picture: picture[None]),
-            subset_size=len(pictures),
+            nncf.Dataset(list(images), lambda image: image[None]),
+            subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=[name for name in names if name not in chosen], validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )

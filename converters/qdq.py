@@ -19,7 +19,7 @@ from stlm_edge.converters.typed_onnx import drop_unused, weights_of
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number
 SHARES = np.linspace(0.3, 1, 29)  # of the largest magnitude, as far as activations may be quantized
-SAMPLED = 4096  # values of each picture that the share is chosen by
+SAMPLED = 4096  # values of each image that the share is chosen by
 
 
 def quantize(proto: onnx.ModelProto, reach: dict[str, float], in_float: Sequence[str], islands: set[str]) -> None:
@@ -63,11 +63,11 @@ def quantize(proto: onnx.ModelProto, reach: dict[str, float], in_float: Sequence
     drop_unused(graph)
 
 
-def reach_of(proto: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> dict[str, float]:
+def reach_of(proto: onnx.ModelProto, images: Sequence[np.ndarray]) -> dict[str, float]:
     """The magnitude up to which each linear layer's input is to be quantized, by the input's name.
 
     Of `SHARES` of the largest magnitude it is the one whose steps, clipping included, leave the least squared error: a
-    few outliers else widen the steps of all. Measured on `SAMPLED` values of every picture, from anywhere: at even
+    few outliers else widen the steps of all. Measured on `SAMPLED` values of every image, from anywhere: at even
     distances they would come from a few channels, and outliers live in channels.
     """
     layers = {node.name for node in _linear(proto.graph)}
@@ -82,8 +82,8 @@ def reach_of(proto: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> dict[str
             samples.setdefault(node.input[0], []).append(rng.choice(values, SAMPLED))
 
     simulation = Fp16Simulation(proto)
-    for picture in pictures:
-        simulation.outputs(picture, watch)
+    for image in images:
+        simulation.outputs(image, watch)
     return {name: reach * _share(np.concatenate(samples[name]), reach) for name, reach in largest.items()}
 
 

@@ -1,8 +1,8 @@
 """int8 for the linear layers of an ONNX file; what must stay in float stays in float, and takes half the room.
 
-Weights are symmetric int8, one scale per output channel. Activations are quantized dynamically: each picture's own
+Weights are symmetric int8, one scale per output channel. Activations are quantized dynamically: each image's own
 range is found as it passes, so there are no ranges to calibrate and none that an anomaly could leave; the calibration
-pictures rank the layers by their damage (`sensitivity.py`), and the export moves the worst to float until its gate
+images rank the layers by their damage (`sensitivity.py`), and the export moves the worst to float until its gate
 holds. Weights have 7 bits: where a processor lacks VNNI, pairs of u8×s8 products saturate in 16 bits without a word.
 
 Convolutions are computed in float (benchmarks/results, `convolutions.json`). Their weights are stored in float16, but

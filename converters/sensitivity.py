@@ -1,7 +1,7 @@
 """Which layers int8 hurts most: each group of them alone, by what it does to the anomaly map.
 
 Simulated in torch, where nothing has to be converted: weights in int8 with a scale per output channel and, of linear
-layers, inputs in uint8 with each picture's own range, as `quantization.py` writes them. Formats that store int8 weights
+layers, inputs in uint8 with each image's own range, as `quantization.py` writes them. Formats that store int8 weights
 of convolutions, or compute in float with all of them, name those groups too.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 
-PICTURES = 8  # of the calibration set, evenly from normal and pseudo-anomalous ones
+IMAGES = 8  # of the calibration set, evenly from normal and pseudo-anomalous ones
 # A group is what one of these finds in layers' names.
 LINEAR = (
     r"^(plain|denoising)\.layers\.\d+\.blocks\.\d+\.(attn\.|mlp\.fc1|mlp\.fc2)",
@@ -41,17 +41,17 @@ def grouped(model: STLM, groups: Sequence[str]) -> dict[str, list[nn.Linear | nn
 
 @torch.inference_mode()
 def ranked(
-    model: STLM, pictures: Sequence[np.ndarray], groups: Sequence[str] = LINEAR, inputs: bool = True
+    model: STLM, images: Sequence[np.ndarray], groups: Sequence[str] = LINEAR, inputs: bool = True
 ) -> list[tuple[str, float]]:
     """Names that the layers of a group begin with, and the map's mean difference with that group alone in int8.
 
-    The most harmful first. `pictures`: uint8 S×S×3. `inputs`: whether linear layers' inputs are uint8 too. `model`
+    The most harmful first. `images`: uint8 S×S×3. `inputs`: whether linear layers' inputs are uint8 too. `model`
     stays as it is.
     """
     copied = copy.deepcopy(model).eval()
     members = grouped(copied, groups)
-    chosen = [torch.from_numpy(picture)[None] for picture in pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]]
-    expected = [copied(picture).anomaly_map for picture in chosen]
+    chosen = [torch.from_numpy(image)[None] for image in images[:: max(1, len(images) // IMAGES)][:IMAGES]]
+    expected = [copied(image).anomaly_map for image in chosen]
     damage = {}
     with step("ranking layers by what int8 does to the map", len(members)) as advance:
         for name, layers in members.items():
@@ -60,7 +60,7 @@ def ranked(
             hooks = [layer.register_forward_pre_hook(_in_uint8) for layer in linear]
             for layer in layers:
                 layer.weight.data = _in_int8(layer.weight.data)
-            maps = [copied(picture).anomaly_map for picture in chosen]
+            maps = [copied(image).anomaly_map for image in chosen]
             damage[name] = float(
                 np.mean([(one - other).abs().mean().item() for one, other in zip(maps, expected, strict=True)])
             )

@@ -1,6 +1,6 @@
 """The network in the form that it is exported in: the same answers with fewer and larger operations.
 
-What does not depend on the picture is computed here: batch norms and the pixels' deviation are merged into the
+What does not depend on the image is computed here: batch norms and the pixels' deviation are merged into the
 convolutions, attention biases gathered, attention's scales merged into the queries' weights, the positional encoding
 and what the decoder's first tokens become computed. Tokens are matrices, so that a linear layer is one product and a
 norm over channels needs no transpose; both streams pass the decoder as one batch of two.
@@ -41,7 +41,7 @@ def folded(model: STLM) -> STLM:
 
 @torch.no_grad()
 def shaped(model: STLM) -> nn.Module:
-    """A copy for pictures 1×S×S×3 (or 1×3×S×S) of values 0 to 255, S the model's; gives its map and score.
+    """A copy for images 1×S×S×3 (or 1×3×S×S) of values 0 to 255, S the model's; gives its map and score.
 
     The map differs from the model's by rounding: what is the same in exact arithmetic is computed in another order.
     """
@@ -78,7 +78,7 @@ class _Network(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """1×3×S×S → n×256, the picture's cells row by row."""
+    """1×3×S×S → n×256, the image's cells row by row."""
 
     def __init__(self, encoder: TinyViT, size: int) -> None:
         super().__init__()

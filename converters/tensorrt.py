@@ -26,7 +26,7 @@ from stlm_edge.threshold import Calibration
 
 
 def read(source: Path) -> onnx.ModelProto:
-    """The float32 file that `to_onnx` wrote, as TensorRT reads its picture."""
+    """The float32 file that `to_onnx` wrote, as TensorRT reads its image."""
     return cast_first(onnx.load(source))
 
 

@@ -16,7 +16,7 @@ from stlm_edge.model import STLM
 
 
 def to_engine(model: STLM, path: Path, precision: str) -> None:
-    """Write an engine for pictures uint8 1×S×S×3 in fp16 or fp32.
+    """Write an engine for images uint8 1×S×S×3 in fp16 or fp32.
 
     Raises UsageError when Torch-TensorRT or a GPU is missing, JobError when the engine can't be built.
     """
@@ -30,13 +30,13 @@ def to_engine(model: STLM, path: Path, precision: str) -> None:
     if not torch.cuda.is_available():
         raise UsageError("--via torch-tensorrt: CUDA finds no GPU here; run it on the machine that the engine is for")
     size = model.config.size
-    picture = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="cuda")
+    image = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="cuda")
     autocast = {"enable_autocast": True, "autocast_low_precision_type": torch.float16} if precision == "fp16" else {}
     with torch.no_grad():
-        program = torch.export.export(shaped(model).cuda(), (picture,))
+        program = torch.export.export(shaped(model).cuda(), (image,))
         try:
             engine = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-                program, arg_inputs=(picture,), **autocast
+                program, arg_inputs=(image,), **autocast
             )
         except Exception as error:  # whatever the converters, TensorRT or CUDA raise
             reason = " ".join(str(error).split())[:200]

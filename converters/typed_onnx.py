@@ -11,7 +11,7 @@ BETWEEN = MOVES | {"Relu"}
 
 
 def cast_first(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its picture cast to float32 before all else: TensorRT does nothing else with uint8."""
+    """The same graph with its image cast to float32 before all else: TensorRT does nothing else with uint8."""
     graph = proto.graph
     (image,) = (value.name for value in graph.input)
     same = {image: "image_float"}  # names that stand for another: casts of what is float32 now
@@ -32,7 +32,7 @@ def cast_first(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def float_input(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that `cast_first` gives, with a float32 picture (values 0 to 255) as its input."""
+    """The graph that `cast_first` gives, with a float32 image (values 0 to 255) as its input."""
     graph = proto.graph
     (image,) = graph.input
     image.type.tensor_type.elem_type = TensorProto.FLOAT

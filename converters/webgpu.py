@@ -1,6 +1,6 @@
 """ONNX for onnxruntime-web: float16 for WebGPU, and float32 as what WebAssembly's int8 is made from.
 
-Both take a float32 picture (values 0 to 255) and give the map alone: WebGPU casts no uint8 and has no TopK, so the page
+Both take a float32 image (values 0 to 255) and give the map alone: WebGPU casts no uint8 and has no TopK, so the page
 takes the score from the map. What WebGPU has no kernel for runs on the CPU, with a copy there and back, in silence:
 `check` refuses it instead. It has not been run in a browser where this was written.
 
@@ -68,7 +68,7 @@ _ON_THE_CPU |= {"Slice", "Split", "Squeeze", "Unsqueeze", "Gather"}  # their lat
 
 
 def to_browser(source: Path, path: Path, calibration: Calibration) -> onnx.ModelProto:
-    """Write the float32 file `source`, which `to_onnx` wrote, with a float32 picture and no score; returns the graph.
+    """Write the float32 file `source`, which `to_onnx` wrote, with a float32 image and no score; returns the graph.
 
     Raises JobError when WebGPU could not run it whole.
     """

@@ -1,4 +1,4 @@
-"""STLM on small devices: open a bundle and ask it about a picture.
+"""STLM on small devices: open a bundle and ask it about an image.
 
     bundle = stlm_edge.open("bundles/cpu-fp32")
     verdict = reader.predict("part.png")

@@ -1,4 +1,4 @@
-"""Anomaly maps as pictures: a perceptual dark-to-bright colour scale with the threshold in its middle."""
+"""Anomaly maps as images: a perceptual dark-to-bright colour scale with the threshold in its middle."""
 
 import numpy as np
 from PIL import Image
@@ -30,18 +30,18 @@ def colour(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:
 
 
 def overlay(
-    picture: Image.Image, anomaly_map: np.ndarray, calibration: Calibration, opacity: float = 0.65
+    image: Image.Image, anomaly_map: np.ndarray, calibration: Calibration, opacity: float = 0.65
 ) -> Image.Image:
-    """The picture at its own size with the map laid over it.
+    """The image at its own size with the map laid over it.
 
     Normal surface stays as it is; the colour fades in towards the threshold and from there on has the full `opacity`,
     0 to 1.
     """
-    levels = Image.fromarray(_levels(anomaly_map, calibration)).resize(picture.size, Image.Resampling.BILINEAR)
+    levels = Image.fromarray(_levels(anomaly_map, calibration)).resize(image.size, Image.Resampling.BILINEAR)
     colours = levels.copy()
     colours.putpalette(_TABLE.tobytes())
     alpha = levels.point((255 * opacity * _FADE).round().astype(int).tolist())
-    return Image.composite(colours.convert("RGB"), picture.convert("RGB"), alpha)
+    return Image.composite(colours.convert("RGB"), image.convert("RGB"), alpha)
 
 
 def _levels(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures from outside: the one decode-and-resize of training, evaluation, calibration, prediction and every device.
+"""Images from outside: the one decode-and-resize of training, evaluation, calibration, prediction and every device.
 
 Needs numpy and Pillow only. Whatever cannot be read faithfully is refused in one line that names the file.
 """
@@ -14,9 +14,7 @@ from stlm_edge.errors import UsageError
 PREPROCESSING = "exif-upright, rgb, antialiased-bilinear (Pillow), v1"
 SIXTEEN_BIT = "round(value / 257)"
 MAX_PIXELS = 100_000_000
-PICTURE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
-)
+IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"])
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's many, those that cameras write
 _UPRIGHT = {  # EXIF 2.3, tag Orientation
@@ -32,123 +30,123 @@ _ORIENTATION_TAG = 0x0112
 
 
 def load(source: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """A picture as the network takes it: uint8, size×size×3, RGB.
+    """An image as the network takes it: uint8, size×size×3, RGB.
 
-    `source` is a file, a Pillow picture, or an array: H×W×3 uint8 (RGB), H×W uint8 (grey) or H×W uint16 (grey).
-    Raises UsageError for anything else and for a file that `read_picture` refuses.
+    `source` is a file, a Pillow image, or an array: H×W×3 uint8 (RGB), H×W uint8 (grey) or H×W uint16 (grey).
+    Raises UsageError for anything else and for a file that `read_image` refuses.
     """
     if isinstance(source, np.ndarray):
         return resize(_of_array(source), size)
     if isinstance(source, Image.Image):
-        return resize(_rgb(_decoded(source, "the picture"), "the picture"), size)
-    return resize(read_picture(source), size)
+        return resize(_rgb(_decoded(source, "the image"), "the image"), size)
+    return resize(read_image(source), size)
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """The picture in a file, upright by its EXIF orientation, as 8-bit RGB at its own size.
+def read_image(path: str | Path) -> Image.Image:
+    """The image in a file, upright by its EXIF orientation, as 8-bit RGB at its own size.
 
     Alpha is ignored. 16-bit grey keeps its full range (SIXTEEN_BIT); 16-bit colour keeps its high bytes. Of a phone's
-    multi-picture JPEG the photograph itself is read.
+    multi-image JPEG the photograph itself is read.
 
-    Raises UsageError for a file that is missing, empty, truncated, not a picture, animated or of several pages, of more
+    Raises UsageError for a file that is missing, empty, truncated, not an image, animated or of several pages, of more
     than MAX_PIXELS (seen in its header, before decoding), or in a colour space other than grey and RGB.
     """
     return _rgb(_read(Path(path)), str(path))
 
 
-def read_mask(path: str | Path, size: int, picture_size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str | Path, size: int, image_size: tuple[int, int]) -> np.ndarray:
     """A ground-truth mask, nearest-resized: bool, size×size, true where the file's value is not zero.
 
-    `picture_size` is the width and height of the picture it belongs to; a mask of another size raises UsageError.
+    `image_size` is the width and height of the image it belongs to; a mask of another size raises UsageError.
     """
-    picture = _read(Path(path))
-    if picture.size != picture_size:
+    image = _read(Path(path))
+    if image.size != image_size:
         raise UsageError(
-            f"{path}: the mask is {picture.width}×{picture.height} but its picture is "
-            f"{picture_size[0]}×{picture_size[1]}; both must be of one size"
+            f"{path}: the mask is {image.width}×{image.height} but its image is "
+            f"{image_size[0]}×{image_size[1]}; both must be of one size"
         )
-    values = np.asarray(picture if picture.mode.startswith("I") else _rgb(picture, str(path)))
+    values = np.asarray(image if image.mode.startswith("I") else _rgb(image, str(path)))
     marked = values.any(axis=2) if values.ndim == 3 else values != 0
     return np.asarray(Image.fromarray(marked).resize((size, size), Image.Resampling.NEAREST))
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """The picture files directly in a folder, by name; hidden files are skipped. UsageError if there are none."""
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files directly in a folder, by name; hidden files are skipped. UsageError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; expected a folder of pictures")
-    files = sorted(path for path in folder.iterdir() if is_picture(path))
+        raise UsageError(f"{folder}: no such folder; expected a folder of images")
+    files = sorted(path for path in folder.iterdir() if is_image(path))
     if not files:
-        suffixes = " ".join(sorted(PICTURE_SUFFIXES))
-        raise UsageError(f"{folder}: no pictures in it; expected files that end in {suffixes}")
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError(f"{folder}: no images in it; expected files that end in {suffixes}")
     return files
 
 
-def is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def resize(picture: Image.Image, size: int) -> np.ndarray:
-    """An RGB picture as uint8, size×size×3: Pillow's antialiased bilinear, aspect ratio not kept."""
-    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image as uint8, size×size×3: Pillow's antialiased bilinear, aspect ratio not kept."""
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _read(path: Path) -> Image.Image:
-    """The decoded, upright picture in its own colour mode."""
+    """The decoded, upright image in its own colour mode."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected a picture")
+        raise UsageError(f"{path}: no such file; expected an image")
     if path.stat().st_size == 0:
-        raise UsageError(f"{path}: the file is empty (0 bytes); expected a picture, copy it anew from the camera")
+        raise UsageError(f"{path}: the file is empty (0 bytes); expected an image, copy it anew from the camera")
     # Pillow is given the open file, not its name: it would map an uncompressed TIFF by name, and scramble a turned one.
     with path.open("rb") as file:
         try:
-            with warnings.catch_warnings():  # Pillow's own warning of large pictures starts below MAX_PIXELS
+            with warnings.catch_warnings():  # Pillow's own warning of large images starts below MAX_PIXELS
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                picture = Image.open(file, formats=_FORMATS)
+                image = Image.open(file, formats=_FORMATS)
         except Image.DecompressionBombError:
             raise _too_large(str(path), "far") from None
         except Image.UnidentifiedImageError:
             raise UsageError(
-                f"{path}: not a picture that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
+                f"{path}: not an image that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
             ) from None
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise nearly anything on a damaged header
             raise _damaged(str(path), error) from None
-        return _decoded(picture, str(path))
+        return _decoded(image, str(path))
 
 
-def _decoded(picture: Image.Image, name: str) -> Image.Image:
-    if not (picture.width and picture.height):
-        raise UsageError(f"{name}: {picture.width}×{picture.height} pixels; expected at least one")
-    if picture.width * picture.height > MAX_PIXELS:
-        raise _too_large(name, f"{picture.width}×{picture.height},")
-    if getattr(picture, "is_animated", False) and picture.format != "MPO":
-        raise UsageError(f"{name}: animated or of several pages; expected a single picture, save one frame by itself")
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if not (image.width and image.height):
+        raise UsageError(f"{name}: {image.width}×{image.height} pixels; expected at least one")
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name, f"{image.width}×{image.height},")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise UsageError(f"{name}: animated or of several pages; expected a single image, save one frame by itself")
     try:
-        picture.load()
-        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception as error:  # likewise on a damaged body
         raise _damaged(name, error) from None
-    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise UsageError(f"{name}: 32-bit or signed grey; expected 8-bit or unsigned 16-bit grey, save it as such")
-    upright = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture.copy()
-    upright.info = {}  # or the orientation would be applied again when this picture is loaded or saved
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image.copy()
+    upright.info = {}  # or the orientation would be applied again when this image is loaded or saved
     return upright
 
 
-def _rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode in ("1", "L", "RGBX", "YCbCr"):
-        return picture.convert("RGB")
-    if picture.mode in ("P", "PA", "LA", "RGBA"):
-        return picture.convert("RGBA").convert("RGB")
-    if picture.mode.startswith("I"):
-        return _of_array(np.asarray(picture).astype(np.uint16))
-    raise UsageError(f"{name}: colour mode {picture.mode}; expected grey or RGB, save it as an RGB or grey PNG or JPEG")
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("1", "L", "RGBX", "YCbCr"):
+        return image.convert("RGB")
+    if image.mode in ("P", "PA", "LA", "RGBA"):
+        return image.convert("RGBA").convert("RGB")
+    if image.mode.startswith("I"):
+        return _of_array(np.asarray(image).astype(np.uint16))
+    raise UsageError(f"{name}: colour mode {image.mode}; expected grey or RGB, save it as an RGB or grey PNG or JPEG")
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
@@ -167,10 +165,8 @@ def _of_array(array: np.ndarray) -> Image.Image:
 
 
 def _too_large(name: str, found: str) -> UsageError:
-    return UsageError(f"{name}: {found} more than {MAX_PIXELS:,} pixels; scale the picture down or crop it first")
+    return UsageError(f"{name}: {found} more than {MAX_PIXELS:,} pixels; scale the image down or crop it first")
 
 
 def _damaged(name: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"{name}: truncated or damaged ({error}); expected an intact picture, copy it anew from the camera"
-    )
+    return UsageError(f"{name}: truncated or damaged ({error}); expected an intact image, copy it anew from the camera")

@@ -1,4 +1,4 @@
-"""The decision threshold between normal and anomalous, chosen from normal pictures alone."""
+"""The decision threshold between normal and anomalous, chosen from normal images alone."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,21 +15,21 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Calibration:
-    """The threshold between normal and anomalous, and how it was found on normal pictures alone.
+    """The threshold between normal and anomalous, and how it was found on normal images alone.
 
     Scores and map values are in the model's own unit, 0 to 1. `delta` is how near to the threshold a verdict may flip
     between the trained model and a packed one.
     """
 
-    threshold: Annotated[float, "a picture whose score is above it is anomalous"]
-    median_score: Annotated[float, "median score of the normal calibration pictures"]
+    threshold: Annotated[float, "an image whose score is above it is anomalous"]
+    median_score: Annotated[float, "median score of the normal calibration images"]
     map_low: Annotated[float, "map value shown as the lowest colour"]
     map_high: Annotated[float, "map value shown as the highest colour; the threshold lies in the middle"]
-    false_alarm_rate: Annotated[float, Between(0, 1), "share of normal pictures that may be called anomalous"]
-    pictures: Annotated[int, Between(1), "how many normal pictures the calibration saw"]
+    false_alarm_rate: Annotated[float, Between(0, 1), "share of normal images that may be called anomalous"]
+    images: Annotated[int, Between(1), "how many normal images the calibration saw"]
     method: Literal["quantile", "maximum plus margin"]
     margin: Annotated[float, Between(0), "what was added to the highest score; 0 for a quantile"]
-    source: Annotated[Literal["training", "site"], "held-out training pictures, or pictures taken on site"]
+    source: Annotated[Literal["training", "site"], "held-out training images, or images taken on site"]
 
     @property
     def delta(self) -> float:
@@ -42,21 +42,21 @@ def calibrate(
     false_alarm_rate: float = 0.01,
     source: Literal["training", "site"] = "training",
 ) -> Calibration:
-    """The threshold of a model from the scores of n held-out normal pictures and the median of each one's map.
+    """The threshold of a model from the scores of n held-out normal images and the median of each one's map.
 
-    With n ≥ 1/rate it is the score of rank ⌈(1 − rate)(n + 1)⌉ counted from the lowest: of pictures like these a share
+    With n ≥ 1/rate it is the score of rank ⌈(1 − rate)(n + 1)⌉ counted from the lowest: of images like these a share
     of at most `rate` lies above it, on average (split conformal prediction; Vovk et al., 2005, "Algorithmic Learning
-    in a Random World"). With fewer pictures nothing is known of so rare scores, and the next normal picture exceeds the
+    in a Random World"). With fewer images nothing is known of so rare scores, and the next normal image exceeds the
     maximum of n once in n + 1: the threshold is then the maximum plus a margin of MARGIN × (maximum − median), a tenth
     of the spread that was seen, but never more than half the way to 1, the highest possible score.
 
-    `maps` are the pictures' anomaly maps, or only the median of each: colours run from the median of those medians to
-    as far above the threshold as that is below it. Raises UsageError for no pictures, a rate outside ]0, 0.5[, or
+    `maps` are the images' anomaly maps, or only the median of each: colours run from the median of those medians to
+    as far above the threshold as that is below it. Raises UsageError for no images, a rate outside ]0, 0.5[, or
     values that are not finite.
     """
     check_rate(false_alarm_rate)
     if not len(scores):
-        raise UsageError("calibration: no normal pictures; give at least one, better 1/(false-alarm rate) of them")
+        raise UsageError("calibration: no normal images; give at least one, better 1/(false-alarm rate) of them")
     medians = [float(np.median(anomaly_map)) for anomaly_map in maps]
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     if not (np.isfinite(ordered).all() and np.isfinite(medians).all()):
@@ -77,7 +77,7 @@ def calibrate(
         map_low=map_low,
         map_high=2 * threshold - map_low,
         false_alarm_rate=false_alarm_rate,
-        pictures=count,
+        images=count,
         method="quantile" if enough else "maximum plus margin",
         margin=margin,
         source=source,
@@ -86,24 +86,24 @@ def calibrate(
 
 def describe(calibration: Calibration) -> str:
     """The calibration in a line for people: the threshold and what it rests on."""
-    pictures = f"{calibration.pictures} normal pictures"
+    images = f"{calibration.images} normal images"
     if calibration.method == "quantile":
         rate = f"{calibration.false_alarm_rate:g}"
-        return f"threshold {calibration.threshold:.4g} from {pictures}, for a false-alarm rate of {rate}"
+        return f"threshold {calibration.threshold:.4g} from {images}, for a false-alarm rate of {rate}"
     needed = math.ceil(1 / calibration.false_alarm_rate - 1e-9)
     return (
-        f"threshold {calibration.threshold:.4g}, the maximum of {pictures} plus a margin of {calibration.margin:.2g}, "
+        f"threshold {calibration.threshold:.4g}, the maximum of {images} plus a margin of {calibration.margin:.2g}, "
         f"because a false-alarm rate of {calibration.false_alarm_rate:g} needs {needed}"
     )
 
 
 def judge(
-    run: Callable[[np.ndarray], tuple[np.ndarray, float]], pictures: Iterable[np.ndarray]
+    run: Callable[[np.ndarray], tuple[np.ndarray, float]], images: Iterable[np.ndarray]
 ) -> tuple[list[float], list[float]]:
-    """The score of each picture, S×S×3 uint8, and the median of its map, ready for `calibrate`."""
+    """The score of each image, S×S×3 uint8, and the median of its map, ready for `calibrate`."""
     scores, medians = [], []
-    for picture in pictures:
-        anomaly_map, score = run(picture)
+    for image in images:
+        anomaly_map, score = run(image)
         scores.append(score)
         medians.append(float(np.median(anomaly_map)))
     return scores, medians

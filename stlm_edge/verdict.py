@@ -9,9 +9,9 @@ SCORE_RULE = "mean of the 100 highest values of the S×S map"
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What a model says of one picture.
+    """What a model says of one image.
 
-    `map` is float32 S×S: the picture resized to a square, so its aspect ratio is not the picture's.
+    `map` is float32 S×S: the image resized to a square, so its aspect ratio is not the image's.
     """
 
     anomalous: bool
@@ -27,7 +27,7 @@ def verdict_of(answer: tuple[np.ndarray, float], threshold: float) -> Verdict:
 
 
 def is_anomalous(score: float, threshold: float) -> bool:
-    """A picture is anomalous when its score is above the threshold; at the threshold it is normal."""
+    """An image is anomalous when its score is above the threshold; at the threshold it is normal."""
     return score > threshold
 
 

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a small bundle that a real onnxruntime runs, and pictures that suit it."""
+"""Fixtures shared by the tests: a small bundle that a real onnxruntime runs, and images that suit it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny import tiny_picture, write_tiny_bundle
+from tiny import tiny_image, write_tiny_bundle
 
 if TYPE_CHECKING:
     from damage import ConvertBy
@@ -45,13 +45,13 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with good/ (24 pictures) and spot/ (8) that suit the tiny bundle."""
-    root = tmp_path_factory.mktemp("pictures")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good/ (24 images) and spot/ (8) that suit the tiny bundle."""
+    root = tmp_path_factory.mktemp("images")
     for kind, seeds in (("good", range(200, 224)), ("spot", range(301, 309))):
         (root / kind).mkdir()
         for seed in seeds:
-            tiny_picture(seed, defect=kind == "spot").save(root / kind / f"{seed}.png")
+            tiny_image(seed, defect=kind == "spot").save(root / kind / f"{seed}.png")
     return root
 
 
@@ -66,7 +66,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a run folder of a small network (S=64), which holds candidates for golden pictures too."""
+    """The checkpoint of a run folder of a small network (S=64), which holds candidates for golden images too."""
     from small_run import write_small_run
 
     run = tmp_path_factory.mktemp("runs") / "small"
@@ -148,7 +148,7 @@ def even_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled pictures that it tells apart: those of its lowest scores as good/, of its highest as high/."""
+    """Labelled images that it tells apart: those of its lowest scores as good/, of its highest as high/."""
     from stlm_edge.images import load
     from stlm_edge.runtimes.torch import Torch
 
@@ -253,13 +253,13 @@ def exported_for_web(
 
 
 @pytest.fixture(scope="session")
-def site_pictures(
-    exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+def site_images(
+    exported_for_android: dict[str, Exported], tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The ten pictures that a network with random weights finds most normal: what it would be calibrated on on site."""
+    """The ten images that a network with random weights finds most normal: what it would be calibrated on on site."""
     import stlm_edge
 
     bundle, folder = stlm_edge.open(exported_for_android["int8"].folder), tmp_path_factory.mktemp("site")
-    for path in sorted((tiny_pictures / "good").iterdir(), key=lambda path: bundle.predict(path).score)[:10]:
+    for path in sorted((tiny_images / "good").iterdir(), key=lambda path: bundle.predict(path).score)[:10]:
         shutil.copy(path, folder)
     return folder

@@ -1,7 +1,7 @@
 """STLM's training step a second time, written out plainly: what the package's own step is checked and timed against.
 
-It goes as the published training does: the teacher answers the pseudo-anomalous and the clean pictures alike, at every
-step; the mask decoder takes one picture after the other; the two encoders run one after the other; the losses are those
+It goes as the published training does: the teacher answers the pseudo-anomalous and the clean images alike, at every
+step; the mask decoder takes one image after the other; the two encoders run one after the other; the losses are those
 of DeSTSeg (X. Zhang et al., CVPR 2023), on which the published code rests. Network parts are the package's own.
 """
 
@@ -30,7 +30,7 @@ def optimisers_of(model):
 
 
 def step(model, teacher, optimisers, image, clean, mask):
-    """One step on B×S×S×3 uint8 pictures, the clean ones and B×S×S masks; returns the losses, and leaves gradients."""
+    """One step on B×S×S×3 uint8 images, the clean ones and B×S×S masks; returns the losses, and leaves gradients."""
     for optimiser in optimisers:
         optimiser.zero_grad()
     seen = teacher_maps(teacher, image)
@@ -49,7 +49,7 @@ def teacher_maps(teacher, image):
 
 
 def losses_of(model, image, mask, seen, before):
-    """The four losses; `seen` and `before` are the teacher's two maps of `image` and of the clean pictures."""
+    """The four losses; `seen` and `before` are the teacher's two maps of `image` and of the clean images."""
     x = normalised(model, image)
     plain = maps_of(model.plain, model.mask_decoder, model.prompt_encoder, x)
     denoising = maps_of(model.denoising, model.mask_decoder, model.prompt_encoder, x)

@@ -20,11 +20,11 @@ WRONG_THRESHOLD = r"wrote .* for stlm_edge\.threshold .*, the checkpoint says"  
 
 
 def says_what_the_trained_model_says(bundle: Bundle, checkpoint: Path, limit: float) -> None:
-    """The same verdicts of the golden pictures, on maps within `limit`."""
+    """The same verdicts of the golden images, on maps within `limit`."""
     trained = Torch(checkpoint)
-    for picture in bundle.golden():
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        verdict = bundle.predict(picture.picture_path)
+    for image in bundle.golden():
+        anomaly_map, score = trained.run(image.tensor.copy())
+        verdict = bundle.predict(image.image_path)
         assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
         assert np.abs(verdict.map - anomaly_map).max() < limit
 
@@ -36,10 +36,10 @@ def is_refused(target: str, reason: str, folder: Path, **given: Any) -> None:
     assert list(folder.iterdir()) == []
 
 
-def is_calibrated_on_site(done: Exported, pictures: Path, folder: Path) -> float:
-    """A copy of it in `folder` takes the threshold that these pictures give, which is returned."""
+def is_calibrated_on_site(done: Exported, images: Path, folder: Path) -> float:
+    """A copy of it in `folder` takes the threshold that these images give, which is returned."""
     shutil.copytree(done.folder, folder)
-    calibrated = run("calibrate", "--bundle", folder, "--data", pictures, "--json")
+    calibrated = run("calibrate", "--bundle", folder, "--data", images, "--json")
     assert (calibrated.returncode, calibrated.stderr) == (0, "")
     manifest = stlm_edge.open(folder).manifest
     threshold = json.loads(calibrated.stdout)["calibration"]["threshold"]
@@ -47,9 +47,9 @@ def is_calibrated_on_site(done: Exported, pictures: Path, folder: Path) -> float
     return threshold
 
 
-def predicts_and_is_benched(done: Exported, runtime: str, picture: Path, out: Path, queries: int = 10) -> set[str]:
+def predicts_and_is_benched(done: Exported, runtime: str, image: Path, out: Path, queries: int = 10) -> set[str]:
     """By the commands; returns the packages whose versions the bench names."""
-    predicted = run("predict", "--bundle", done.folder, picture, "--json")
+    predicted = run("predict", "--bundle", done.folder, image, "--json")
     assert (predicted.returncode, predicted.stderr) == (0, "")
     assert json.loads(predicted.stdout)["threshold"] == done.manifest.calibration.threshold
     benched = run("bench", "--bundle", done.folder, "--queries", queries, "--seconds", 0, "--out", out)

@@ -1,4 +1,4 @@
-"""Weights and a picture that anyone can make again: what `tests/reference` holds the published code's numbers for."""
+"""Weights and an image that anyone can make again: what `tests/reference` holds the published code's numbers for."""
 
 import hashlib
 from pathlib import Path
@@ -26,8 +26,8 @@ def fill(name, shape):
     return (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def picture():
-    """A smooth picture with one odd square in it, and the square's mask on the grid."""
+def published_image():
+    """A smooth image with one odd square in it, and the square's mask on the grid."""
     knots = np.random.RandomState(7).uniform(0, 255, (17, 17, 3))
     place = np.linspace(0, 15.999, SIZE)
     cell, part = place.astype(int), (place % 1)[:, None]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import tiny_picture
+from tiny import tiny_image
 from torch import nn
 
 from stlm_edge.images import load
@@ -22,14 +22,14 @@ def write_small_run(
 ) -> Path:
     """Write checkpoint, calibration and golden candidates, the threshold in the widest gap between their scores.
 
-    `even`: with a map whose values are near each other, as a trained network's are on normal pictures. In the others a
+    `even`: with a map whose values are near each other, as a trained network's are on normal images. In the others a
     weight's rounding to fp16 alone moves some by 0.1.
     """
     for number, seed in enumerate(SEEDS):
         for folder, defect in (("calibration", False), ("golden/normal", False), ("golden/anomalous", True)):
             (run / folder).mkdir(parents=True, exist_ok=True)
-            tiny_picture(seed, defect).save(run / folder / f"{number:02}.png")
-    images = np.stack([load(tiny_picture(seed, defect), size) for defect in (False, True) for seed in SEEDS])
+            tiny_image(seed, defect).save(run / folder / f"{number:02}.png")
+    images = np.stack([load(tiny_image(seed, defect), size) for defect in (False, True) for seed in SEEDS])
     model = small_network(torch.from_numpy(images), depths, even)
     with torch.inference_mode():
         scores = np.array([model(torch.from_numpy(image)[None]).score.item() for image in images])
@@ -42,7 +42,7 @@ def write_small_run(
         map_low=0.1,
         map_high=0.9,
         false_alarm_rate=0.01,
-        pictures=len(SEEDS),
+        images=len(SEEDS),
         method="maximum plus margin",
         margin=0.01,
         source="training",

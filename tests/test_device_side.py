@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_picture
+from tiny import tiny_image
 
 HEAVY = ("torch", "torchvision", "pydantic", "typer", "rich", "scipy", "onnx", "safetensors", "matplotlib", "jinja2")
 
@@ -31,7 +31,7 @@ def test_device_side_modules_import_neither_a_runtime_nor_what_training_needs(mo
 
 
 def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_path: Path) -> None:
-    tiny_picture(1).save(tmp_path / "part.png")
+    tiny_image(1).save(tmp_path / "part.png")
     code = "import sys, stlm_edge; print(stlm_edge.open(sys.argv[1]).predict(sys.argv[2]).score)"
     modules = imported(code, tiny_bundle, tmp_path / "part.png")
     assert modules >= {"numpy", "PIL", "onnxruntime"}
@@ -39,7 +39,7 @@ def test_predicting_imports_the_bundle_s_runtime_alone(tiny_bundle: Path, tmp_pa
 
 
 def test_a_bundle_for_android_is_judged_and_calibrated_by_its_interpreter_alone(
-    exported_for_android: dict[str, Any], tiny_pictures: Path, site_pictures: Path, tmp_path: Path
+    exported_for_android: dict[str, Any], tiny_images: Path, site_images: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(exported_for_android["int8"].folder, tmp_path / "bundle")
     code = """
@@ -51,7 +51,7 @@ predict.main(["--bundle", sys.argv[1], sys.argv[2]])
 calibrate.main(["--bundle", sys.argv[1], "--data", sys.argv[3]])
 sys.modules.pop("torch"), sys.modules.pop("onnxruntime")
 """
-    modules = imported(code, tmp_path / "bundle", tiny_pictures / "spot" / "305.png", site_pictures)
+    modules = imported(code, tmp_path / "bundle", tiny_images / "spot" / "305.png", site_images)
     assert modules >= {"numpy", "PIL", "ai_edge_litert"}
     assert not modules & {"onnxruntime", *HEAVY}
 

@@ -23,19 +23,19 @@ def test_colours_rise_in_lightness_and_are_clipped_to_the_calibrated_range() -> 
 
 
 def test_overlay_leaves_normal_surface_alone_and_marks_what_is_above_the_threshold() -> None:
-    picture = Image.fromarray(np.full((90, 150, 3), 120, np.uint8))
+    image = Image.fromarray(np.full((90, 150, 3), 120, np.uint8))
     anomaly_map = np.full((64, 64), 0.1, np.float32)
     anomaly_map[:, 40:] = 0.45
-    shown = np.asarray(heatmap.overlay(picture, anomaly_map, CALIBRATION))
+    shown = np.asarray(heatmap.overlay(image, anomaly_map, CALIBRATION))
     assert shown.shape == (90, 150, 3)
     assert (shown[:, :80] == 120).all()
     assert (np.abs(shown[:, 110:].astype(int) - 120).max(axis=2) > 40).all()
 
 
-def test_opacity_nil_is_the_picture_itself() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
-    shown = heatmap.overlay(picture, np.ones((32, 32), np.float32), CALIBRATION, opacity=0)
-    assert shown.tobytes() == picture.tobytes()
+def test_opacity_nil_is_the_image_itself() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    shown = heatmap.overlay(image, np.ones((32, 32), np.float32), CALIBRATION, opacity=0)
+    assert shown.tobytes() == image.tobytes()
 
 
 def test_a_calibration_without_spread_does_not_divide_by_zero() -> None:

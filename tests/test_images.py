@@ -1,4 +1,4 @@
-"""What every reader of pictures relies on: faithful pixels, or one line that says what is wrong with which file."""
+"""What every reader of images relies on: faithful pixels, or one line that says what is wrong with which file."""
 
 import contextlib
 import struct
@@ -33,7 +33,7 @@ def png_header(path: Path, width: int, height: int) -> Path:
 
 def complaint(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
-        images.read_picture(path)
+        images.read_image(path)
     line = str(caught.value)
     assert line.startswith(str(path)), "names the file"
     assert "\n" not in line
@@ -66,7 +66,7 @@ def test_shrinking_averages_instead_of_skipping_pixels():
 def test_exif_orientation_is_applied_before_anything_else(orientation, kind, tmp_path):
     upright = np.zeros((30, 50), np.uint8)
     upright[:10, :20], upright[:10, 20:], upright[10:, :20] = 250, 150, 80
-    stored = {  # EXIF 2.3: where the stored picture's first row and column lie in the upright one
+    stored = {  # EXIF 2.3: where the stored image's first row and column lie in the upright one
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -79,7 +79,7 @@ def test_exif_orientation_is_applied_before_anything_else(orientation, kind, tmp
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
-    read = images.read_picture(tmp_path / f"a.{kind}")
+    read = images.read_image(tmp_path / f"a.{kind}")
     assert np.array_equal(np.asarray(read)[..., 0], upright)
     assert np.array_equal(images.load(read, 32), images.load(tmp_path / f"a.{kind}", 32)), "and only once"
 
@@ -95,7 +95,7 @@ def test_16_bit_grey_keeps_its_full_range(name, tmp_path):
         Image.fromarray(values).save(tmp_path / name)
     expected = np.rint(values / 257).astype(np.uint8)
     assert (expected.min(), expected.max()) == (0, 255)
-    read = np.asarray(images.read_picture(tmp_path / name))
+    read = np.asarray(images.read_image(tmp_path / name))
     assert all(np.array_equal(read[..., channel], expected) for channel in range(3))
     assert np.array_equal(images.load(values, 16), images.load(tmp_path / name, 16)), "arrays are read as files are"
 
@@ -107,7 +107,7 @@ def test_other_colour_modes_become_rgb_and_alpha_is_ignored(mode, colours, tmp_p
     if mode in ("LA", "RGBA"):
         original.putalpha(0)
     Image.Image.save(original, tmp_path / "a.png")
-    assert np.array_equal(np.asarray(images.read_picture(tmp_path / "a.png")), expected)
+    assert np.array_equal(np.asarray(images.read_image(tmp_path / "a.png")), expected)
 
 
 def test_a_palette_with_transparency_is_read_without_a_warning(colours, tmp_path):
@@ -115,19 +115,19 @@ def test_a_palette_with_transparency_is_read_without_a_warning(colours, tmp_path
     original.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read = images.read_picture(tmp_path / "a.png")
+        read = images.read_image(tmp_path / "a.png")
     assert np.array_equal(np.asarray(read), np.asarray(original.convert("RGB")))
 
 
 def test_30000_by_30000_is_refused_before_decoding(tmp_path, monkeypatch):
     bomb = png_header(tmp_path / "bomb.png", 30_000, 30_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert "more than 100,000,000 pixels; scale the picture down or crop it first" in complaint(bomb)
+    assert "more than 100,000,000 pixels; scale the image down or crop it first" in complaint(bomb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert "30000×30000, more than 100,000,000 pixels" in complaint(bomb)
 
 
-def test_pillows_warning_of_large_pictures_stays_silent(tmp_path):
+def test_pillows_warning_of_large_images_stays_silent(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "11000×10000, more than 100,000,000 pixels" in complaint(png_header(tmp_path / "a.png", 11_000, 10_000))
@@ -135,7 +135,7 @@ def test_pillows_warning_of_large_pictures_stays_silent(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.bmp", "a.webp"])
-def test_a_truncated_picture_is_refused(name, colours, tmp_path):
+def test_a_truncated_image_is_refused(name, colours, tmp_path):
     Image.fromarray(colours).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -166,33 +166,33 @@ def test_cmyk_is_refused(colours, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
-def test_an_animated_picture_is_refused(name, colours, tmp_path):
+def test_an_animated_image_is_refused(name, colours, tmp_path):
     frames = [Image.fromarray(np.roll(colours, shift, axis=1)) for shift in (0, 9)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    assert "animated or of several pages; expected a single picture" in complaint(tmp_path / name)
+    assert "animated or of several pages; expected a single image" in complaint(tmp_path / name)
 
 
-def test_of_a_phones_multi_picture_jpeg_the_photograph_is_read(colours, tmp_path):
+def test_of_a_phones_multi_image_jpeg_the_photograph_is_read(colours, tmp_path):
     photograph, preview = Image.fromarray(colours), Image.fromarray(colours[::2, ::2])
     photograph.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
-    assert images.read_picture(tmp_path / "a.jpg").size == (60, 40)
+    assert images.read_image(tmp_path / "a.jpg").size == (60, 40)
 
 
 def test_zero_size_is_refused(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     assert "the file is empty (0 bytes)" in complaint(tmp_path / "empty.png")
-    assert "not a picture that can be read" in complaint(png_header(tmp_path / "flat.png", 0, 7))
+    assert "not an image that can be read" in complaint(png_header(tmp_path / "flat.png", 0, 7))
     with pytest.raises(UsageError, match=r"array of shape \(0, 7\); expected at least one pixel"):
         images.load(np.zeros((0, 7), np.uint8), 32)
-    with pytest.raises(UsageError, match="the picture: 7×0 pixels; expected at least one"):
+    with pytest.raises(UsageError, match="the image: 7×0 pixels; expected at least one"):
         images.load(Image.new("RGB", (7, 0)), 32)
 
 
 def test_text_named_png_and_missing_files_are_refused(tmp_path):
-    (tmp_path / "note.png").write_text("not a picture")
-    assert "not a picture that can be read; expected an intact file" in complaint(tmp_path / "note.png")
-    assert "no such file; expected a picture" in complaint(tmp_path / "gone.png")
-    assert "no such file; expected a picture" in complaint(tmp_path)
+    (tmp_path / "note.png").write_text("not an image")
+    assert "not an image that can be read; expected an intact file" in complaint(tmp_path / "note.png")
+    assert "no such file; expected an image" in complaint(tmp_path / "gone.png")
+    assert "no such file; expected an image" in complaint(tmp_path)
 
 
 def test_32_bit_grey_is_refused_rather_than_clipped(tmp_path):
@@ -224,20 +224,20 @@ def test_a_mask_is_resized_to_the_nearest_and_true_where_not_zero(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     Image.new("L", (60, 41)).save(tmp_path / "a_mask.png")
     with pytest.raises(
-        UsageError, match=r"a_mask.png: the mask is 60×41 but its picture is 60×40; both must be of one size"
+        UsageError, match=r"a_mask.png: the mask is 60×41 but its image is 60×40; both must be of one size"
     ):
         images.read_mask(tmp_path / "a_mask.png", 32, (60, 40))
 
 
-def test_a_folder_is_listed_by_name_without_what_is_no_picture(tmp_path):
+def test_a_folder_is_listed_by_name_without_what_is_no_image(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt", "._b.png", "c.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images.list_pictures(tmp_path)] == ["a.JPG", "b.png", "c.tiff"]
+    assert [path.name for path in images.list_images(tmp_path)] == ["a.JPG", "b.png", "c.tiff"]
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="gone: no such folder; expected a folder of pictures"):
-        images.list_pictures(tmp_path / "gone")
-    with pytest.raises(UsageError, match=r"no pictures in it; expected files that end in .bmp .gif .jpeg"):
-        images.list_pictures(tmp_path)
+    with pytest.raises(UsageError, match="gone: no such folder; expected a folder of images"):
+        images.list_images(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"no images in it; expected files that end in .bmp .gif .jpeg"):
+        images.list_images(tmp_path)

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny import tiny_picture
+from tiny import tiny_image
 
 ROOT = Path(__file__).parent.parent
 UNREACHABLE = re.compile(r"error sending request|failed to fetch|dns error|timed out|tunnel|connect", re.IGNORECASE)
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if installed.returncode and UNREACHABLE.search(installed.stderr):
         pytest.skip(f"the package registry cannot be reached: {installed.stderr.strip().splitlines()[-1]}")
     assert installed.returncode == 0, installed.stderr
-    tiny_picture(305, defect=True).save(place / "part.png")
+    tiny_image(305, defect=True).save(place / "part.png")
     return place
 
 
@@ -90,11 +90,11 @@ def test_it_predicts_from_python_and_from_the_command_line(place: Path, tiny_bun
     assert (place / line["heatmap"]).is_file()
 
 
-def test_it_calibrates_on_site(place: Path, tiny_bundle: Path, tiny_pictures: Path) -> None:
+def test_it_calibrates_on_site(place: Path, tiny_bundle: Path, tiny_images: Path) -> None:
     shutil.copytree(tiny_bundle, place / "site")
-    answer = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_pictures / "good", "--json")
+    answer = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_images / "good", "--json")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert json.loads(answer.stdout)["calibration"]["pictures"] == 24
+    assert json.loads(answer.stdout)["calibration"]["images"] == 24
 
 
 def test_it_benches_a_bundle(place: Path, tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small real bundle: a graph of a few nodes that keeps the artifact's contract, its pictures and golden answers."""
+"""A small real bundle: a graph of a few nodes that keeps the artifact's contract, its images and golden answers."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def write_tiny_onnx(path: Path, size: int, with_score: bool = True, gain: float 
     path.write_bytes(model.SerializeToString())
 
 
-def tiny_picture(seed: int, defect: bool = False, width: int = 120, height: int = 90) -> Image.Image:
+def tiny_image(seed: int, defect: bool = False, width: int = 120, height: int = 90) -> Image.Image:
     """A grey surface with grain; with a defect, a bright spot whose strength depends on the seed."""
     rng = np.random.default_rng(seed)
     pixels = rng.normal(128 + seed % 7, 4, (height, width, 3))
@@ -83,15 +83,15 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
     artifact = folder.parent / f".{folder.name}.onnx"
     write_tiny_onnx(artifact, size, with_score=bool(options.get("score_output", True)))
     runtime = OnnxRuntime(artifact, threads=1)
-    normal = [runtime.run(load(tiny_picture(seed), size)) for seed in range(30)]
+    normal = [runtime.run(load(tiny_image(seed), size)) for seed in range(30)]
     calibration = calibrate([score for _, score in normal], [float(np.median(m)) for m, _ in normal], 0.05)
     candidates = []
     for seed in range(100, 110):
         for defect in (False, True):
-            picture = tiny_picture(seed, defect)
-            tensor = load(picture, size)
+            image = tiny_image(seed, defect)
+            tensor = load(image, size)
             name = f"{'spot' if defect else 'good'}-{seed}"
-            candidates.append(GoldenCandidate(name, picture, defect, tensor, *runtime.run(tensor)))
+            candidates.append(GoldenCandidate(name, image, defect, tensor, *runtime.run(tensor)))
     golden = fit_golden(select_golden(candidates, calibration.threshold), runtime.run)
     answers = [runtime.run(candidate.tensor) for candidate in golden]
     parity, _ = compare(golden, answers, calibration.threshold, calibration.delta)

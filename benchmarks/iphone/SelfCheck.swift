@@ -20,7 +20,7 @@ struct Manifest: Decodable {
     struct Tensor: Decodable { let file: String, encoding: String }
     struct Map: Decodable { let file: String, shape: [Int], stride: Int, offset: Int }
     struct Golden: Decodable {
-        let name: String, picture: String, anomalous: Bool, tensor: Tensor, map: Map, score: Double
+        let name: String, image: String, anomalous: Bool, tensor: Tensor, map: Map, score: Double
     }
     struct File: Decodable { let path: String, bytes: Int }
     struct Teacher: Decodable { let teacher: String? }
@@ -55,29 +55,29 @@ func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 
     var golden: [[String: Any]] = []
     var wrong: [String] = []
     let limit = manifest.precision == "fp16" ? 5e-3 : Double.infinity
-    for picture in manifest.golden {
-        let expected = try floats(folder.appendingPathComponent(picture.map.file))
-        let tensor = try storedTensor(picture.tensor, in: folder, size: manifest.input.size)
+    for image in manifest.golden {
+        let expected = try floats(folder.appendingPathComponent(image.map.file))
+        let tensor = try storedTensor(image.tensor, in: folder, size: manifest.input.size)
         let begin = clock.now
         let (map, score) = try predict(model, tensor, manifest.input.size)
         firstTime = firstTime ?? milliseconds(clock.now - begin)
-        let row = try compare(picture, manifest, map, score, expected)
+        let row = try compare(image, manifest, map, score, expected)
         var answer = row.figures
-        let resized = try resizedPicture(folder.appendingPathComponent(picture.picture), to: manifest.input.size)
+        let resized = try resizedImage(folder.appendingPathComponent(image.image), to: manifest.input.size)
         let off = zip(resized, tensor).map { abs(Int($0) - Int($1)) }.max() ?? 0
         answer["resize_max_diff"] = off
         golden.append(answer)
         if off > 1 {
-            wrong.append("\(picture.name): decoding and resizing differ by \(off) grey levels, at most 1 is allowed")
+            wrong.append("\(image.name): decoding and resizing differ by \(off) grey levels, at most 1 is allowed")
         }
-        if !row.finite || row.largest > limit { wrong.append("\(picture.name): the map differs by \(row.largest)") }
-        if row.failed { wrong.append("\(picture.name): another verdict") }
+        if !row.finite || row.largest > limit { wrong.append("\(image.name): the map differs by \(row.largest)") }
+        if row.failed { wrong.append("\(image.name): another verdict") }
     }
 
     var timing = Timing()
     if wrong.isEmpty {
-        let inputs = try manifest.golden.prefix(8).map { picture in
-            let tensor = try storedTensor(picture.tensor, in: folder, size: manifest.input.size)
+        let inputs = try manifest.golden.prefix(8).map { image in
+            let tensor = try storedTensor(image.tensor, in: folder, size: manifest.input.size)
             let image = MLFeatureValue(pixelBuffer: try pixelBuffer(tensor, manifest.input.size))
             return try MLDictionaryFeatureProvider(dictionary: ["image": image])
         }
@@ -192,7 +192,7 @@ func placement(of compiled: URL, _ configuration: MLModelConfiguration) async th
     }
 }
 
-// MARK: Golden pictures
+// MARK: Golden images
 
 func floats(_ file: URL) throws -> [Float] {
     let data = try Data(contentsOf: file)
@@ -202,7 +202,7 @@ func floats(_ file: URL) throws -> [Float] {
     }
 }
 
-/// The picture as the export resized it, size×size×3: raw bytes, or a PNG where the bundle would be too large.
+/// The image as the export resized it, size×size×3: raw bytes, or a PNG where the bundle would be too large.
 func storedTensor(_ tensor: Manifest.Tensor, in folder: URL, size: Int) throws -> [UInt8] {
     let file = folder.appendingPathComponent(tensor.file)
     let rgb = tensor.encoding == "raw" ? [UInt8](try Data(contentsOf: file)) : try decoded(file).rgb
@@ -214,26 +214,26 @@ struct Compared {
     let figures: [String: Any], largest: Double, finite: Bool, failed: Bool
 }
 
-func compare(_ picture: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ score: Double, _ expected: [Float])
+func compare(_ image: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ score: Double, _ expected: [Float])
     throws -> Compared
 {
     let size = manifest.input.size, threshold = manifest.calibration.threshold
-    let places = stride(from: picture.map.offset, to: size, by: picture.map.stride)
+    let places = stride(from: image.map.offset, to: size, by: image.map.stride)
     let sampled = places.flatMap { y in places.map { x in Double(map[y * size + x]) } }
-    guard sampled.count == expected.count else { throw Problem(description: "\(picture.map.file): another shape") }
+    guard sampled.count == expected.count else { throw Problem(description: "\(image.map.file): another shape") }
     let differences = zip(sampled, expected).map { abs($0 - Double($1)) }
     let finite = map.allSatisfy(\.isFinite) && score.isFinite
     let dot = zip(sampled, expected).reduce(0) { $0 + $1.0 * Double($1.1) }
     let squares = sampled.reduce(0) { $0 + $1 * $1 } * expected.reduce(0) { $0 + Double($1) * Double($1) }
-    let flipped = !finite || (score > threshold) != (picture.score > threshold)
-    let failed = !finite || (flipped && abs(picture.score - threshold) > manifest.verdict_delta)
+    let flipped = !finite || (score > threshold) != (image.score > threshold)
+    let failed = !finite || (flipped && abs(image.score - threshold) > manifest.verdict_delta)
     let largest = finite ? differences.max() ?? 0 : Double.infinity
     let mean = differences.reduce(0, +) / Double(max(1, differences.count))
     let figures: [String: Any] = [
-        "name": picture.name, "anomalous": picture.anomalous,
+        "name": image.name, "anomalous": image.anomalous,
         "max_abs_diff": orNull(finite ? largest : nil), "mean_abs_diff": orNull(finite ? mean : nil),
         "cosine": finite && squares > 0 ? dot / squares.squareRoot() : 0,
-        "score": finite ? score : 0, "expected_score": picture.score,
+        "score": finite ? score : 0, "expected_score": image.score,
         "verdict": failed ? "failure" : flipped ? "flip" : "same",
     ]
     return Compared(figures: figures, largest: largest, finite: finite, failed: failed)
@@ -255,7 +255,7 @@ func benchRow(
         "mean_abs_diff": orNull(finite ? mean(all("mean_abs_diff")) : nil),
         "cosine": mean(all("cosine")), "verdict_flips": verdicts("flip", "failure"),
         "verdict_failures": verdicts("failure"), "score_max_diff": scores.max() ?? 0,
-        "resize_max_diff": golden.compactMap { $0["resize_max_diff"] as? Int }.max() ?? 0, "pictures": golden.count,
+        "resize_max_diff": golden.compactMap { $0["resize_max_diff"] as? Int }.max() ?? 0, "images": golden.count,
     ]
     let times = timing.all
     var latency: [String: Any]?

@@ -1,4 +1,4 @@
-"""Accuracy on labelled pictures, from one answer at a time, whichever device gives it."""
+"""Accuracy on labelled images, from one answer at a time, whichever device gives it."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,14 +27,14 @@ class Judged:
         sample = self._samples[len(self)]
         self._pixels.update(anomaly_map, mask_of(sample, self.size))
         if not np.isfinite(score):
-            raise JobError(f"{sample.picture.name}: its score is not finite")
+            raise JobError(f"{sample.image.name}: its score is not finite")
         self._scores.append(score)
         total = len(self._samples)
         reached = len(self) * 10 // total > (len(self) - 1) * 10 // total
-        self._progress(f"accuracy: {self._name}, {len(self)} of {total} pictures" if reached else "")
+        self._progress(f"accuracy: {self._name}, {len(self)} of {total} images" if reached else "")
 
     def accuracy(self) -> Accuracy:
-        """Of all the answers; pixel figures are None where an anomalous picture has no mask, as `evaluate` has it."""
+        """Of all the answers; pixel figures are None where an anomalous image has no mask, as `evaluate` has it."""
         anomalous = [sample.anomalous for sample in self._samples]
         found = self._pixels.compute()
         if any(sample.anomalous and sample.mask is None for sample in self._samples):

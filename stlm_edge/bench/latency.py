@@ -1,8 +1,8 @@
 """One row is measured by one process that does nothing else, so that its memory and its crashes are its own.
 
-The process loads its artifact, tells how long that and the first query took, answers the golden pictures, and then
+The process loads its artifact, tells how long that and the first query took, answers the golden images, and then
 waits, each answer one line of JSON on standard output. "graph 8" on standard input is a round of eight queries of the
-graph alone after one that isn't counted, "whole 8" of eight from a picture's file to its verdict, "all 8" of the graph
+graph alone after one that isn't counted, "whole 8" of eight from an image's file to its verdict, "all 8" of the graph
 with every query counted, each answered by their milliseconds. The parent can thus let several rows take turns, and a
 busy moment of the machine hits them all. At the end of its input the process tells its peak memory and what ran the
 graph, and goes.
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stlm_edge.bench.machine.system import memory_kills, peak_memory_mb
-from stlm_edge.bench.result import GoldenAnswer, RowParity, WorstPicture
+from stlm_edge.bench.result import GoldenAnswer, RowParity, WorstImage
 from stlm_edge.bench.small_map import encode
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.parity import compare, problems
@@ -40,7 +40,7 @@ LOAD_LIMIT_S = 600.0  # for loading and the first query, which nothing tells the
 LEAST_LIMIT_S = 60.0  # for each later answer, at least, ...
 HUNG = 20  # ... and so many times what the slowest query before would make of it
 RESIZE_LIMIT = 1  # grey levels by which a device's decoding and resizing may differ: rounding
-MAX_PICTURES = 8  # golden pictures held for the queries, which take them in turn
+MAX_IMAGES = 8  # golden images held for the queries, which take them in turn
 
 What = Literal["graph", "whole", "all"]
 
@@ -120,7 +120,7 @@ class Child:
 
 
 class Process:
-    """A row's process. `opened` is what it said once its artifact had answered the golden pictures.
+    """A row's process. `opened` is what it said once its artifact had answered the golden images.
 
     Raises JobError, here and later, as `Child` does; a round may take HUNG times what was seen before.
     """
@@ -133,7 +133,7 @@ class Process:
         try:
             self.opened = self._child.answer(LOAD_LIMIT_S)
             self._slowest_ms: float = self.opened["first_inference_ms"]
-            self.opened |= self._child.answer(self._limit_s(self.opened["pictures"]))
+            self.opened |= self._child.answer(self._limit_s(self.opened["images"]))
         except BaseException:
             self.stop()
             raise
@@ -177,12 +177,12 @@ def prepare(arguments: Sequence[str], ends: float, tick: Callable[[], None]) -> 
 
 
 def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowParity, list[GoldenAnswer], list[str]]:
-    """Compare a runtime's answers on the golden pictures with the trained model's: totals, pictures, what is wrong.
+    """Compare a runtime's answers on the golden images with the trained model's: totals, images, what is wrong.
 
     The device's own decoding and resizing is compared with the stored tensor, apart from the network.
     """
     manifest = bundle.manifest
-    parity, pictures = compare(
+    parity, images = compare(
         bundle.golden(),
         (runtime.run(golden.tensor) for golden in bundle.golden()),
         manifest.calibration.threshold,
@@ -198,9 +198,9 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
             score=row.score,
             expected_score=row.expected_score,
             verdict="failure" if row.failed else "flip" if row.flipped else "same",
-            resize_max_diff=_largest_difference(load(golden.picture_path, runtime.size), golden.tensor),
+            resize_max_diff=_largest_difference(load(golden.image_path, runtime.size), golden.tensor),
         )
-        for row, golden in zip(pictures, bundle.golden(), strict=True)
+        for row, golden in zip(images, bundle.golden(), strict=True)
     ]
     total = RowParity(
         max_abs_diff=_finite(parity.max_abs_diff),
@@ -210,7 +210,7 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
         verdict_failures=parity.verdict_failures,
         score_max_diff=max(abs(answer.score - answer.expected_score) for answer in answers),
         resize_max_diff=max(answer.resize_max_diff for answer in answers),
-        pictures=parity.pictures,
+        images=parity.images,
     )
     wrong = problems(parity, precision)
     if total.resize_max_diff > RESIZE_LIMIT:
@@ -220,15 +220,15 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
     return total, answers, wrong
 
 
-def worst_of(runtime: Runtime, bundle: Bundle, answers: Sequence[GoldenAnswer]) -> WorstPicture:
-    """The golden picture whose map differs most, asked again."""
+def worst_of(runtime: Runtime, bundle: Bundle, answers: Sequence[GoldenAnswer]) -> WorstImage:
+    """The golden image whose map differs most, asked again."""
     name = max(answers, key=lambda answer: math.inf if answer.max_abs_diff is None else answer.max_abs_diff).name
     golden = next(golden for golden in bundle.golden() if golden.name == name)
     found = np.asarray(runtime.run(golden.tensor)[0])[golden.offset :: golden.stride, golden.offset :: golden.stride]
     difference = np.abs(found.astype(np.float64) - golden.map)
     most = float(difference.max())
     shares = np.nan_to_num(difference / most if 0 < most < math.inf else difference, nan=1.0, posinf=1.0)
-    return WorstPicture(name, encode(np.nan_to_num(found)), encode(shares), _finite(most))
+    return WorstImage(name, encode(np.nan_to_num(found)), encode(shares), _finite(most))
 
 
 def _finite(value: float) -> float | None:
@@ -242,7 +242,7 @@ def _largest_difference(a: np.ndarray, b: np.ndarray) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m stlm_edge.bench.latency", description=__doc__)
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--checkpoint", help="run this instead, on the bundle's golden pictures")
+    parser.add_argument("--checkpoint", help="run this instead, on the bundle's golden images")
     parser.add_argument("--runtime", help="run the bundle's artifact by this one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="open the artifact and end")
@@ -270,14 +270,14 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
         say({})
         return
     if runtime.size != bundle.manifest.input.size:
-        raise JobError(f"made for {runtime.size} pixels; the golden pictures have {bundle.manifest.input.size}")
-    pictures = [golden.tensor for golden, _ in zip(bundle.golden(), range(MAX_PICTURES), strict=False)]
-    first_inference_ms = _milliseconds(lambda _: runtime.run(pictures[0]) and None, 0)
+        raise JobError(f"made for {runtime.size} pixels; the golden images have {bundle.manifest.input.size}")
+    images = [golden.tensor for golden, _ in zip(bundle.golden(), range(MAX_IMAGES), strict=False)]
+    first_inference_ms = _milliseconds(lambda _: runtime.run(images[0]) and None, 0)
     say(
         {
             "load_ms": round((loaded - started) * 1e3, 3),
             "first_inference_ms": first_inference_ms,
-            "pictures": len(bundle.manifest.golden),
+            "images": len(bundle.manifest.golden),
         }
     )
     parity, golden, wrong = parity_of(runtime, bundle, precision)
@@ -285,10 +285,10 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
     answered = [asdict(answer) for answer in golden]
     say({"parity": asdict(parity), "golden": answered, "wrong": wrong, "worst": asdict(worst)})
     threshold = bundle.manifest.calibration.threshold
-    paths = [golden.picture_path for golden, _ in zip(bundle.golden(), pictures, strict=False)]
+    paths = [golden.image_path for golden, _ in zip(bundle.golden(), images, strict=False)]
 
     def graph(number: int) -> None:
-        runtime.run(pictures[number % len(pictures)])
+        runtime.run(images[number % len(images)])
 
     def whole(number: int) -> None:
         _, score = runtime.run(load(paths[number % len(paths)], runtime.size))

@@ -18,7 +18,7 @@ from stlm_edge.bench.machine.energy import metering
 from stlm_edge.bench.machine.system import emulator
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bench.profile import profile_of
-from stlm_edge.bench.result import GoldenAnswer, Latency, Placement, Row, RowParity, Throughput, WorstPicture
+from stlm_edge.bench.result import GoldenAnswer, Latency, Placement, Row, RowParity, Throughput, WorstImage
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError
 from stlm_edge.runtimes import Runtime, name_here
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row is about: a bundle in a runtime, or a checkpoint that is shown a bundle's golden pictures."""
+    """What a row is about: a bundle in a runtime, or a checkpoint that is shown a bundle's golden images."""
 
     row: Row  # with nothing measured
     bundle: Bundle
@@ -272,10 +272,10 @@ def _throughput(together: Sequence[Process], queries: int) -> Throughput:
         for one in together:
             one.start_round(count, what)
         answered = [one.end_round() for one in together]
-    return Throughput(len(together), round(pictures_per_second(answered), 3))
+    return Throughput(len(together), round(images_per_second(answered), 3))
 
 
-def pictures_per_second(answered: Sequence[Sequence[float]]) -> float:
+def images_per_second(answered: Sequence[Sequence[float]]) -> float:
     """Of streams that began together, each given by the milliseconds of its queries: while all of them were busy."""
     busy = min(map(sum, answered))
     within = sum(sum(end <= busy for end in itertools.accumulate(stream)) for stream in answered)
@@ -307,7 +307,7 @@ def _with_parity(row: Row, opened: dict[str, Any], even_if_wrong: bool) -> Row:
         failure="; ".join(opened["wrong"]) or None,
         parity=RowParity(**opened["parity"]),
         golden=tuple(GoldenAnswer(**answer) for answer in opened["golden"]),
-        worst=strict_json.read(WorstPicture, opened["worst"], "the worst picture"),
+        worst=strict_json.read(WorstImage, opened["worst"], "the worst image"),
         load_ms=opened["load_ms"],
         first_inference_ms=opened["first_inference_ms"],
     )

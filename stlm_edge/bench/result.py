@@ -18,7 +18,7 @@ Count = Annotated[int, Between(0)]
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per picture: nearest-rank percentiles over all queries.
+    """Milliseconds per image: nearest-rank percentiles over all queries.
 
     `p90_early_stopping` is what MLPerf's LoadGen would report: a p90 that holds with 99% confidence, null where the
     queries are too few for one. A tool that tells a median alone leaves the others null.
@@ -32,10 +32,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What so many processes at once answer, one picture at a time each, together."""
+    """What so many processes at once answer, one image at a time each, together."""
 
     streams: Annotated[int, Between(1)]
-    pictures_per_second: Annotated[float, Between(0)]
+    images_per_second: Annotated[float, Between(0)]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class GoldenAnswer:
-    """One golden picture: this row's answer against the trained model's. A difference that is not finite is null."""
+    """One golden image: this row's answer against the trained model's. A difference that is not finite is null."""
 
     name: str
-    anomalous: Annotated[bool, "the picture is, by its label; `score` tells what the row says"]
+    anomalous: Annotated[bool, "the image is, by its label; `score` tells what the row says"]
     max_abs_diff: float | None
     mean_abs_diff: float | None
     cosine: float
@@ -64,7 +64,7 @@ class GoldenAnswer:
 
 @dataclass(frozen=True)
 class RowParity:
-    """All golden pictures together: maxima, means, counts. A difference that is not finite is null."""
+    """All golden images together: maxima, means, counts. A difference that is not finite is null."""
 
     max_abs_diff: float | None
     mean_abs_diff: float | None
@@ -73,7 +73,7 @@ class RowParity:
     verdict_failures: Annotated[int, Between(0), "flips farther than verdict_delta from the threshold"]
     score_max_diff: float
     resize_max_diff: Annotated[int, Between(0, 255)]
-    pictures: Annotated[int, Between(1)]
+    images: Annotated[int, Between(1)]
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class During:
 
 
 @dataclass(frozen=True)
-class WorstPicture:
-    """The golden picture whose map differs most: this row's map and its difference from the trained model's.
+class WorstImage:
+    """The golden image whose map differs most: this row's map and its difference from the trained model's.
 
     Either is a list of rows, each the base64 of one byte per value. Where a map has more values than fit, one stands
     for the largest of its place. A difference that is not finite is 255, and its maximum null.
@@ -158,8 +158,8 @@ class Row:
     steady: Annotated[bool | None, "the warm-up ended because its medians had settled"]
     queries: Annotated[int, Between(0), "queries that count"]
     seconds: Annotated[float | None, "that they took together"]
-    latency_ms: Annotated[Latency | None, "from a resized uint8 picture to its map and score"]
-    end_to_end_ms: Annotated[Latency | None, "from a picture's file to its verdict: decode, resize, run, judge"]
+    latency_ms: Annotated[Latency | None, "from a resized uint8 image to its map and score"]
+    end_to_end_ms: Annotated[Latency | None, "from an image's file to its verdict: decode, resize, run, judge"]
     throughput: tuple[Throughput, ...]
     energy_mj: Annotated[float | None, "per query, by the device's own meter, 10^-3 joules"]
     round_p50_ms: Annotated[tuple[float, ...], "medians of the rounds in which the rows took turns"]
@@ -167,7 +167,7 @@ class Row:
     untimed: Annotated[str | None, "why no latency was wanted: what ran here isn't the device, but plays it"] = None
     during: Annotated[During | None, "null: the device tells nothing"] = None
     quantiles_ms: Annotated[tuple[float, ...], "of latency_ms's queries: 101 nearest-rank percentiles, 0 to 100"] = ()
-    worst: WorstPicture | None = None
+    worst: WorstImage | None = None
     profile: Annotated[Profile | None, "null: the runtime tells nothing of its nodes"] = None
 
 
@@ -225,8 +225,8 @@ def _of_one_device(rows: Sequence[Row]) -> str:
     best = min([row for row in rows if row.target] or rows, key=_p50)
     parts = []
     if best.parity:
-        same = best.parity.pictures - best.parity.verdict_flips
-        parts.append(f"same verdicts as the trained model on {same} of {best.parity.pictures} pictures")
+        same = best.parity.images - best.parity.verdict_flips
+        parts.append(f"same verdicts as the trained model on {same} of {best.parity.images} images")
         if best.parity.verdict_flips:
             parts[0] += f" ({best.parity.verdict_flips} within the tolerance of the threshold)"
     if best.latency_ms:
@@ -237,7 +237,7 @@ def _of_one_device(rows: Sequence[Row]) -> str:
             speed += f", {_p50(peer) / _p50(best):.1f}x the speed of {label(peer)}"
         parts.append(speed)
     if best.energy_mj is not None:
-        parts.append(f"{best.energy_mj:.1f} mJ per picture")
+        parts.append(f"{best.energy_mj:.1f} mJ per image")
     return f"{label(best)}: " + "; ".join(parts)
 
 
@@ -279,7 +279,7 @@ def table(rows: Sequence[Row]) -> str:
         parity, latency = row.parity, row.latency_ms
         cells = [label(row), row.runtime]
         if parity:
-            same = f"{parity.pictures - parity.verdict_flips}/{parity.pictures} same"
+            same = f"{parity.images - parity.verdict_flips}/{parity.images} same"
             cells += [
                 same if row.passed else f"{same} FAILED",
                 _difference(parity.max_abs_diff),

@@ -9,7 +9,7 @@ SIDE = 64
 
 
 def encode(values: np.ndarray) -> tuple[str, ...]:
-    """A square of values from 0 to 1, as `WorstPicture` has it: the largest of each place stands for it."""
+    """A square of values from 0 to 1, as `WorstImage` has it: the largest of each place stands for it."""
     places = np.linspace(0, len(values), min(len(values), SIDE) + 1).astype(int)[:-1]
     largest = np.maximum.reduceat(np.maximum.reduceat(values, places, axis=0), places, axis=1)
     levels = (np.clip(largest, 0, 1) * 255).round().astype(np.uint8)

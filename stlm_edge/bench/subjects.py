@@ -67,7 +67,7 @@ def _by_runtimes(bundle: Bundle, name: str, given: str, options: argparse.Namesp
 
 
 def _trained_model(options: argparse.Namespace, bundle: Bundle) -> list[Subject]:
-    """The checkpoint's rows, on a bundle's golden pictures."""
+    """The checkpoint's rows, on a bundle's golden images."""
     asked = [name for name in options.runtime if name.partition("/")[0] == "torch"]
     if not options.checkpoint:
         if asked:

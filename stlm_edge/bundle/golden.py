@@ -1,6 +1,6 @@
-"""Golden pictures: a few real inputs with the trained model's answers, so that any runtime can prove itself anywhere.
+"""Golden images: a few real inputs with the trained model's answers, so that any runtime can prove itself anywhere.
 
-Each is stored three times over: the picture as PNG (checks a device's decoding and resize), the same brought to
+Each is stored three times over: the image as PNG (checks a device's decoding and resize), the same brought to
 S×S×3 (checks the network alone), and the trained model's float32 map and score for it.
 """
 
@@ -19,16 +19,16 @@ from stlm_edge.bundle.manifest import MAX_GOLDEN_BYTES, Golden, GoldenMap, Golde
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.verdict import is_anomalous
 
-MAX_PICTURE_PIXELS = 1_000_000
+MAX_IMAGE_PIXELS = 1_000_000
 _MAX_RAW_TENSOR_BYTES = 5_000_000  # for all raw tensors of a bundle; beyond it they are stored as PNG
 
 
 @dataclass(frozen=True, eq=False)
 class GoldenCandidate:
-    """A picture with the trained model's answer: tensor uint8 S×S×3 as `images.load` makes it, map float32 S×S."""
+    """An image with the trained model's answer: tensor uint8 S×S×3 as `images.load` makes it, map float32 S×S."""
 
     name: str
-    picture: Image.Image
+    image: Image.Image
     anomalous: bool
     tensor: np.ndarray
     map: np.ndarray
@@ -38,12 +38,12 @@ class GoldenCandidate:
 
 
 @dataclass(frozen=True, eq=False)
-class GoldenPicture:
-    """A golden picture of a bundle: tensor uint8 S×S×3; map float32, the trained model's at [offset::stride]."""
+class GoldenImage:
+    """A golden image of a bundle: tensor uint8 S×S×3; map float32, the trained model's at [offset::stride]."""
 
     name: str
     anomalous: bool
-    picture_path: Path
+    image_path: Path
     tensor: np.ndarray
     map: np.ndarray
     stride: int
@@ -52,16 +52,16 @@ class GoldenPicture:
 
 
 def select_golden(candidates: Sequence[GoldenCandidate], threshold: float, count: int = 8) -> list[GoldenCandidate]:
-    """Choose `count` pictures: on both sides of the threshold the nearest to it and the farthest from it, and the same
-    of the normal and of the anomalous pictures. The choice depends on names and scores alone. Lowest score first.
+    """Choose `count` images: on both sides of the threshold the nearest to it and the farthest from it, and the same
+    of the normal and of the anomalous images. The choice depends on names and scores alone. Lowest score first.
 
     Raises JobError when there are fewer than `count` candidates, or none normal, or none anomalous.
     """
     normal = sum(not candidate.anomalous for candidate in candidates)
     if len(candidates) < count or normal in (0, len(candidates)):
         raise JobError(
-            f"golden pictures: {normal} normal and {len(candidates) - normal} anomalous candidates, expected {count} "
-            "in all and some of both kinds; give more pictures"
+            f"golden images: {normal} normal and {len(candidates) - normal} anomalous candidates, expected {count} "
+            "in all and some of both kinds; give more images"
         )
     ranked = sorted(candidates, key=lambda candidate: (abs(candidate.score - threshold), candidate.name))
     groups = [
@@ -81,12 +81,12 @@ def select_golden(candidates: Sequence[GoldenCandidate], threshold: float, count
 def fit_golden(
     chosen: Sequence[GoldenCandidate], run: Callable[[np.ndarray], tuple[np.ndarray, float]]
 ) -> list[GoldenCandidate]:
-    """Shrink pictures until each has at most MAX_PICTURE_PIXELS and all files together at most MAX_GOLDEN_BYTES.
+    """Shrink images until each has at most MAX_IMAGE_PIXELS and all files together at most MAX_GOLDEN_BYTES.
 
-    A picture that was shrunk is another picture: `run`, the trained model, answers it anew. Raises JobError when even
-    the smallest pictures don't fit.
+    An image that was shrunk is another image: `run`, the trained model, answers it anew. Raises JobError when even
+    the smallest images don't fit.
     """
-    limit = float(min(MAX_PICTURE_PIXELS, max(each.picture.width * each.picture.height for each in chosen)))
+    limit = float(min(MAX_IMAGE_PIXELS, max(each.image.width * each.image.height for each in chosen)))
     while True:
         fitted = [_shrink(candidate, limit) for candidate in chosen]
         files = encode(fitted)[1]
@@ -95,7 +95,7 @@ def fit_golden(
             break
         if limit < 32 * 32:
             size = len(chosen[0].tensor)
-            raise JobError(f"golden pictures: {len(chosen)} at size {size} do not fit in {MAX_GOLDEN_BYTES} bytes")
+            raise JobError(f"golden images: {len(chosen)} at size {size} do not fit in {MAX_GOLDEN_BYTES} bytes")
         compressed = sum(len(content) for path, content in files.items() if path.endswith(".png"))
         target = (MAX_GOLDEN_BYTES - (total - compressed)) / compressed  # of the PNGs' bytes, which follow their pixels
         limit *= min(0.8, max(0.2, 0.9 * target))
@@ -109,27 +109,27 @@ def fit_golden(
 def encode(candidates: Sequence[GoldenCandidate]) -> tuple[tuple[Golden, ...], dict[str, bytes]]:
     """The manifest's entries, and the content of each file by its path in the bundle.
 
-    Raises ValueError when a tensor is not what `images.load` makes of its picture.
+    Raises ValueError when a tensor is not what `images.load` makes of its image.
     """
     entries, files = [], {}
     raw = sum(candidate.tensor.nbytes for candidate in candidates) <= _MAX_RAW_TENSOR_BYTES
     for number, candidate in enumerate(candidates, 1):
         size = len(candidate.tensor)
-        if not np.array_equal(images.load(candidate.picture, size), candidate.tensor):
-            raise ValueError(f"golden picture {candidate.name}: the tensor is not what its picture gives")
+        if not np.array_equal(images.load(candidate.image, size), candidate.tensor):
+            raise ValueError(f"golden image {candidate.name}: the tensor is not what its image gives")
         stride = max(1, size // 224)
         sampled = candidate.map[stride // 2 :: stride, stride // 2 :: stride]
         name = f"{number:02}-" + re.sub(r"[^A-Za-z0-9._\-]", "-", candidate.name)[:80]
         stem = f"golden/{number:02}"
         tensor_path = f"{stem}.rgb" if raw else f"{stem}-resized.png"
-        files[f"{stem}.png"] = _png(np.asarray(candidate.picture.convert("RGB")))
+        files[f"{stem}.png"] = _png(np.asarray(candidate.image.convert("RGB")))
         files[tensor_path] = candidate.tensor.tobytes() if raw else _png(candidate.tensor)
         files[f"{stem}.f32"] = sampled.astype("<f4").tobytes()
         entries.append(
             Golden(
                 name=name,
                 anomalous=candidate.anomalous,
-                picture=f"{stem}.png",
+                image=f"{stem}.png",
                 tensor=GoldenTensor(tensor_path, candidate.tensor.shape, "uint8", "raw" if raw else "png"),
                 map=GoldenMap(f"{stem}.f32", sampled.shape, "float32", "little", stride, stride // 2),
                 score=float(candidate.score),
@@ -138,18 +138,18 @@ def encode(candidates: Sequence[GoldenCandidate]) -> tuple[tuple[Golden, ...], d
     return tuple(entries), files
 
 
-def decode(entry: Golden, folder: Path, read: Callable[[str], bytes]) -> GoldenPicture:
-    """The golden picture of a manifest's entry; `read` gives the verified content of a listed file."""
+def decode(entry: Golden, folder: Path, read: Callable[[str], bytes]) -> GoldenImage:
+    """The golden image of a manifest's entry; `read` gives the verified content of a listed file."""
     data = read(entry.tensor.file)
     if entry.tensor.encoding == "png":
         tensor = _read_png(data, folder / entry.tensor.file, side=entry.tensor.shape[0])
     else:
         tensor = np.frombuffer(data, np.uint8).reshape(entry.tensor.shape)
     sampled = np.frombuffer(read(entry.map.file), "<f4").reshape(entry.map.shape).astype(np.float32)
-    return GoldenPicture(
+    return GoldenImage(
         name=entry.name,
         anomalous=entry.anomalous,
-        picture_path=folder / entry.picture,
+        image_path=folder / entry.image,
         tensor=tensor,
         map=sampled,
         stride=entry.map.stride,
@@ -159,13 +159,13 @@ def decode(entry: Golden, folder: Path, read: Callable[[str], bytes]) -> GoldenP
 
 
 def _shrink(candidate: GoldenCandidate, limit: float) -> GoldenCandidate:
-    width, height = candidate.picture.size
+    width, height = candidate.image.size
     if width * height <= limit:
         return candidate
     scale = (limit / (width * height)) ** 0.5
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    small = candidate.picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    return dataclasses.replace(candidate, picture=small, tensor=images.load(small, len(candidate.tensor)))
+    small = candidate.image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    return dataclasses.replace(candidate, image=small, tensor=images.load(small, len(candidate.tensor)))
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -43,7 +43,7 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Input:
-    """The artifact's input: a picture brought to size×size by `preprocessing`. Normalisation is inside the graph.
+    """The artifact's input: an image brought to size×size by `preprocessing`. Normalisation is inside the graph.
 
     Values are 0 to 255, whole numbers in float32 too.
     """
@@ -53,7 +53,7 @@ class Input:
     layout: Literal["NHWC"]
     dtype: Literal["uint8", "float32"]
     color: Literal["RGB"]
-    preprocessing: Annotated[str, "how a picture is decoded and resized"]
+    preprocessing: Annotated[str, "how an image is decoded and resized"]
     sixteen_bit: Annotated[str, "how 16-bit grey values become 8-bit ones"]
 
 
@@ -67,7 +67,7 @@ class MapOutput:
 
 @dataclass(frozen=True)
 class ScoreOutput:
-    """The picture score, float32, shape 1."""
+    """The image score, float32, shape 1."""
 
     name: Word
 
@@ -82,7 +82,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class GoldenTensor:
-    """A golden picture after decoding and resizing: size×size×3, RGB, as raw bytes or as a PNG."""
+    """A golden image after decoding and resizing: size×size×3, RGB, as raw bytes or as a PNG."""
 
     file: FilePath
     shape: Annotated[tuple[int, ...], Items(3, 3)]
@@ -104,11 +104,11 @@ class GoldenMap:
 
 @dataclass(frozen=True)
 class Golden:
-    """A picture and what the trained model said of it."""
+    """An image and what the trained model said of it."""
 
     name: Word
-    anomalous: Annotated[bool, "what the picture is, not what the model says"]
-    picture: FilePath
+    anomalous: Annotated[bool, "what the image is, not what the model says"]
+    image: FilePath
     tensor: GoldenTensor
     map: GoldenMap
     score: float
@@ -136,7 +136,7 @@ class Manifest:
     verdict_delta: Annotated[float, Between(0), "1% of threshold − median_score: how near to it a verdict may flip"]
     provenance: Annotated[dict[str, Any], "where the model comes from: data digest, seed, recipe, teacher"]
     parameters: Count
-    flops: Annotated[int | None, "per picture, one multiply-add counted as two"]
+    flops: Annotated[int | None, "per image, one multiply-add counted as two"]
     parity: Annotated[Parity, "against the trained model, measured at export"]
     parity_loss_allowed: Annotated[bool, "true: the export was told to ship in spite of `parity`"]
     golden: Annotated[tuple[Golden, ...], Items(8, 64)]
@@ -165,7 +165,7 @@ class Manifest:
             raise _contradiction("verdict_delta", f"expected {self.calibration.delta!r} of this calibration")
         for index, golden in enumerate(self.golden):
             _check_golden(f"golden[{index}]", golden, side, listed)
-        used = {path for g in self.golden for path in (g.picture, g.tensor.file, g.map.file)}
+        used = {path for g in self.golden for path in (g.image, g.tensor.file, g.map.file)}
         if (total := sum(listed[path] for path in used)) > MAX_GOLDEN_BYTES:
             raise _contradiction("golden", f"{total} bytes in all, at most {MAX_GOLDEN_BYTES} are allowed")
 
@@ -193,7 +193,7 @@ def _contradiction(where: str, problem: str) -> ValueError:
 
 
 def _check_golden(where: str, golden: Golden, side: int, listed: dict[str, int]) -> None:
-    for path in (golden.picture, golden.tensor.file, golden.map.file):
+    for path in (golden.image, golden.tensor.file, golden.map.file):
         if path not in listed:
             raise _contradiction(where, f"{path} is not in files")
     tensor, sampled = golden.tensor, golden.map

@@ -2,7 +2,7 @@
 
 A verdict *flips* when the packed model's differs from the trained model's. A flip is a *failure* when the trained
 model's score was farther than δ from the threshold, δ = 1% of (threshold − median score of the normal calibration
-pictures); a flip inside δ is counted and listed. A value that is not finite is always a failure.
+images); a flip inside δ is counted and listed. A value that is not finite is always a failure.
 """
 
 import math
@@ -19,7 +19,7 @@ MAP_LIMITS = {"fp32": 1e-4, "fp16": 5e-3}  # largest map difference an artifact 
 
 
 class GoldenAnswer(Protocol):
-    """What the trained model said of one picture: its map sampled at [offset::stride] on both axes, and its score."""
+    """What the trained model said of one image: its map sampled at [offset::stride] on both axes, and its score."""
 
     @property
     def name(self) -> str: ...
@@ -35,19 +35,19 @@ class GoldenAnswer(Protocol):
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a packed model is from the trained one, over golden pictures."""
+    """How far a packed model is from the trained one, over golden images."""
 
     max_abs_diff: Annotated[float, Between(0), "largest difference between two map values"]
     mean_abs_diff: Annotated[float, Between(0)]
-    cosine: Annotated[float, "cosine between the two maps, mean over pictures"]
+    cosine: Annotated[float, "cosine between the two maps, mean over images"]
     verdict_flips: Annotated[int, Between(0), "verdicts that differ, failures included"]
     verdict_failures: Annotated[int, Between(0), "flips farther than verdict_delta from the threshold"]
-    pictures: Annotated[int, Between(1)]
+    images: Annotated[int, Between(1)]
 
 
 @dataclass(frozen=True)
-class PictureParity:
-    """The same for one picture. `expected_score` is the trained model's."""
+class ImageParity:
+    """The same for one image. `expected_score` is the trained model's."""
 
     name: str
     max_abs_diff: float
@@ -61,22 +61,22 @@ class PictureParity:
 
 def compare(
     golden: Iterable[GoldenAnswer], answers: Iterable[tuple[np.ndarray, float]], threshold: float, delta: float
-) -> tuple[Parity, list[PictureParity]]:
+) -> tuple[Parity, list[ImageParity]]:
     """Compare golden answers with a runtime's: maps float32 S×S at full resolution, and scores, in the same order.
 
     Where an answer is not finite, or has another shape, the differences are infinite and the verdict has failed.
-    Raises ValueError when there is no picture, or not as many answers as pictures.
+    Raises ValueError when there is no image, or not as many answers as images.
     """
     rows = [_compare_one(*pair, threshold, delta) for pair in zip(golden, answers, strict=True)]
     if not rows:
-        raise ValueError("no golden picture to compare")
+        raise ValueError("no golden image to compare")
     parity = Parity(
         max_abs_diff=max(row.max_abs_diff for row in rows),
         mean_abs_diff=sum(row.mean_abs_diff for row in rows) / len(rows),
         cosine=sum(row.cosine for row in rows) / len(rows),
         verdict_flips=sum(row.flipped for row in rows),
         verdict_failures=sum(row.failed for row in rows),
-        pictures=len(rows),
+        images=len(rows),
     )
     return parity, rows
 
@@ -89,13 +89,13 @@ def problems(parity: Parity, precision: str) -> list[str]:
     elif parity.max_abs_diff > (limit := MAP_LIMITS.get(precision, math.inf)):
         found.append(f"{precision} map differs by {parity.max_abs_diff:.2g}, at most {limit:g} is allowed")
     if parity.verdict_failures:
-        found.append(f"{parity.verdict_failures} of {parity.pictures} verdicts fail")
+        found.append(f"{parity.verdict_failures} of {parity.images} verdicts fail")
     return found
 
 
 def _compare_one(
     expected: GoldenAnswer, answer: tuple[np.ndarray, float], threshold: float, delta: float
-) -> PictureParity:
+) -> ImageParity:
     sampled = np.asarray(answer[0])[expected.offset :: expected.stride, expected.offset :: expected.stride]
     score = float(answer[1])
     finite = sampled.shape == expected.map.shape and bool(np.isfinite(answer[0]).all()) and math.isfinite(score)
@@ -107,7 +107,7 @@ def _compare_one(
         figures = float(difference.max()), float(difference.mean()), _cosine(a, b)
     else:
         figures, flipped, failed = (math.inf, math.inf, 0.0), True, True
-    return PictureParity(expected.name, *figures, expected.score, score, flipped, failed)
+    return ImageParity(expected.name, *figures, expected.score, score, flipped, failed)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

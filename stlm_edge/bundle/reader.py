@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from stlm_edge.bundle import golden
-from stlm_edge.bundle.golden import GoldenPicture
+from stlm_edge.bundle.golden import GoldenImage
 from stlm_edge.bundle.manifest import MANIFEST, ListedFile, Manifest, read_manifest
 from stlm_edge.errors import UsageError
 from stlm_edge.files import sha256_of
@@ -49,16 +49,16 @@ class Bundle:
             )
         return runtime
 
-    def predict(self, picture: str | Path | Image.Image | np.ndarray) -> Verdict:
-        """The verdict on a picture: a path, a PIL picture, or an RGB array uint8 H×W×3.
+    def predict(self, image: str | Path | Image.Image | np.ndarray) -> Verdict:
+        """The verdict on an image: a path, a PIL image, or an RGB array uint8 H×W×3.
 
-        Raises UsageError for a picture that can't be read, JobError when the model's answer isn't finite.
+        Raises UsageError for an image that can't be read, JobError when the model's answer isn't finite.
         """
-        answer = self.runtime.run(load(picture, self.manifest.input.size))
+        answer = self.runtime.run(load(image, self.manifest.input.size))
         return verdict_of(answer, self.manifest.calibration.threshold)
 
-    def golden(self) -> Iterator[GoldenPicture]:
-        """The golden pictures, one at a time, each file verified again as it is read."""
+    def golden(self) -> Iterator[GoldenImage]:
+        """The golden images, one at a time, each file verified again as it is read."""
         listed = {file.path: file for file in self.manifest.files}
         for entry in self.manifest.golden:
             yield golden.decode(entry, self.folder, lambda path: _read_verified(self.folder, listed[path]))

@@ -48,7 +48,7 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
     """Evaluate `runs/<category>/checkpoint.safetensors` for each category into `out/<category>`.
 
     Returns what `out/metrics.json` holds: under `categories` the figures of each as `evaluate` gives them, without the
-    entries for single pictures; under `mean` the plain mean over the categories of each of FIGURES, None where one of
+    entries for single images; under `mean` the plain mean over the categories of each of FIGURES, None where one of
     the categories has none; and `source`. Raises UsageError and JobError as `evaluate` does; for a missing checkpoint
     or malformed data, before the first category is judged.
     """

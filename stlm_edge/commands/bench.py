@@ -1,6 +1,6 @@
 """stlm-bench: does each artifact say what the trained model said, and how fast is it here?
 
-Parity on the golden pictures comes first; an artifact that fails it is not timed. The others then take turns in short
+Parity on the golden images comes first; an artifact that fails it is not timed. The others then take turns in short
 rounds, each in its own process.
 """
 
@@ -177,7 +177,7 @@ def _data(options: argparse.Namespace) -> str | None:
 
 
 def _samples(options: argparse.Namespace) -> list[Any] | None:
-    """Return the test pictures of --data, before anything is measured: what is wrong with them is said at once."""
+    """Return the test images of --data, before anything is measured: what is wrong with them is said at once."""
     if options.data is None:
         if options.category is not None:
             raise UsageError("--category: given without --data, the folder that holds the category")
@@ -189,7 +189,7 @@ def _samples(options: argparse.Namespace) -> list[Any] | None:
 
 
 def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Callable[[str], None]) -> Row:
-    """Evaluate a row that answered the golden pictures, a wrong one too: how wrong it is, is then known.
+    """Evaluate a row that answered the golden images, a wrong one too: how wrong it is, is then known.
 
     What fails there fails the row, as on a device behind ssh.
     """
@@ -201,7 +201,7 @@ def _with_accuracy(row: Row, subject: Subject, samples: list[Any], progress: Cal
     judged, runtime = Judged(samples, row.input_size, row.name, progress), subject.runtime()
     try:
         for sample in samples:
-            judged.add(*runtime.run(load(sample.picture, row.input_size)))
+            judged.add(*runtime.run(load(sample.image, row.input_size)))
     except (JobError, UsageError) as error:
         return replace(row, passed=False, failure=f"accuracy: {error}")
     return replace(row, accuracy=judged.accuracy())
@@ -255,7 +255,7 @@ def _print(bench: Bench, report: Path | None) -> None:
         restless = ", which did not become steady" if row.steady is False else ""
         print(
             f"{row.queries} queries{seconds} after {row.warmup} for warm-up{restless}, {row.threads} thread(s), "
-            "one picture at a time"
+            "one image at a time"
         )
     if any(is_stand_in(row.teacher) for row in bench.rows):
         print("these models were distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM")

@@ -20,8 +20,8 @@ def parse_options(arguments: Sequence[str], description: str | None = None) -> a
     )
     add = parser.add_argument
     add("--bundle", action="append", default=[], metavar="B", help="a bundle's folder; may be given several times")
-    add("--checkpoint", metavar="F", help="also run the trained model itself, on the first bundle's golden pictures")
-    add("--data", metavar="DIR", help="also measure accuracy on these test pictures, here and on devices by ssh")
+    add("--checkpoint", metavar="F", help="also run the trained model itself, on the first bundle's golden images")
+    add("--data", metavar="DIR", help="also measure accuracy on these test images, here and on devices by ssh")
     add("--category", metavar="NAME", help="the category of --data, where it holds several")
     add(
         "--runtime",
@@ -52,9 +52,7 @@ def parse_options(arguments: Sequence[str], description: str | None = None) -> a
     add("--via", nargs=2, metavar=("benchmark_model", "PATH"), help="time phones by LiteRT's binary, not by the app")
     add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
     add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
-    add(
-        "--keep-on-device", action="store_true", help="leave bundles, engines and test pictures there for the next time"
-    )
+    add("--keep-on-device", action="store_true", help="leave bundles, engines and test images there for the next time")
     add(
         "--set-power-mode",
         type=_at_least(0),

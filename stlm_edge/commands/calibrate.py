@@ -1,4 +1,4 @@
-"""Thresholds from normal pictures alone; `stlm-calibrate` finds a bundle's anew with the device's own camera."""
+"""Thresholds from normal images alone; `stlm-calibrate` finds a bundle's anew with the device's own camera."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from pathlib import Path
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.writer import recalibrate
 from stlm_edge.errors import JobError, exit_with_one_line
-from stlm_edge.images import list_pictures, load
+from stlm_edge.images import list_images, load
 from stlm_edge.threshold import calibrate, check_rate, describe, judge
 
 EXAMPLE = """example:
@@ -22,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-calibrate."""
     parser = argparse.ArgumentParser(
         "stlm-calibrate",
-        description="Find a bundle's threshold anew from normal pictures taken on site.",
+        description="Find a bundle's threshold anew from normal images taken on site.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--bundle", required=True, metavar="B", help="the bundle's folder, which is rewritten")
-    add("--data", required=True, metavar="NORMAL", help="folder of normal pictures, none of them defective")
+    add("--data", required=True, metavar="NORMAL", help="folder of normal images, none of them defective")
     add(
         "--false-alarm-rate",
         type=float,
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_rate(options.false_alarm_rate)
         bundle = open_bundle(options.bundle, threads=options.threads)
         run, size = bundle.runtime.run, bundle.runtime.size
-        pictures = (load(path, size) for path in _counted(list_pictures(options.data)))
-        found = calibrate(*judge(run, pictures), options.false_alarm_rate, "site")
+        images = (load(path, size) for path in _counted(list_images(options.data)))
+        found = calibrate(*judge(run, images), options.false_alarm_rate, "site")
         _check_sense(bundle, found.threshold)
         manifest = recalibrate(bundle, found)
         if options.json:
@@ -60,8 +60,8 @@ def _check_sense(bundle: Bundle, threshold: float) -> None:
     highest = max((golden.score for golden in bundle.manifest.golden if golden.anomalous), default=1.0)
     if threshold >= highest:
         raise JobError(
-            f"{bundle.folder}: the threshold would be {threshold:.4g}, above every anomalous golden picture (highest "
-            f"{highest:.4g}), so nothing would be found; are there defects or foreign pictures in --data?"
+            f"{bundle.folder}: the threshold would be {threshold:.4g}, above every anomalous golden image (highest "
+            f"{highest:.4g}), so nothing would be found; are there defects or foreign images in --data?"
         )
 
 
@@ -71,7 +71,7 @@ def _counted(paths: Sequence[Path]) -> Iterator[Path]:
         yield path
         if sys.stderr.isatty():
             end = "\n" if done == len(paths) else ""
-            print(f"\r{done} of {len(paths)} pictures", end=end, file=sys.stderr, flush=True)
+            print(f"\r{done} of {len(paths)} images", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

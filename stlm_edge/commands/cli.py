@@ -22,7 +22,7 @@ except ImportError:
     )
     raise SystemExit(2) from None
 
-Data = Annotated[Path, typer.Option(help="Folder: a published data set, or plain pictures.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="Folder: a published data set, or plain images.", show_default=False)]
 Category = Annotated[str | None, typer.Option(help="Category of a data set that has several.", show_default=False)]
 OneOrAll = Annotated[
     str | None, typer.Option(help="Category of a data set that has several; all: one after the other.")
@@ -47,7 +47,7 @@ def _train(
         Literal["quick", "standard", "paper"], typer.Option(help="quick: minutes on a CPU; paper: the published one.")
     ] = "quick",
     size: Annotated[
-        int | None, typer.Option(help="Side of the picture, a multiple of 32 (default: the recipe's).")
+        int | None, typer.Option(help="Side of the image, a multiple of 32 (default: the recipe's).")
     ] = None,
     teacher: Annotated[str, typer.Option(help="Frozen teacher of both streams.")] = "efficientnet-lite0",
     teacher_weights: Annotated[
@@ -65,7 +65,7 @@ def _train(
         Path | None, typer.Option(help="Folder of foreign textures (such as DTD) for pseudo-anomalies.")
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of the normal pictures held out, for threshold and validation.")
+        float, typer.Option(help="Share of the normal images held out, for threshold and validation.")
     ] = 0.15,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many validations without a better one.", min=1)
@@ -76,13 +76,13 @@ def _train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     devices: Devices = 1,
     curves: Annotated[
-        Literal["tensorboard", "wandb"], typer.Option(help="Where curves and pictures of the training go.")
+        Literal["tensorboard", "wandb"], typer.Option(help="Where curves and images of the training go.")
     ] = "tensorboard",
     as_json: AsJson = False,
 ) -> None:
-    """Train STLM on pictures of good parts; with --category all, a model for each category into OUT/<category>.
+    """Train STLM on images of good parts; with --category all, a model for each category into OUT/<category>.
 
-    Example: stlm-train --data pictures/bottle --recipe quick --size 224 --out runs/bottle
+    Example: stlm-train --data images/bottle --recipe quick --size 224 --out runs/bottle
     """
     from stlm_edge.training import launcher
     from stlm_edge.training.job import Job
@@ -127,10 +127,10 @@ def _train(
     assert calibration is not None
     if as_json:
         _print_json(
-            {"checkpoint": str(checkpoint_path), "threshold": calibration.threshold, "pictures": calibration.pictures}
+            {"checkpoint": str(checkpoint_path), "threshold": calibration.threshold, "images": calibration.images}
         )
         return
-    found = f"threshold {calibration.threshold:.4f} from {calibration.pictures} held-out normal pictures"
+    found = f"threshold {calibration.threshold:.4f} from {calibration.images} held-out normal images"
     print(f"{checkpoint_path}: {found} ({calibration.method})")
 
 
@@ -147,9 +147,9 @@ def _evaluate(
     devices: Devices = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained or packed model on labelled pictures; with --category all, each category's own model.
+    """Measure a trained or packed model on labelled images; with --category all, each category's own model.
 
-    Example: stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data pictures/bottle --out evaluation
+    Example: stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data images/bottle --out evaluation
     """
     from stlm_edge.commands import all_categories
     from stlm_edge.data.datasets import test_samples
@@ -206,10 +206,10 @@ def _export(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Normal pictures for quantization (default: the run's own).", show_default=False)
+        Path | None, typer.Option(help="Normal images for quantization (default: the run's own).", show_default=False)
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labelled pictures: accuracy joins the parity gate.", show_default=False)
+        Path | None, typer.Option(help="Labelled images: accuracy joins the parity gate.", show_default=False)
     ] = None,
     category: Category = None,
     format: Format = None,

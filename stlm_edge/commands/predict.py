@@ -1,4 +1,4 @@
-"""stlm-predict: the verdict on pictures, one line each, and where the defects are."""
+"""stlm-predict: the verdict on images, one line each, and where the defects are."""
 
 import argparse
 import glob
@@ -14,7 +14,7 @@ from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.watch import arrivals
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import replacing
-from stlm_edge.images import list_pictures, load, read_picture
+from stlm_edge.images import list_images, load, read_image
 from stlm_edge.runtimes import Runtime
 from stlm_edge.threshold import Calibration
 from stlm_edge.verdict import Verdict, verdict_of
@@ -22,7 +22,7 @@ from stlm_edge.verdict import Verdict, verdict_of
 EXAMPLE = """examples:
   stlm-predict --bundle bundles/cpu-int8 part.png more/ 'shift-*/cam1_*.jpg' --out heatmaps
   stlm-predict --bundle bundles/cpu-int8 --watch /var/line3/incoming --json
-exit code: 0 when every picture was judged, whatever the verdicts; 1 when some could not be; 2 when nothing could"""
+exit code: 0 when every image was judged, whatever the verdicts; 1 when some could not be; 2 when nothing could"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,17 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     with exit_with_one_line():
         _check_out(options)
-        given = _expand(options.pictures)
+        given = _expand(options.images)
         names = [path.name for path in given]
         runtime, calibration = _open(options)
 
         def judge(path: Path, name: str) -> None:
-            picture = read_picture(path)
-            verdict = verdict_of(runtime.run(load(picture, runtime.size)), calibration.threshold)
+            image = read_image(path)
+            verdict = verdict_of(runtime.run(load(image, runtime.size)), calibration.threshold)
             shown = None
             if options.out:
                 shown = Path(options.out) / f"{name}.heatmap.png"
-                _write_png(shown, heatmap.overlay(picture, verdict.map, calibration))
+                _write_png(shown, heatmap.overlay(image, verdict.map, calibration))
             _print(path, verdict, shown, options.json)
 
         failures = 0
@@ -55,13 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.watch:
             _watch(options.watch, judge)
         if failures:
-            raise JobError(f"{failures} of {len(given)} pictures could not be judged")
+            raise JobError(f"{failures} of {len(given)} images could not be judged")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "stlm-predict",
-        description="Say of each picture whether it is anomalous: verdict, score, threshold, picture.",
+        description="Say of each image whether it is anomalous: verdict, score, threshold, image.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,14 +69,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--bundle", metavar="B", help="a bundle's folder")
     model.add_argument("--checkpoint", metavar="F", help="a trained model's .safetensors (needs stlm-edge[train])")
-    add("pictures", nargs="*", metavar="PICTURE", help="a file, a folder, or a quoted pattern; ** matches subfolders")
-    add("--out", metavar="DIR", help="write each picture with its heatmap laid over it as DIR/<name>.heatmap.png")
-    add("--watch", metavar="DIR", help="judge the pictures of a folder, then those that arrive, until Ctrl-C")
+    add("images", nargs="*", metavar="IMAGE", help="a file, a folder, or a quoted pattern; ** matches subfolders")
+    add("--out", metavar="DIR", help="write each image with its heatmap laid over it as DIR/<name>.heatmap.png")
+    add("--watch", metavar="DIR", help="judge the images of a folder, then those that arrive, until Ctrl-C")
     add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
-    add("--json", action="store_true", help="print one JSON object per picture and line, and nothing else")
+    add("--json", action="store_true", help="print one JSON object per image and line, and nothing else")
     options = parser.parse_args(arguments)
-    if not (options.pictures or options.watch):
-        parser.error("no picture: give files, folders, patterns or --watch DIR")
+    if not (options.images or options.watch):
+        parser.error("no image: give files, folders, patterns or --watch DIR")
     return options
 
 
@@ -86,9 +86,9 @@ def _check_out(options: argparse.Namespace) -> None:
     folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; --out expects a folder")
-    sources = [*options.pictures, options.watch] if options.watch else options.pictures
+    sources = [*options.images, options.watch] if options.watch else options.images
     if folder.resolve() in (Path(source).resolve() for source in sources):
-        raise UsageError(f"{folder}: --out holds the pictures, heatmaps would be taken for pictures; choose another")
+        raise UsageError(f"{folder}: --out holds the images, heatmaps would be taken for images; choose another")
 
 
 def _expand(given: Iterable[str]) -> list[Path]:
@@ -96,7 +96,7 @@ def _expand(given: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for text in given:
         if Path(text).is_dir():
-            paths += list_pictures(text)
+            paths += list_images(text)
         elif glob.has_magic(text) and not Path(text).exists():
             found = glob.glob(text, recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
             matches = sorted(path for path in map(Path, found) if path.is_file())
@@ -125,17 +125,17 @@ def _open(options: argparse.Namespace) -> tuple[Runtime, Calibration]:
 def _print(path: Path, verdict: Verdict, shown: Path | None, as_json: bool) -> None:
     if as_json:
         figures = {"anomalous": verdict.anomalous, "score": verdict.score, "threshold": verdict.threshold}
-        print(json.dumps({"picture": str(path), **figures, "heatmap": shown and str(shown)}), flush=True)
+        print(json.dumps({"image": str(path), **figures, "heatmap": shown and str(shown)}), flush=True)
     else:
         word = "ANOMALOUS" if verdict.anomalous else "normal"
         print(f"{word:<9}  score {verdict.score:.4f}  threshold {verdict.threshold:.4f}  {path}", flush=True)
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
-            picture.save(temporary, "PNG")
+            image.save(temporary, "PNG")
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 

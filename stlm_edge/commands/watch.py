@@ -1,20 +1,20 @@
-"""Pictures as they arrive in a folder."""
+"""Images as they arrive in a folder."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.images import is_picture
+from stlm_edge.images import is_image
 
 POLL_SECONDS = 0.5
 
 
 def arrivals(folder: str | Path, poll_seconds: float = POLL_SECONDS) -> Iterator[Path]:
-    """Yield each picture file of a folder once, those already there first, and never end.
+    """Yield each image file of a folder once, those already there first, and never end.
 
     A file is yielded when its size and time have not changed between two looks, `poll_seconds` apart, and it isn't
-    empty; written again later, it counts as another picture. Raises UsageError when there is no such folder, JobError
+    empty; written again later, it counts as another image. Raises UsageError when there is no such folder, JobError
     when it goes away.
     """
     folder = Path(folder)
@@ -23,7 +23,7 @@ def arrivals(folder: str | Path, poll_seconds: float = POLL_SECONDS) -> Iterator
     before: dict[Path, tuple[int, int]] = {}
     done: dict[Path, tuple[int, int]] = {}
     while True:
-        now = _pictures(folder)
+        now = _images(folder)
         done = {path: state for path, state in done.items() if path in now}
         for path, state in now.items():
             if state[1] and before.get(path) == state and done.get(path) != state:
@@ -33,11 +33,11 @@ def arrivals(folder: str | Path, poll_seconds: float = POLL_SECONDS) -> Iterator
         time.sleep(poll_seconds)
 
 
-def _pictures(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Time (ns) and size of each picture file, oldest first."""
+def _images(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Time (ns) and size of each image file, oldest first."""
     found = {}
     try:
-        paths = [path for path in folder.iterdir() if is_picture(path)]
+        paths = [path for path in folder.iterdir() if is_image(path)]
     except OSError as error:
         raise JobError(f"{folder}: can no longer be watched ({error.strerror})") from None
     for path in paths:

@@ -1,4 +1,4 @@
-"""Training batches: made from the pictures, a generator and nothing else, so that (seed, step) decides each of them."""
+"""Training batches: made from the images, a generator and nothing else, so that (seed, step) decides each of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from stlm_edge.images import load
 _CACHE_BYTES = 4 << 30
 
 
-class Pictures(Sequence[np.ndarray]):
-    """Pictures of a data set, decoded and resized to S×S×3 when first asked for, kept while they fit into 4 GiB."""
+class Images(Sequence[np.ndarray]):
+    """Images of a data set, decoded and resized to S×S×3 when first asked for, kept while they fit into 4 GiB."""
 
     def __init__(self, paths: Sequence[Path], size: int):
         self.paths, self.size = list(paths), size
@@ -28,17 +28,15 @@ class Pictures(Sequence[np.ndarray]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if index not in self._kept:
-            picture = load(self.paths[index], self.size)
-            if (len(self._kept) + 1) * picture.nbytes > _CACHE_BYTES:
-                return picture
-            self._kept[index] = picture
+            image = load(self.paths[index], self.size)
+            if (len(self._kept) + 1) * image.nbytes > _CACHE_BYTES:
+                return image
+            self._kept[index] = image
         return self._kept[index]
 
 
-def views(
-    pictures: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int, size: int
-) -> np.ndarray:
-    """What the generic start learns from, count×S×S×3 uint8: crops of pictures in varied colour and sharpness, and
+def views(images: Sequence[np.ndarray], source: Source, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """What the generic start learns from, count×S×S×3 uint8: crops of images in varied colour and sharpness, and
     procedural scenes, many with foreign patches in them; and foreign textures alone."""
     batch = []
     for _ in range(count):
@@ -49,46 +47,46 @@ def views(
         if kind < 0.35:
             view = scene(rng, size)
         else:
-            view = _crop(pictures[int(rng.integers(len(pictures)))], rng, size)
+            view = _crop(images[int(rng.integers(len(images)))], rng, size)
             view = _recolour(np.rot90(view, int(rng.integers(4)))[:, :: rng.choice([-1, 1])], rng)
         batch.append(make_pseudo_anomaly(view, rng, source)[0] if rng.random() < 0.5 else view)
     return np.stack(batch)
 
 
-class AnomalousPictures(Dataset):
+class AnomalousImages(Dataset):
     """The two-stream training's samples, by their position in the training: (seed, position) decides each of them.
 
-    Every epoch goes through all pictures in an order of its own; half of the samples are pseudo-anomalous (STLM,
-    section III-B). A sample: the picture and the clean one that it was made from, S×S×3 uint8, and the mask, S×S
+    Every epoch goes through all images in an order of its own; half of the samples are pseudo-anomalous (STLM,
+    section III-B). A sample: the image and the clean one that it was made from, S×S×3 uint8, and the mask, S×S
     bool.
     """
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         source: Source,
         seed: int,
         kinds: tuple[str, ...] = ("perlin",),
         rotate_as: str | None = None,
     ):
-        self.pictures, self.source, self.seed = pictures, source, seed
+        self.images, self.source, self.seed = images, source, seed
         self.kinds, self.rotate_as = kinds, rotate_as
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        epoch, place = divmod(position, len(self.pictures))
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.pictures))
+        epoch, place = divmod(position, len(self.images))
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.images))
         rng = np.random.default_rng([self.seed, 0, position])
-        clean = np.ascontiguousarray(rotated(self.pictures[int(order[place])], rng, self.rotate_as))
+        clean = np.ascontiguousarray(rotated(self.images[int(order[place])], rng, self.rotate_as))
         if rng.random() < 0.5:
-            picture, mask = make_pseudo_anomaly(clean, rng, self.source, self.kinds)
-            return picture, clean, mask
+            image, mask = make_pseudo_anomaly(clean, rng, self.source, self.kinds)
+            return image, clean, mask
         return clean, clean, np.zeros(clean.shape[:2], bool)
 
 
 def batches(
-    samples: AnomalousPictures, first: int, total: int, batch: int, rank: int, processes: int, workers: int
+    samples: AnomalousImages, first: int, total: int, batch: int, rank: int, processes: int, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This process's share of each step's batch, from step `first` to `total`: pictures, clean pictures and masks,
+    """This process's share of each step's batch, from step `first` to `total`: images, clean images and masks,
     stacked. All processes together see what one alone would."""
     share = batch // processes
     starts = (step * batch + rank * share for step in range(first, total))
@@ -106,21 +104,21 @@ def _stacked(samples: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     return tuple(np.stack(parts) for parts in zip(*samples, strict=True))
 
 
-def _crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    side = picture.shape[0] * rng.uniform(0.35, 1.0)
-    left, top = rng.uniform(0, picture.shape[0] - side, size=2)
-    image = Image.fromarray(picture)
+def _crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    side = image.shape[0] * rng.uniform(0.35, 1.0)
+    left, top = rng.uniform(0, image.shape[0] - side, size=2)
+    whole = Image.fromarray(image)
     if rng.random() < 0.15:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
+        whole = whole.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
+    return np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
 
 
-def _recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.2:  # many inspection cameras see no colour
-        picture = np.repeat(np.asarray(Image.fromarray(np.ascontiguousarray(picture)).convert("L"))[..., None], 3, 2)
+        image = np.repeat(np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[..., None], 3, 2)
     if rng.random() < 0.5:
-        return np.ascontiguousarray(picture)
+        return np.ascontiguousarray(image)
     gain = rng.uniform(0.7, 1.4) * rng.uniform(0.9, 1.1, size=3)
     offset = rng.uniform(-30, 30)
     curve = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)
-    return np.stack([curve[:, channel][picture[..., channel]] for channel in range(3)], axis=-1)
+    return np.stack([curve[:, channel][image[..., channel]] for channel in range(3)], axis=-1)

@@ -9,11 +9,11 @@ from stlm_edge.data.layouts import LAYOUTS, Layout
 from stlm_edge.data.layouts.listing import folders
 from stlm_edge.data.sample import Sample as Sample
 from stlm_edge.errors import UsageError
-from stlm_edge.images import is_picture
+from stlm_edge.images import is_image
 
 
 def training_samples(root: str | Path, category: str | None = None, format: str | None = None) -> list[Sample]:
-    """The normal pictures to train on, by name.
+    """The normal images to train on, by name.
 
     `format` is a key of LAYOUTS; without it the layout is recognised by looking. Raises UsageError for a missing or
     empty folder, one of no known layout, a category that isn't there, and a root of several when none is named.
@@ -26,10 +26,10 @@ def test_samples(
     category: str | None = None,  # noqa: PT028 (no pytest test)
     format: str | None = None,  # noqa: PT028
 ) -> list[Sample]:
-    """The pictures to evaluate on, normal ones first; either all defective ones of a category have masks or none.
+    """The images to evaluate on, normal ones first; either all defective ones of a category have masks or none.
 
-    Raises UsageError as `training_samples` does, for a defective picture without its mask in a set that has masks, and
-    for a mask without its picture.
+    Raises UsageError as `training_samples` does, for a defective image without its mask in a set that has masks, and
+    for a mask without its image.
     """
     return _layout(Path(root), format).test_samples(Path(root), category)
 
@@ -43,9 +43,9 @@ def _layout(root: Path, format: str | None) -> Layout:
     if format is not None and format not in LAYOUTS:
         raise UsageError(f"--format {format}: unknown; expected one of {', '.join(LAYOUTS)}, or none to have it seen")
     if not root.is_dir():
-        raise UsageError(f"{root}: no such folder; expected a data folder (MVTec AD layout, or normal pictures)")
+        raise UsageError(f"{root}: no such folder; expected a data folder (MVTec AD layout, or normal images)")
     if not any(root.iterdir()):
-        raise UsageError(f"{root}: empty; expected a data folder (MVTec AD layout, or normal pictures)")
+        raise UsageError(f"{root}: empty; expected a data folder (MVTec AD layout, or normal images)")
     if format is not None:
         return LAYOUTS[format]
     for layout in LAYOUTS.values():
@@ -56,7 +56,7 @@ def _layout(root: Path, format: str | None) -> Layout:
 
 def _unknown(root: Path) -> str:
     names = [path.name + "/" for path in folders(root)]
-    names += sorted(path.name for path in root.iterdir() if path.is_file() and not is_picture(path))
+    names += sorted(path.name for path in root.iterdir() if path.is_file() and not is_image(path))
     seen = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     for folder in folders(root):
         for name, layout in LAYOUTS.items():

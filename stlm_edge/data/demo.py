@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 from stlm_edge.data.relief import SIZE, Relief, flange, grip, mix, noise, photograph, step, twill
 from stlm_edge.errors import UsageError, exit_with_one_line
 
-TRAINING, GOOD, DEFECTIVE = 201, 39, 12  # pictures; DEFECTIVE of each kind
+TRAINING, GOOD, DEFECTIVE = 201, 39, 12  # images; DEFECTIVE of each kind
 
-_VERSION = 2  # of the pictures: a change that alters them raises it
+_VERSION = 2  # of the images: a change that alters them raises it
 _MARKER = "demo.json"
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
@@ -57,21 +57,21 @@ def write_demo(out: str | Path, seed: int = 0) -> Path:
 
 
 def draw(surface: str, defect: str | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One picture of a surface, uint8 256×256×3, and the mask of its defect, bool 256×256 (empty for None)."""
+    """One image of a surface, uint8 256×256×3, and the mask of its defect, bool 256×256 (empty for None)."""
     relief = SURFACES[surface](rng)
     mask = DEFECTS[defect](relief, rng) if defect is not None else np.zeros((SIZE, SIZE), bool)
     return photograph(relief, rng), mask
 
 
-def _write_folder(root: Path, split: str, kind: str, pictures: int, seed: list[int]) -> None:
+def _write_folder(root: Path, split: str, kind: str, images: int, seed: list[int]) -> None:
     folder, truth = root / split / kind, root / "ground_truth" / kind
     folder.mkdir(parents=True)
     if kind != "good":
         truth.mkdir(parents=True)
-    for index in range(pictures):
+    for index in range(images):
         surface = list(SURFACES)[index % len(SURFACES)]
-        picture, mask = draw(surface, None if kind == "good" else kind, np.random.default_rng([*seed, index]))
-        Image.fromarray(picture).save(folder / f"{index:03}.png", compress_level=1)
+        image, mask = draw(surface, None if kind == "good" else kind, np.random.default_rng([*seed, index]))
+        Image.fromarray(image).save(folder / f"{index:03}.png", compress_level=1)
         if kind != "good":
             Image.fromarray(mask).save(truth / f"{index:03}_mask.png")
 
@@ -166,7 +166,7 @@ DEFECTS: dict[str, Callable[[Relief, np.random.Generator], np.ndarray]] = {
 
 
 def _place(relief: Relief, rng: np.random.Generator, margin: int) -> tuple[float, float]:
-    """A random place, x and y, at least `margin` pixels within the picture and 6 within the part."""
+    """A random place, x and y, at least `margin` pixels within the image and 6 within the part."""
     while True:
         x, y = rng.integers(margin, SIZE - margin, size=2)
         if relief.part[y - 6 : y + 7, x - 6 : x + 7].min() == 1:
@@ -198,11 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stlm_edge.data.demo",
         description="Write the built-in demo data set in MVTec AD layout: "
-        f"{TRAINING} normal pictures to train on, {GOOD} normal and {DEFECTIVE * len(DEFECTS)} defective to test on.",
+        f"{TRAINING} normal images to train on, {GOOD} normal and {DEFECTIVE * len(DEFECTS)} defective to test on.",
         epilog="example: python -m stlm_edge.data.demo --out data/demo",
     )
     parser.add_argument("--out", required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default 0)")
     arguments = parser.parse_args()
     with exit_with_one_line():
         print(write_demo(arguments.out, arguments.seed))

@@ -7,9 +7,9 @@ from PIL import Image
 
 _OCTAVES = 6  # noise cells per axis: 2^0 to 2^5
 _THRESHOLD = 0.5
-_LEAST_AREA = 1e-3  # of the picture; less than that is invisible on the map's S/16 grid
+_LEAST_AREA = 1e-3  # of the image; less than that is invisible on the map's S/16 grid
 _SAMPLES_PER_CELL = 6
-_MARGIN = 2  # samples beyond the picture that the cubic interpolation of its edge wants
+_MARGIN = 2  # samples beyond the image that the cubic interpolation of its edge wants
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -23,7 +23,7 @@ def perlin_mask(size: int, rng: np.random.Generator) -> np.ndarray:
 def perlin_noise(size: int, rng: np.random.Generator, exact: bool = False) -> np.ndarray:
     """Gradient noise (K. Perlin, "Improving noise", 2002): float32 size×size, about −1 to 1, 2^0 to 2^5 cells per axis.
 
-    The rotation turns the lattice under the picture, so that no corner is left blank. Where a lattice cell is many
+    The rotation turns the lattice under the image, so that no corner is left blank. Where a lattice cell is many
     pixels wide, the noise is computed on a coarser grid of at least six samples per cell and enlarged by cubic
     interpolation, within 0.02 of what `exact` computes at every pixel.
     """
@@ -36,12 +36,12 @@ def perlin_noise(size: int, rng: np.random.Generator, exact: bool = False) -> np
     noise = _gradient_noise((samples + 0.5) * (step / size) - 0.5, cells, angle, lattice_seed)
     if step == 1:
         return noise
-    picture = (_MARGIN, _MARGIN, _MARGIN + size / step, _MARGIN + size / step)
-    return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC, box=picture))
+    image = (_MARGIN, _MARGIN, _MARGIN + size / step, _MARGIN + size / step)
+    return np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC, box=image))
 
 
 def _gradient_noise(at: np.ndarray, cells: np.ndarray, angle: float, seed: int) -> np.ndarray:
-    """The noise where rows and columns are `at`, in units of the picture's side from its centre.
+    """The noise where rows and columns are `at`, in units of the image's side from its centre.
 
     A lattice point's gradient follows from `seed` and the point, not from what part of the lattice is looked at.
     """
@@ -68,7 +68,7 @@ def _gradient_noise(at: np.ndarray, cells: np.ndarray, angle: float, seed: int) 
 
 
 def _lattice(cells: float) -> int:
-    """Lattice points along an axis: the picture's diagonal reaches 0.71 of its side from the centre, margins a bit
+    """Lattice points along an axis: the image's diagonal reaches 0.71 of its side from the centre, margins a bit
     further."""
     return 2 * math.ceil(0.8 * cells + 1) + 1
 

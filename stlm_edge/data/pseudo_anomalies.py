@@ -1,8 +1,8 @@
-"""Pseudo-anomalies: what training paints into normal pictures, and the mask of where it did.
+"""Pseudo-anomalies: what training paints into normal images, and the mask of where it did.
 
 "perlin" is what STLM trains on (arXiv 2402.19145): foreign texture in Perlin-shaped patches. The other kinds resemble
-defects that are found on real parts. Sizes are shares of the picture's side, so that all kinds look alike at any S.
-All randomness comes from the generator that is passed in, so that (seed, step) decides a training's pictures.
+defects that are found on real parts. Sizes are shares of the image's side, so that all kinds look alike at any S.
+All randomness comes from the generator that is passed in, so that (seed, step) decides a training's images.
 """
 
 import math
@@ -15,46 +15,46 @@ from stlm_edge.data.perlin import perlin_mask
 from stlm_edge.data.textures import Source
 
 _LARGEST_BETA = 0.8
-_VISIBLE = 5  # of 255 levels, 2%: what changed less is dropped from picture and mask
-_LEAST_AREA = 3e-4  # of the picture, for what is visible
+_VISIBLE = 5  # of 255 levels, 2%: what changed less is dropped from image and mask
+_LEAST_AREA = 3e-4  # of the image, for what is visible
 _TRIALS = 8
 
 Window = tuple[slice, slice]
 
 
 def make_pseudo_anomaly(
-    picture: np.ndarray, rng: np.random.Generator, source: Source, kinds: tuple[str, ...] = ("perlin",)
+    image: np.ndarray, rng: np.random.Generator, source: Source, kinds: tuple[str, ...] = ("perlin",)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A picture with one of the wanted kinds of pseudo-anomaly in it, and where.
+    """An image with one of the wanted kinds of pseudo-anomaly in it, and where.
 
-    `picture` is uint8 S×S×3; returns uint8 S×S×3 and the mask, bool S×S, which is never empty. Nothing changes outside
+    `image` is uint8 S×S×3; returns uint8 S×S×3 and the mask, bool S×S, which is never empty. Nothing changes outside
     the mask, and but for "perlin", whose mask is the published one, every part of the mask is visibly changed. A kind
-    that this picture defeats, such as "blur" on an even surface, gives way to "perlin".
+    that this image defeats, such as "blur" on an even surface, gives way to "perlin".
     """
     kind = KINDS[kinds[int(rng.integers(len(kinds)))]]
     for _ in range(_TRIALS):
-        changed, mask = kind(picture, rng, source)
+        changed, mask = kind(image, rng, source)
         if np.count_nonzero(mask) >= _LEAST_AREA * mask.size:
             return changed, mask
-    return perlin(picture, rng, source)
+    return perlin(image, rng, source)
 
 
-def perlin(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """(1−m)·picture + m·((1−β)·texture + β·picture), m a Perlin mask and β uniform in [0, 0.8]."""
-    size = picture.shape[0]
+def perlin(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """(1−m)·image + m·((1−β)·texture + β·image), m a Perlin mask and β uniform in [0, 0.8]."""
+    size = image.shape[0]
     mask = perlin_mask(size, rng)
     texture = source(rng, size).reshape(-1, 3)
     beta = np.float32(rng.uniform(0, _LARGEST_BETA))
-    inside, blended = np.flatnonzero(mask), picture.copy()
-    mixed = (1 - beta) * np.take(texture, inside, axis=0) + beta * np.take(picture.reshape(-1, 3), inside, axis=0)
+    inside, blended = np.flatnonzero(mask), image.copy()
+    mixed = (1 - beta) * np.take(texture, inside, axis=0) + beta * np.take(image.reshape(-1, 3), inside, axis=0)
     blended.reshape(-1, 3)[inside] = np.rint(mixed)
     return blended, mask
 
 
-def cut_paste(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A piece of the picture, turned and of slightly other brightness, somewhere else: a rectangle of 0.5 to 15% of the
-    picture (CutPaste, C.-L. Li et al., CVPR 2021) or a blob."""
-    size = picture.shape[0]
+def cut_paste(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """A piece of the image, turned and of slightly other brightness, somewhere else: a rectangle of 0.5 to 15% of the
+    image (CutPaste, C.-L. Li et al., CVPR 2021) or a blob."""
+    size = image.shape[0]
     if rng.random() < 0.5:
         area, aspect = _log_uniform(rng, 0.005, 0.15), _log_uniform(rng, 0.3, 1 / 0.3)
         height, width = (max(2, round(size * math.sqrt(area * side))) for side in (aspect, 1 / aspect))
@@ -64,28 +64,28 @@ def cut_paste(picture: np.ndarray, rng: np.random.Generator, source: Source) -> 
         window, depth = _blob(rng, size, 0.03, 0.18)
         alpha = np.clip(depth * 8, 0, 1)
     height, width = _shape(window)
-    piece = picture[_place(rng, size, height, width)]
+    piece = image[_place(rng, size, height, width)]
     piece = piece[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    return _laid(picture, window, piece * rng.uniform(0.85, 1.15) + _tint(rng, 6), alpha)
+    return _laid(image, window, piece * rng.uniform(0.85, 1.15) + _tint(rng, 6), alpha)
 
 
-def scar(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A thin strip of the picture at another place and angle (CutPaste-Scar), or of a foreign texture."""
-    size = picture.shape[0]
+def scar(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """A thin strip of the image at another place and angle (CutPaste-Scar), or of a foreign texture."""
+    size = image.shape[0]
     length, width = rng.uniform(0.04, 0.25), rng.uniform(0.008, 0.06)
     window, along, across = _turned_grid(rng, size, math.hypot(length, width) / 2)
     inside = np.minimum(length / 2 - np.abs(along), width / 2 - np.abs(across)) * size
     height, breadth = _shape(window)
-    strips = picture if rng.random() < 0.7 else source(rng, size)
+    strips = image if rng.random() < 0.7 else source(rng, size)
     strip = np.rot90(strips[_place(rng, size, breadth, height)])
-    return _laid(picture, window, strip * rng.uniform(0.8, 1.2) + _tint(rng, 10), np.clip(inside, 0, 1))
+    return _laid(image, window, strip * rng.uniform(0.8, 1.2) + _tint(rng, 10), np.clip(inside, 0, 1))
 
 
-def blur(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def blur(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """A blob out of focus, or smeared in one direction."""
-    size = picture.shape[0]
+    size = image.shape[0]
     window, depth = _blob(rng, size, 0.04, 0.2)
-    piece = Image.fromarray(picture[window])
+    piece = Image.fromarray(image[window])
     if rng.random() < 0.5:
         content = np.asarray(piece.filter(ImageFilter.BoxBlur(size * rng.uniform(0.01, 0.05))), np.float32)
     else:
@@ -96,13 +96,13 @@ def blur(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple
         for shift in shifts:
             row = np.clip(rows + round(shift * math.sin(angle)), 0, rows[-1])
             column = np.clip(columns + round(shift * math.cos(angle)), 0, columns[-1])
-            content += picture[window][row[:, None], column] / np.float32(len(shifts))
-    return _laid(picture, window, content, np.clip(depth * 5, 0, 1))
+            content += image[window][row[:, None], column] / np.float32(len(shifts))
+    return _laid(image, window, content, np.clip(depth * 5, 0, 1))
 
 
-def scratch(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def scratch(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """A thin light or dark line, straight, bent or broken, fading towards its ends, at times with a burr beside it."""
-    size = picture.shape[0]
+    size = image.shape[0]
     steps = 24
     turns = rng.normal(0, rng.choice([0.02, 0.12, 0.3]), size=steps)
     heading = rng.uniform(0, 2 * math.pi) + np.cumsum(turns if rng.random() < 0.6 else np.round(3 * turns))
@@ -117,27 +117,27 @@ def scratch(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tu
     ends = np.sin(np.linspace(0.15, math.pi - 0.15, steps - 1)) ** rng.choice([0, 0.5])
     alpha = _stroke(_shape(window), path - low[:, None], width * ends)
     colour = _contrast(rng, 25, 130)
-    content = picture[window] + colour
+    content = image[window] + colour
     if rng.random() < 0.3:
         burr = _stroke(_shape(window), path - low[:, None] + rng.choice([-1, 1], size=(2, 1)) * width, width * ends)
-        content = np.where((burr > alpha)[..., None], picture[window] - 0.6 * colour, content)
+        content = np.where((burr > alpha)[..., None], image[window] - 0.6 * colour, content)
         alpha = np.maximum(alpha, burr)
-    return _laid(picture, window, content, alpha * rng.uniform(0.6, 1))
+    return _laid(image, window, content, alpha * rng.uniform(0.6, 1))
 
 
-def stain(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def stain(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """A large, faint shift of brightness or colour, uneven and without a sharp rim."""
-    size = picture.shape[0]
+    size = image.shape[0]
     window, depth = _blob(rng, size, 0.08, 0.35)
     alpha = np.clip(depth * rng.uniform(1, 4), 0, 1) * (0.75 + 0.25 * _random_grid(rng, _shape(window), 5))
     if rng.random() < 0.5:
-        return _laid(picture, window, picture[window] + _contrast(rng, 10, 45), alpha)
-    return _laid(picture, window, picture[window] * np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.4)), alpha)
+        return _laid(image, window, image[window] + _contrast(rng, 10, 45), alpha)
+    return _laid(image, window, image[window] * np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.4)), alpha)
 
 
-def spots(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def spots(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """One to six small holes, grains or drops close together, light or dark."""
-    size = picture.shape[0]
+    size = image.shape[0]
     count = int(rng.choice([1, 1, 2, 3, 6]))
     side = min(size, 4 + round(size * (0.06 + 0.04 * count)))
     window = _place(rng, size, side, side)
@@ -149,14 +149,14 @@ def spots(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tupl
         stretch = _log_uniform(rng, 0.7, 1.4)
         distance = np.hypot((rows - row) * stretch, (columns - column) / stretch)
         alpha = np.maximum(alpha, np.clip(radius - distance + 0.5, 0, 1))
-    own = picture[int(rng.integers(size)), int(rng.integers(size))].astype(np.float32)
-    content = picture[window] * rng.uniform(0, 0.4) + own * 0.6 + _contrast(rng, 20, 150)
-    return _laid(picture, window, content, alpha * rng.uniform(0.6, 1))
+    own = image[int(rng.integers(size)), int(rng.integers(size))].astype(np.float32)
+    content = image[window] * rng.uniform(0, 0.4) + own * 0.6 + _contrast(rng, 20, 150)
+    return _laid(image, window, content, alpha * rng.uniform(0.6, 1))
 
 
-def warp(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def warp(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """A blob pushed aside, pinched or turned about its middle, without a seam."""
-    size = picture.shape[0]
+    size = image.shape[0]
     radius = rng.uniform(0.06, 0.18)
     window, right, down = _turned_grid(rng, size, radius)
     strength = np.clip(1 - (right**2 + down**2) / radius**2, 0, None) ** 2
@@ -171,7 +171,7 @@ def warp(picture: np.ndarray, rng: np.random.Generator, source: Source) -> tuple
         if push == "turn":
             by_row, by_column = by_column, -by_row
         rows, columns = rows + amount * by_row, columns + amount * by_column
-    return _laid(picture, window, _sampled(picture, rows, columns), (strength > 0).astype(np.float32))
+    return _laid(image, window, _sampled(image, rows, columns), (strength > 0).astype(np.float32))
 
 
 KINDS: dict[str, Callable[[np.ndarray, np.random.Generator, Source], tuple[np.ndarray, np.ndarray]]] = {
@@ -186,17 +186,17 @@ KINDS: dict[str, Callable[[np.ndarray, np.random.Generator, Source], tuple[np.nd
 }
 
 
-def _laid(picture: np.ndarray, window: Window, content: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`content`, h×w×3, laid over a window of the picture with opacity `alpha`, h×w, where that can be seen; and where.
+def _laid(image: np.ndarray, window: Window, content: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`content`, h×w×3, laid over a window of the image with opacity `alpha`, h×w, where that can be seen; and where.
 
     A pixel counts as seen where the 5×5 around it change by 2% of the range on average, or it alone by 6%.
     """
-    before = picture[window]
+    before = image[window]
     after = np.rint(np.clip(before + alpha[..., None] * (content - before), 0, 255)).astype(np.uint8)
     change = np.abs(after.astype(np.int16) - before).max(axis=2).astype(np.uint8)
     around = np.asarray(Image.fromarray(change).filter(ImageFilter.BoxBlur(2)))
     seen = (alpha > 0) & ((around >= _VISIBLE) | (change >= 3 * _VISIBLE))
-    changed, mask = picture.copy(), np.zeros(picture.shape[:2], bool)
+    changed, mask = image.copy(), np.zeros(image.shape[:2], bool)
     changed[window] = np.where(seen[..., None], after, before)
     mask[window] = seen
     return changed, mask
@@ -212,7 +212,7 @@ def _blob(rng: np.random.Generator, size: int, least: float, most: float) -> tup
 
 
 def _turned_grid(rng: np.random.Generator, size: int, reach: float) -> tuple[Window, np.ndarray, np.ndarray]:
-    """A window that reaches `reach` (a share of the side) about a random place, cut at the picture's rim, and each
+    """A window that reaches `reach` (a share of the side) about a random place, cut at the image's rim, and each
     pixel's position from that place along two random perpendicular axes, float32 h×w, in shares of the side."""
     middle, angle = rng.uniform(0.03, 0.97, size=2) * size, rng.uniform(0, 2 * math.pi)
     low = np.clip(middle - reach * size - 1, 0, size - 2).astype(int)
@@ -225,7 +225,7 @@ def _turned_grid(rng: np.random.Generator, size: int, reach: float) -> tuple[Win
 
 
 def _place(rng: np.random.Generator, size: int, height: int, width: int) -> Window:
-    """A window of the given shape, cut down to the picture's, at a random place."""
+    """A window of the given shape, cut down to the image's, at a random place."""
     height, width = min(height, size), min(width, size)
     top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
     return slice(top, top + height), slice(left, left + width)
@@ -246,14 +246,14 @@ def _stroke(shape: tuple[int, int], path: np.ndarray, widths: np.ndarray) -> np.
     return np.asarray(drawing.reduce(fine), np.float32) / 255
 
 
-def _sampled(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The picture's values between its pixels, bilinear: float32 h×w×3."""
-    limit = picture.shape[0] - 1.001
+def _sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The image's values between its pixels, bilinear: float32 h×w×3."""
+    limit = image.shape[0] - 1.001
     rows, columns = np.clip(rows, 0, limit), np.clip(columns, 0, limit)
     row, column = rows.astype(int), columns.astype(int)
     below, beside = (rows - row)[..., None], (columns - column)[..., None]
-    upper = picture[row, column] * (1 - beside) + picture[row, column + 1] * beside
-    lower = picture[row + 1, column] * (1 - beside) + picture[row + 1, column + 1] * beside
+    upper = image[row, column] * (1 - beside) + image[row, column + 1] * beside
+    lower = image[row + 1, column] * (1 - beside) + image[row + 1, column + 1] * beside
     return upper * (1 - below) + lower * below
 
 
@@ -270,7 +270,7 @@ def _contrast(rng: np.random.Generator, least: float, most: float) -> np.ndarray
 
 
 def _tint(rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """A small shift in levels of 255, half of the time the same for the three channels: grey pictures stay grey."""
+    """A small shift in levels of 255, half of the time the same for the three channels: grey images stay grey."""
     return rng.normal(0, deviation, size=rng.choice([1, 3]))
 
 

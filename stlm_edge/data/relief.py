@@ -118,7 +118,7 @@ def grip(rng: np.random.Generator) -> Relief:
 
 
 def photograph(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """Light the relief and take its picture: uint8 H×W×3, sRGB.
+    """Light the relief and take its image: uint8 H×W×3, sRGB.
 
     Lambert's diffuse term, Blinn's highlight, and Kajiya and Kay's where there is a grain (SIGGRAPH 1989). The lamp's
     direction, strength and evenness and the sensor's noise are random.
@@ -180,7 +180,7 @@ class _Frame:
         self.y = self.cos * down - self.sin * right
 
     def pixels(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Points of the part as N×2 places in the picture."""
+        """Points of the part as N×2 places in the image."""
         return self.vectors(x, y) + self.middle
 
     def vectors(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

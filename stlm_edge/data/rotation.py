@@ -19,19 +19,19 @@ FILL = (114, 114, 114)
 
 
 def is_turned(category: str | None) -> bool:
-    """Whether `rotated` changes pictures of that category: then none comes twice."""
+    """Whether `rotated` changes images of that category: then none comes twice."""
     return category in ANY_SIDE_UP or category in SLIGHT
 
 
-def rotated(picture: np.ndarray, rng: np.random.Generator, category: str | None) -> np.ndarray:
-    """The picture, uint8 S×S×3, turned at random as far as its category allows.
+def rotated(image: np.ndarray, rng: np.random.Generator, category: str | None) -> np.ndarray:
+    """The image, uint8 S×S×3, turned at random as far as its category allows.
 
-    Categories of other data sets are left alone: whether a turned part is still a normal one, no picture tells.
+    Categories of other data sets are left alone: whether a turned part is still a normal one, no image tells.
     """
     if category in ANY_SIDE_UP:
-        picture = np.rot90(picture, int(rng.integers(4)))
+        image = np.rot90(image, int(rng.integers(4)))
     elif category not in SLIGHT:
-        return picture
+        return image
     degrees = rng.uniform(-MOST_DEGREES, MOST_DEGREES)
-    turned = Image.fromarray(np.ascontiguousarray(picture)).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=FILL)
+    turned = Image.fromarray(np.ascontiguousarray(image)).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=FILL)
     return np.asarray(turned)

@@ -1,6 +1,6 @@
 """Procedural scenes for the generic start: parts in front of surfaces, lit from one side, in and out of focus.
 
-Everything is drawn from the generator; no picture is used.
+Everything is drawn from the generator; no image is used.
 """
 
 import math
@@ -28,10 +28,10 @@ def scene(rng: np.random.Generator, size: int) -> np.ndarray:
     photograph = colour * _light(height, rng)[..., None]
     if rng.random() < 0.5:
         photograph += rng.normal(0, rng.uniform(1, 12), (size, size, 1)).astype(np.float32)
-    picture = Image.fromarray(np.clip(photograph, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(photograph, 0, 255).astype(np.uint8))
     if rng.random() < 0.4:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.5)))
-    return np.asarray(picture)
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.5)))
+    return np.asarray(image)
 
 
 def _arrangement(rng: np.random.Generator, size: int) -> list[Image.Image]:
@@ -50,7 +50,7 @@ def _arrangement(rng: np.random.Generator, size: int) -> list[Image.Image]:
 
 
 def _outline(rng: np.random.Generator, size: int, places: list[tuple[float, float]], radius: float) -> Image.Image:
-    """The same polygon, bar or ring at each place; lengths are shares of the picture's side."""
+    """The same polygon, bar or ring at each place; lengths are shares of the image's side."""
     image = Image.new("L", (size * _DETAIL, size * _DETAIL))
     draw = ImageDraw.Draw(image)
     corners = int(rng.choice([3, 4, 4, 5, 6, 8, 32, 32, 32]))
@@ -77,7 +77,7 @@ def _surface(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _light(height: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness under a light from one side, falling off over the picture: H×W around 1."""
+    """Brightness under a light from one side, falling off over the image: H×W around 1."""
     angle = rng.uniform(0, 2 * math.pi)
     slope_y, slope_x = np.gradient(height)
     shade = 1 + rng.uniform(0, 0.8) * np.clip(math.cos(angle) * slope_x + math.sin(angle) * slope_y, -1, 1)

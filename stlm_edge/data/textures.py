@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stlm_edge.errors import UsageError
-from stlm_edge.images import list_pictures, read_picture
+from stlm_edge.images import list_images, read_image
 
 Source = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -18,21 +18,21 @@ def any_of(*sources: Source) -> Source:
     return lambda rng, size: sources[int(rng.integers(len(sources)))](rng, size)
 
 
-def patches_of(pictures: Sequence[np.ndarray]) -> Source:
-    """Crops of the training pictures themselves (uint8 H×W×3), magnified, turned and recoloured until foreign."""
+def patches_of(images: Sequence[np.ndarray]) -> Source:
+    """Crops of the training images themselves (uint8 H×W×3), magnified, turned and recoloured until foreign."""
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
-        picture = Image.fromarray(pictures[int(rng.integers(len(pictures)))])
-        return _recoloured(_turned(_crop(picture, rng, size, 0.1, 0.6), rng), rng)
+        image = Image.fromarray(images[int(rng.integers(len(images)))])
+        return _recoloured(_turned(_crop(image, rng, size, 0.1, 0.6), rng), rng)
 
     return source
 
 
 def folder_of(path: str | Path) -> Source:
-    """Crops of the pictures in a folder, such as DTD's (M. Cimpoi et al., CVPR 2014), folders in it included.
+    """Crops of the images in a folder, such as DTD's (M. Cimpoi et al., CVPR 2014), folders in it included.
 
-    torchvision's own root, which holds dtd/dtd/images, will do too. Raises UsageError for a folder without pictures and
-    for pictures that are none, and at use for one whose rest cannot be read.
+    torchvision's own root, which holds dtd/dtd/images, will do too. Raises UsageError for a folder without images and
+    for images that are none, and at use for one whose rest cannot be read.
     """
     folder = Path(path)
     for inside in (Path("dtd") / "dtd" / "images", Path("dtd") / "images", Path("images")):
@@ -40,23 +40,23 @@ def folder_of(path: str | Path) -> Source:
             folder = folder / inside
             break
     nested = sorted(inner for inner in folder.glob("*/") if inner.is_dir()) if folder.is_dir() else []
-    pictures = [picture for inner in nested for picture in list_pictures(inner)] or list_pictures(folder)
-    for picture in pictures:
-        _check(picture)
+    images = [image for inner in nested for image in list_images(inner)] or list_images(folder)
+    for image in images:
+        _check(image)
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
-        picture = read_picture(pictures[int(rng.integers(len(pictures)))])
-        return _turned(_crop(picture, rng, size, 0.5, 1.0), rng)
+        image = read_image(images[int(rng.integers(len(images)))])
+        return _turned(_crop(image, rng, size, 0.5, 1.0), rng)
 
     return source
 
 
-def _check(picture: Path) -> None:
-    """Read a picture's header: a training should not find out at its hundredth step."""
+def _check(image: Path) -> None:
+    """Read an image's header: a training should not find out at its hundredth step."""
     try:
-        Image.open(picture).close()
+        Image.open(image).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{picture}: not a picture that can be read ({error}); take it out of the textures") from None
+        raise UsageError(f"{image}: not an image that can be read ({error}); take it out of the textures") from None
 
 
 def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -125,12 +125,12 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
     return np.stack([np.interp(np.arange(256), at, colours[:, channel]) for channel in range(3)], 1).astype(np.uint8)
 
 
-def _crop(picture: Image.Image, rng: np.random.Generator, size: int, least: float, most: float) -> np.ndarray:
+def _crop(image: Image.Image, rng: np.random.Generator, size: int, least: float, most: float) -> np.ndarray:
     """A square crop of `least` to `most` of the shorter side, resized: uint8 size×size×3."""
-    side = max(1, min(picture.size) * rng.uniform(least, most))
-    left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
+    side = max(1, min(image.size) * rng.uniform(least, most))
+    left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
     box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _turned(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Contact sheets: picture, mask and heatmap side by side with the verdict, one row per picture."""
+"""Contact sheets: image, mask and heatmap side by side with the verdict, one row per image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from scipy import ndimage
 from stlm_edge.data.datasets import Sample
 from stlm_edge.files import replacing
 from stlm_edge.heatmap import overlay
-from stlm_edge.images import read_mask, read_picture
+from stlm_edge.images import read_image, read_mask
 from stlm_edge.threshold import Calibration
 from stlm_edge.verdict import is_anomalous
 
-CELL = 264  # pixels, the longer side of a picture in a sheet
+CELL = 264  # pixels, the longer side of an image in a sheet
 _GAP, _HEAD, _TEXT = 12, 64, 300
 _PAPER, _PANEL, _INK, _MUTED = (255, 255, 255), (240, 241, 243), (24, 26, 31), (98, 104, 115)
 _WRONG, _RIGHT, _OUTLINE = (176, 42, 30), (20, 110, 80), (60, 255, 150)
@@ -23,7 +23,7 @@ _WRONG, _RIGHT, _OUTLINE = (176, 42, 30), (20, 110, 80), (60, 255, 150)
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A picture, what the model said of it, and its anomaly map, shrunk by `shrink`."""
+    """An image, what the model said of it, and its anomaly map, shrunk by `shrink`."""
 
     sample: Sample
     score: float
@@ -33,24 +33,24 @@ class Row:
 def shrink(anomaly_map: np.ndarray) -> np.ndarray:
     """A map S×S at the size that a sheet shows: at most CELL×CELL, float32."""
     side = min(CELL, len(anomaly_map))
-    picture = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+    image = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration) -> None:
-    """Draw a sheet and write it as JPEG, whole or not at all. Raises UsageError for a picture or mask gone bad."""
+    """Draw a sheet and write it as JPEG, whole or not at all. Raises UsageError for an image or mask gone bad."""
     width = 3 * CELL + _TEXT + 5 * _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * (CELL + _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 9), title, _INK, _font(20))
-    for column, name in enumerate(("Picture", "Mask", "Heatmap", "Verdict")):
+    for column, name in enumerate(("Image", "Mask", "Heatmap", "Verdict")):
         draw.text((_GAP + column * (CELL + _GAP), 40), name, _MUTED, _font(15))
     top_score = max([calibration.threshold, *(row.score for row in rows)])
     for index, row in enumerate(rows):
         top = _HEAD + index * (CELL + _GAP)
-        picture = read_picture(row.sample.picture)
-        small = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.BILINEAR)
-        cells = small, _outlined(small, row.sample, picture.size), overlay(small, row.small_map, calibration)
+        image = read_image(row.sample.image)
+        small = ImageOps.contain(image, (CELL, CELL), Image.Resampling.BILINEAR)
+        cells = small, _outlined(small, row.sample, image.size), overlay(small, row.small_map, calibration)
         for column, cell in enumerate(cells):
             left = _GAP + column * (CELL + _GAP)
             draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), _PANEL)
@@ -60,14 +60,14 @@ def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration)
         sheet.save(temporary, "JPEG", quality=88)
 
 
-def _outlined(small: Image.Image, sample: Sample, picture_size: tuple[int, int]) -> Image.Image:
-    """The picture with a line around its anomalous regions; without a mask, the words that say so."""
+def _outlined(small: Image.Image, sample: Sample, image_size: tuple[int, int]) -> Image.Image:
+    """The image with a line around its anomalous regions; without a mask, the words that say so."""
     if sample.mask is None:
         cell = Image.new("RGB", small.size, _PANEL)
         words = "no mask" if sample.anomalous else "normal"
         ImageDraw.Draw(cell).text((small.width / 2, small.height / 2), words, _MUTED, _font(15), anchor="mm")
         return cell
-    mask = Image.fromarray(read_mask(sample.mask, 4 * CELL, picture_size)).convert("L")
+    mask = Image.fromarray(read_mask(sample.mask, 4 * CELL, image_size)).convert("L")
     inside = np.asarray(mask.resize(small.size, Image.Resampling.BOX)) > 0
     pixels = np.array(small)
     pixels[ndimage.binary_dilation(inside, iterations=4) & ~inside] = (0, 0, 0)
@@ -95,7 +95,7 @@ def _write_verdict(
         draw.rectangle((left, top + 162, left + length, top + 174), _PANEL)
         draw.rectangle(bar, colour)
         draw.line((mark, top + 156, mark, top + 180), _INK, 2)
-    name = f"{row.sample.picture.parent.name}/{row.sample.picture.name}"
+    name = f"{row.sample.image.parent.name}/{row.sample.image.name}"
     draw.text((left, top + CELL - 26), _fitted(draw, name, 15, _TEXT - 24), _MUTED, _font(15))
 
 

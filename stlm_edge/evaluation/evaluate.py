@@ -1,4 +1,4 @@
-"""Evaluate a model on labelled pictures: figures, overall and per defect type, and contact sheets to look at."""
+"""Evaluate a model on labelled images: figures, overall and per defect type, and contact sheets to look at."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from stlm_edge.evaluation import all_gather, contact_sheet
 from stlm_edge.evaluation.contact_sheet import Row
 from stlm_edge.evaluation.metrics import FPR_LIMIT, PixelFigures, PixelMetrics, image_auroc, image_f1
 from stlm_edge.files import replacing
-from stlm_edge.images import read_picture, resize
+from stlm_edge.images import read_image, resize
 from stlm_edge.runtimes import Runtime
 from stlm_edge.threshold import Calibration
 from stlm_edge.verdict import is_anomalous
@@ -34,8 +34,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run every sample at size×size and say how well normal and anomalous are told apart.
 
-    Pixel figures are taken at size×size, and are None where an anomalous picture has no mask. Figures that need both
-    classes are None without. Each defect type is set against all of the normal pictures.
+    Pixel figures are taken at size×size, and are None where an anomalous image has no mask. Figures that need both
+    classes are None without. Each defect type is set against all of the normal images.
 
     Where torch.distributed is initialised, all processes call this with the same arguments but for the runtime: each
     judges every n-th sample, the maps are counted in the order of one process alone, so that the figures are the very
@@ -47,15 +47,15 @@ def evaluate(
 
     Returns:
         What metrics.json holds: image_auroc, pixel_auroc, pixel_auroc_error_bound, aupro (false-positive rate up to
-        0.3), aupro_error_bound, image_f1, threshold, and as counts of pictures false_alarms, missed, normal, anomalous;
-        the same under by_defect; source, size, pictures (their count) and scores: an entry for each picture.
+        0.3), aupro_error_bound, image_f1, threshold, and as counts of images false_alarms, missed, normal, anomalous;
+        the same under by_defect; source, size, images (their count) and scores: an entry for each image.
 
     Raises:
-        UsageError: there are no samples, or a picture or mask cannot be read.
+        UsageError: there are no samples, or an image or mask cannot be read.
         JobError: a map or score is not finite, or a map is not size×size. Another process has died.
     """
     if not samples:
-        raise UsageError("no pictures to evaluate; expected a test set of normal and anomalous ones")
+        raise UsageError("no images to evaluate; expected a test set of normal and anomalous ones")
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"{out}: a file; expected a folder, for {METRICS} and the contact sheets")
     normal = [sample for sample in samples if not sample.anomalous]
@@ -100,10 +100,10 @@ def evaluate(
         "by_defect": {defect: figures[defect] for defect in kinds},
         "source": source,
         "size": size,
-        "pictures": len(samples),
+        "images": len(samples),
         "scores": [
             {
-                "picture": f"{sample.picture.parent.name}/{sample.picture.name}",
+                "image": f"{sample.image.parent.name}/{sample.image.name}",
                 "defect": sample.defect,
                 "anomalous": sample.anomalous,
                 "score": scores[sample],
@@ -145,7 +145,7 @@ def summary(metrics: dict[str, Any]) -> Table:
 
 
 class _Gallery:
-    """The few pictures that contact sheets show; no other maps are kept."""
+    """The few images that contact sheets show; no other maps are kept."""
 
     def __init__(self, sample: set[Sample]) -> None:
         self._chosen = sample
@@ -164,9 +164,9 @@ class _Gallery:
     def write(self, out: Path, figures: dict[str, Any], calibration: Calibration) -> None:
         normal, anomalous = figures["normal"], figures["anomalous"]
         titles = (
-            f"A sample of the {normal} normal and {anomalous} anomalous pictures",
-            f"Worst false alarms, by the highest score: {figures['false_alarms']} of {normal} normal pictures are one",
-            f"Worst misses, by the lowest score: {figures['missed']} of {anomalous} anomalous pictures are missed",
+            f"A sample of the {normal} normal and {anomalous} anomalous images",
+            f"Worst false alarms, by the highest score: {figures['false_alarms']} of {normal} normal images are one",
+            f"Worst misses, by the lowest score: {figures['missed']} of {anomalous} anomalous images are missed",
         )
         for name, title, rows in zip(SHEETS, titles, (self._sample, self._false_alarms, self._misses), strict=True):
             if rows:
@@ -190,13 +190,13 @@ def _judged(
 
 def _judge(runtime: Runtime, sample: Sample, size: int) -> tuple[np.ndarray, np.ndarray, float]:
     """The map, the mask and the score of one sample."""
-    picture = read_picture(sample.picture)
-    anomaly_map, score = runtime.run(resize(picture, size))
+    image = read_image(sample.image)
+    anomaly_map, score = runtime.run(resize(image, size))
     if anomaly_map.shape != (size, size):
-        raise JobError(f"{sample.picture}: the model gave a map of shape {anomaly_map.shape}; expected {size}×{size}")
+        raise JobError(f"{sample.image}: the model gave a map of shape {anomaly_map.shape}; expected {size}×{size}")
     if not math.isfinite(score):
-        raise JobError(f"{sample.picture}: the model gave the score {score}; expected a finite one, it is damaged")
-    return anomaly_map, mask_of(sample, size, picture.size), score
+        raise JobError(f"{sample.image}: the model gave the score {score}; expected a finite one, it is damaged")
+    return anomaly_map, mask_of(sample, size, image.size), score
 
 
 def _figures(

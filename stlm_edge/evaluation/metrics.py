@@ -1,4 +1,4 @@
-"""How well pictures and pixels are told apart: image AUROC and F1, pixel AUROC, and AUPRO."""
+"""How well images and pixels are told apart: image AUROC and F1, pixel AUROC, and AUPRO."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ _LOW, _HIGH, _NORMAL, _ANOMALOUS, _OVERLAP = range(5)  # the rows of a table of 
 
 
 def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
-    """Area under the ROC curve of picture scores, 0 to 1; ties count half. None where one of the classes is missing.
+    """Area under the ROC curve of image scores, 0 to 1; ties count half. None where one of the classes is missing.
 
     Raises JobError for a score that is not finite.
     """
@@ -35,7 +35,7 @@ def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | N
 
 
 def image_f1(verdicts: Sequence[bool], anomalous: Sequence[bool]) -> float | None:
-    """F1 = 2·TP / (2·TP + FP + FN) of verdicts on pictures. None where no picture is anomalous."""
+    """F1 = 2·TP / (2·TP + FP + FN) of verdicts on images. None where no image is anomalous."""
     if not any(anomalous):
         return None
     found = sum(v and a for v, a in zip(verdicts, anomalous, strict=True))
@@ -56,7 +56,7 @@ class PixelMetrics:
 
     AUPRO (Bergmann et al., "Uninformed Students", CVPR 2020) is the area under the curve of the mean share of a
     ground-truth region that is found, over the share of normal pixels that are called anomalous, divided by the limit.
-    Regions are 8-connected; the normal pixels are those of all pictures; ties are joined by straight lines.
+    Regions are 8-connected; the normal pixels are those of all images; ties are joined by straight lines.
 
     Pixels are ranked to 16 bits: at most 65,536 levels, each an interval of scores with its counts. Levels are cut at
     even shares of the pixels and of the anomalous regions, so that close scores stay apart at any scale, and at even

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stlm_edge.bundle.manifest import Manifest
-from stlm_edge.bundle.parity import Parity, PictureParity
+from stlm_edge.bundle.parity import ImageParity, Parity
 from stlm_edge.export.gate import FIGURES, Figures
 
 
@@ -32,9 +32,9 @@ class Tried:
 class Exported:
     """What was written, and how far it is from the trained model.
 
-    `parity` is over all candidate pictures (and stands in the manifest), `golden_parity` over the bundle's own;
-    `flips` are the pictures whose verdict differs, inside δ unless `losses`, what the gate found, says otherwise.
-    `accuracy` holds the trained and the packed model's figures on the labelled pictures, or on pseudo-anomalies.
+    `parity` is over all candidate images (and stands in the manifest), `golden_parity` over the bundle's own;
+    `flips` are the images whose verdict differs, inside δ unless `losses`, what the gate found, says otherwise.
+    `accuracy` holds the trained and the packed model's figures on the labelled images, or on pseudo-anomalies.
     `checked_by` names what ran the artifact on the machine that made it, `notes` what a report should say of it.
     `frontier`: every try in this precision, with ever more of the network in float; the last is what was written.
     """
@@ -43,7 +43,7 @@ class Exported:
     manifest: Manifest
     parity: Parity
     golden_parity: Parity
-    flips: list[PictureParity]
+    flips: list[ImageParity]
     accuracy: dict[str, Figures] | None
     losses: list[str]
     checked_by: list[str]
@@ -75,9 +75,9 @@ class Exported:
         lines = [
             f"{self.folder}: {self.manifest.target} {self.manifest.precision}, {megabytes:.1f} MB, "
             f"threshold {self.manifest.calibration.threshold:.4g}",
-            f"run by {' and '.join(self.checked_by)}, against the trained model on {self.parity.pictures} pictures: "
+            f"run by {' and '.join(self.checked_by)}, against the trained model on {self.parity.images} images: "
             f"{in_words(self.parity)}",
-            f"of these the {self.golden_parity.pictures} golden ones: {in_words(self.golden_parity)}",
+            f"of these the {self.golden_parity.images} golden ones: {in_words(self.golden_parity)}",
         ]
         lines += [
             f"verdict of {flip.name} differs: score {flip.expected_score:.5g} became {flip.score:.5g}"

@@ -27,7 +27,7 @@ WITH_CONVOLUTIONS = "linear layers and the weights of convolutions but stage 0's
 class Order:
     """What is to be converted, to which `artifact` (a path that doesn't exist yet, in a folder for this alone).
 
-    `pictures` are the calibration set, normal and pseudo-anomalous, uint8 S×S×3 each.
+    `images` are the calibration set, normal and pseudo-anomalous, uint8 S×S×3 each.
     """
 
     model: STLM
@@ -35,7 +35,7 @@ class Order:
     artifact: Path
     calibration: Calibration
     provenance: dict[str, Any]
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
 
     def beside(self, name: str) -> Path:
         """A path for what comes before the artifact, with the artifact's suffix."""
@@ -89,7 +89,7 @@ def _ever_more(
     first = tuple(grouped(order.model, together))
     if first:
         yield first
-    worst = [name for name, _ in ranked(order.model, order.pictures, groups, inputs)]
+    worst = [name for name, _ in ranked(order.model, order.images, groups, inputs)]
     for count in KEPT:
         yield first + tuple(worst[:count])
 
@@ -155,7 +155,7 @@ def _to_openvino(order: Order) -> Iterator[Step]:
     if order.precision == "int8":
         for kept in _ever_more(order, LINEAR, together=CONVOLUTIONS):  # whose weights are half of the score's error
             with step("quantizing to int8"):
-                to_int8(source, order.artifact, *about, order.pictures, kept)
+                to_int8(source, order.artifact, *about, order.images, kept)
             yield Step("int8", order.artifact, (_openvino,), kept=kept, what=WITH_CONVOLUTIONS)
 
 
@@ -175,12 +175,12 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
     tensorrt.to_fp32(graph, in_float, order.calibration)
     yield Step("fp32", in_float, (_onnxruntime,), notes)
     if order.precision == "fp16":
-        for kept in islands(graph, order.pictures):
+        for kept in islands(graph, order.images):
             tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
         with step("measuring the activations' ranges"):
-            reach = reach_of(graph, order.pictures)
+            reach = reach_of(graph, order.images)
         for in_float32, kept in _islands_then_layers(order, graph):
             with step("quantizing to int8"):
                 tensorrt.to_int8(graph, order.artifact, order.calibration, in_float32, reach, kept)
@@ -199,7 +199,7 @@ def _islands_then_layers(order: Order, graph: Any) -> Iterator[tuple[list[Any], 
     from stlm_edge.converters.fp16_islands import islands
     from stlm_edge.converters.sensitivity import LINEAR
 
-    in_float32 = islands(graph, order.pictures)
+    in_float32 = islands(graph, order.images)
     yield next(in_float32), ()
     needed = next(in_float32)
     for kept in _ever_more(order, LINEAR):
@@ -239,7 +239,7 @@ def _to_browser(order: Order) -> Iterator[Step]:
     yield Step("fp32", in_float, (_onnxruntime,))
     notes = ("run here by onnxruntime on a CPU; the page around it checks itself in the browser",)
     if order.precision == "fp16":
-        for kept in islands(graph, order.pictures):
+        for kept in islands(graph, order.images):
             webgpu.to_fp16(graph, order.artifact, order.calibration, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":

@@ -22,7 +22,7 @@ import stlm_edge
 from stlm_edge.bundle.golden import GoldenCandidate, fit_golden, select_golden
 from stlm_edge.bundle.parity import compare
 from stlm_edge.bundle.writer import check_writable, copy_files, replacing_folder, write_bundle
-from stlm_edge.data.batches import Pictures
+from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import Sample, test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
@@ -40,7 +40,7 @@ from stlm_edge.export.proof import CompareAccuracy, first_that_holds
 from stlm_edge.export.quantization_set import calibration_set, choose
 from stlm_edge.files import sha256_of
 from stlm_edge.formats import files_of
-from stlm_edge.images import list_pictures, read_picture, resize
+from stlm_edge.images import list_images, read_image, resize
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime
@@ -50,7 +50,7 @@ from stlm_edge.training import run_folder
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
 ROOM_MB = 500  # what a conversion's files take at most
-MADE_FROM = 32  # pictures of a --calibration folder that golden candidates and the accuracy's pictures are made from
+MADE_FROM = 32  # images of a --calibration folder that golden candidates and the accuracy's images are made from
 
 
 def export(
@@ -73,14 +73,14 @@ def export(
         checkpoint: the newest run's where none is given.
         precision: the target's default where none is given.
         via: a converter other than the target's first.
-        calibration_folder: at least 10 normal pictures; without it the run's own held-out ones.
-        data: labelled pictures; accuracy on them joins the gate.
+        calibration_folder: at least 10 normal images; without it the run's own held-out ones.
+        data: labelled images; accuracy on them joins the gate.
         out: the bundle's folder, `bundles/<target>-<precision>` (or `<target>-<via>-…`) where none is given.
         allow_parity_loss: write what fails the gate, and mark it so in the manifest.
         force: replace a bundle that stands at `out`.
 
     Raises:
-        UsageError: unknown target or precision, a package that isn't installed, unusable checkpoint or pictures, an
+        UsageError: unknown target or precision, a package that isn't installed, unusable checkpoint or images, an
             output folder that exists or can't be written.
         JobError: the gate failed, or the bundle can't be written; nothing is left behind.
     """
@@ -98,13 +98,13 @@ def export(
     samples = test_samples(data, category, format) if data is not None else []
 
     with _temporary_folder() as temporary:
-        pictures = _pictures(checkpoint, calibration_folder, trained.size, temporary)
-        candidates = _judge(trained, pictures)
+        images = _images(checkpoint, calibration_folder, trained.size, temporary)
+        candidates = _judge(trained, images)
         golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
-        every = candidates + [picture for picture in golden if picture not in candidates]
+        every = candidates + [image for image in golden if image not in candidates]
 
         seen = calibration_set(calibration_folder or checkpoint.parent / "calibration", trained.size)
-        order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.pictures)
+        order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.images)
         held_out = temporary if calibration_folder else checkpoint.parent
         proof = first_that_holds(
             way.convert(order),
@@ -115,13 +115,13 @@ def export(
         )
         made, losses = proof.made, proof.losses
         notes = [*made.notes, *over_budget(made.artifact, precision, trained.model)]
-        of_golden = [proof.answers[every.index(picture)] for picture in golden]
+        of_golden = [proof.answers[every.index(image)] for image in golden]
         golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
         if losses and not allow_parity_loss:
             figures = in_words(proof.parity) + (f"; {compared(proof.accuracy)}" if proof.accuracy else "")
             raise JobError(
                 f"{target} {precision} does not say what the trained model says, nothing was written: "
-                f"{'; '.join(losses)} (of {proof.parity.pictures} pictures: {figures}); --allow-parity-loss writes it "
+                f"{'; '.join(losses)} (of {proof.parity.images} images: {figures}); --allow-parity-loss writes it "
                 "all the same and marks it"
             )
         with step("writing the bundle"):
@@ -195,7 +195,7 @@ def newest_checkpoint() -> Path:
 
 
 def flops(model: STLM) -> int:
-    """Floating-point operations per picture of the matrix products and convolutions, a multiply-add counted as two."""
+    """Floating-point operations per image of the matrix products and convolutions, a multiply-add counted as two."""
     size = model.config.size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, size, size, 3, dtype=torch.uint8))
@@ -258,53 +258,53 @@ def _versions(way: Way) -> dict[str, str]:
     return found
 
 
-def _pictures(
+def _images(
     checkpoint: Path, calibration_folder: Path | None, size: int, temporary: Path
 ) -> list[tuple[str, bool, Path]]:
-    """Name, whether it is anomalous, and path of each candidate picture."""
+    """Name, whether it is anomalous, and path of each candidate image."""
     run = checkpoint.parent
     if calibration_folder is not None:
         normal = choose(calibration_folder, MADE_FROM)
-        source = any_of(procedural, patches_of(Pictures(normal, size)))
+        source = any_of(procedural, patches_of(Images(normal, size)))
         run_folder.keep_held_out(temporary, normal, source, seed=0)
         run = temporary
     elif not (run / "golden").is_dir():
-        raise UsageError(f"{run / 'golden'}: no such folder; name a folder of normal pictures by --calibration")
+        raise UsageError(f"{run / 'golden'}: no such folder; name a folder of normal images by --calibration")
     kinds = {"normal": False, "anomalous": True}
     return [
         (f"{kind}-{path.stem}", anomalous, path)
         for kind, anomalous in kinds.items()
-        for path in list_pictures(run / "golden" / kind)
+        for path in list_images(run / "golden" / kind)
     ]
 
 
-def _judge(trained: Torch, pictures: Sequence[tuple[str, bool, Path]]) -> list[GoldenCandidate]:
+def _judge(trained: Torch, images: Sequence[tuple[str, bool, Path]]) -> list[GoldenCandidate]:
     candidates = []
-    with step("judging with the trained model", len(pictures)) as advance:
-        for name, anomalous, path in pictures:
-            picture = read_picture(path)
-            tensor = resize(picture, trained.size)
-            candidates.append(GoldenCandidate(name, picture, anomalous, tensor, *trained.run(tensor)))
+    with step("judging with the trained model", len(images)) as advance:
+        for name, anomalous, path in images:
+            image = read_image(path)
+            tensor = resize(image, trained.size)
+            candidates.append(GoldenCandidate(name, image, anomalous, tensor, *trained.run(tensor)))
             advance()
     return candidates
 
 
 def _accuracy(trained: Torch, samples: list[Sample], run: Path, calibration: Calibration) -> CompareAccuracy | None:
-    """What compares accuracy, on the labelled pictures or on pseudo-anomalies on the run's held-out ones; None without
+    """What compares accuracy, on the labelled images or on pseudo-anomalies on the run's held-out ones; None without
     either."""
     if samples:
         anomalous = sum(sample.anomalous for sample in samples)
         pairs = anomalous * (len(samples) - anomalous)
     elif (run / "calibration").is_dir():
-        pictures = pseudo_anomalies_on(list_pictures(run / "calibration"), trained.size)
-        pairs = (len(pictures) // 2) ** 2
+        images = pseudo_anomalies_on(list_images(run / "calibration"), trained.size)
+        pairs = (len(images) // 2) ** 2
     else:
         return None
 
     def measure(runtime: Runtime) -> Figures:
         if samples:
             return accuracy_on_samples(runtime, samples, trained.size, calibration)
-        return accuracy_on_pseudo_anomalies(runtime, pictures)
+        return accuracy_on_pseudo_anomalies(runtime, images)
 
     of_trained = functools.cache(lambda: measure(trained))
 

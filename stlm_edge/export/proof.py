@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from stlm_edge.bundle.golden import GoldenCandidate
-from stlm_edge.bundle.parity import Parity, PictureParity, compare, problems
+from stlm_edge.bundle.parity import ImageParity, Parity, compare, problems
 from stlm_edge.errors import JobError
 from stlm_edge.export.exported import Tried
 from stlm_edge.export.gate import Figures
@@ -18,7 +18,7 @@ from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime
 from stlm_edge.threshold import Calibration
 
-TIMED = 8  # pictures by which tries are compared in speed
+TIMED = 8  # images by which tries are compared in speed
 
 CompareAccuracy = Callable[[Runtime, str], tuple[dict[str, Figures], list[str]]]
 """The packed model's runtime and precision → figures of both models, and what was lost, in words."""
@@ -26,14 +26,14 @@ CompareAccuracy = Callable[[Runtime, str], tuple[dict[str, Figures], list[str]]]
 
 @dataclass(frozen=True)
 class Proof:
-    """What the pictures showed of one step's artifact: what runs it, its answers, and the losses by which it fails."""
+    """What the images showed of one step's artifact: what runs it, its answers, and the losses by which it fails."""
 
     made: Step
     packed: Runtime
     checked_by: list[str]
     answers: list[tuple[Any, float]]
     parity: Parity
-    rows: list[PictureParity]
+    rows: list[ImageParity]
     losses: list[str]
     accuracy: dict[str, Figures] | None = None
     frontier: list[Tried] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Proof:
 def first_that_holds(
     steps: Iterable[Step],
     order: Order,
-    pictures: Sequence[GoldenCandidate],
+    images: Sequence[GoldenCandidate],
     compare_accuracy: CompareAccuracy | None,
     loss_allowed: bool,
 ) -> Proof:
@@ -57,21 +57,21 @@ def first_that_holds(
     for made in steps:
         _check_metadata(made.artifact, order.calibration, order.model.config.size)
         if made.precision != order.precision:
-            conversion = _prove(made, pictures, order.calibration)
+            conversion = _prove(made, images, order.calibration)
             before += [f"before {order.precision}, {loss}" for loss in conversion.losses]
             if before and not loss_allowed:
                 return replace(conversion, losses=before)
             continue
         try:
-            proof, failure = _prove(made, pictures, order.calibration), None
+            proof, failure = _prove(made, images, order.calibration), None
             if not proof.losses and compare_accuracy:
                 accuracy, lost = compare_accuracy(proof.packed, order.precision)
                 proof = replace(proof, accuracy=accuracy, losses=lost)
         except JobError as error:
             failure = error
-            frontier.append(Tried(made.what, made.kept, _size(made), None, 0.0, len(pictures), [str(error)]))
+            frontier.append(Tried(made.what, made.kept, _size(made), None, 0.0, len(images), [str(error)]))
             continue
-        frontier.append(_tried(proof, pictures))
+        frontier.append(_tried(proof, images))
         if not proof.losses:
             break
     if failure:
@@ -80,13 +80,13 @@ def first_that_holds(
     return replace(proof, losses=before + proof.losses, frontier=frontier)
 
 
-def _prove(made: Step, pictures: Sequence[GoldenCandidate], calibration: Calibration) -> Proof:
+def _prove(made: Step, images: Sequence[GoldenCandidate], calibration: Calibration) -> Proof:
     """Compare with the trained model's answers by everything that runs the artifact here; the first one's figures."""
     proofs = []
     for open_it in made.checked_by:
         packed = open_it(made.artifact)
-        answers = _answers(packed, made.precision, pictures)
-        parity, rows = compare(pictures, answers, calibration.threshold, calibration.delta)
+        answers = _answers(packed, made.precision, images)
+        parity, rows = compare(images, answers, calibration.threshold, calibration.delta)
         found = problems(parity, made.precision)
         proofs.append(Proof(made, packed, [packed.name], answers, parity, rows, found))
     return replace(
@@ -96,11 +96,11 @@ def _prove(made: Step, pictures: Sequence[GoldenCandidate], calibration: Calibra
     )
 
 
-def _tried(proof: Proof, pictures: Sequence[GoldenCandidate]) -> Tried:
+def _tried(proof: Proof, images: Sequence[GoldenCandidate]) -> Tried:
     seconds = []
-    for picture in pictures[:TIMED]:
+    for image in images[:TIMED]:
         started = time.perf_counter()
-        proof.packed.run(picture.tensor)
+        proof.packed.run(image.tensor)
         seconds.append(time.perf_counter() - started)
     return Tried(
         proof.made.what,
@@ -129,13 +129,13 @@ def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None
             )
 
 
-def _answers(packed: Runtime, made: str, pictures: Sequence[GoldenCandidate]) -> list[tuple[Any, float]]:
+def _answers(packed: Runtime, made: str, images: Sequence[GoldenCandidate]) -> list[tuple[Any, float]]:
     answers = []
-    with step(f"judging with the {made} model", len(pictures)) as advance:
-        for picture in pictures:
+    with step(f"judging with the {made} model", len(images)) as advance:
+        for image in images:
             try:
-                answers.append(packed.run(picture.tensor))
+                answers.append(packed.run(image.tensor))
             except JobError as error:
-                raise JobError(f"the {made} model fails on {picture.name}: {error}") from None
+                raise JobError(f"the {made} model fails on {image.name}: {error}") from None
             advance()
     return answers

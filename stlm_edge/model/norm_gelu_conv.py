@@ -1,7 +1,7 @@
 """Batch norm, GELU and a convolution as one operation that keeps less for the backward pass.
 
 One after the other, each keeps its input; the norm's, the GELU's and the convolution's are equally large, and in the
-first stages of a 1024×1024 picture they are most of a training's memory. Together they keep the norm's input alone, and
+first stages of a 1024×1024 image they are most of a training's memory. Together they keep the norm's input alone, and
 compute the other two once more, elementwise, when the gradient comes.
 """
 

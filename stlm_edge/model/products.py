@@ -1,8 +1,8 @@
 """Matrix products by oneDNN instead of MKL, for training in float32 on a CPU.
 
-PyTorch gives `nn.Linear` to MKL, and on one thread 1×1 convolutions of fewer than 16 pictures too. On AMD's processors
+PyTorch gives `nn.Linear` to MKL, and on one thread 1×1 convolutions of fewer than 16 images too. On AMD's processors
 MKL takes a slow path: half the rate at which oneDNN computes the very same products. Seen as a channels-last map of 16
-or more pictures, which costs no copy, they reach oneDNN, and so do their gradients. On Intel's expect less of it.
+or more images, which costs no copy, they reach oneDNN, and so do their gradients. On Intel's expect less of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-LEAST_PICTURES, MOST_PICTURES = 16, 128
+LEAST_IMAGES, MOST_IMAGES = 16, 128
 LEAST_ROWS = 256  # of the left matrix; with fewer, the call is what costs
 
 _depth = 0
@@ -45,16 +45,16 @@ class ByOneDNN(TorchFunctionMode):
 
 
 def split(x: Tensor, filters: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """A B×C×h×w map as one of 16 or more pictures of fewer rows, which a 1×1 convolution cannot tell from it; inside of
+    """A B×C×h×w map as one of 16 or more images of fewer rows, which a 1×1 convolution cannot tell from it; inside of
     ByOneDNN where that is no copy, else `x` itself."""
-    pictures, channels, height, width = x.shape
-    count = _pictures(pictures * height)
+    images, channels, height, width = x.shape
+    count = _images(images * height)
     if not (
         _depth
         and filters.shape[1:] == (channels, 1, 1)
         and stride == (1, 1)
-        and pictures < LEAST_PICTURES
-        and pictures * height * width >= LEAST_ROWS
+        and images < LEAST_IMAGES
+        and images * height * width >= LEAST_ROWS
         and count
         and _suits(x)
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -64,7 +64,7 @@ def split(x: Tensor, filters: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 
 def merge(y: Tensor, x: Tensor) -> Tensor:
-    """What was computed of `split(x)` as a map of x's pictures again."""
+    """What was computed of `split(x)` as a map of x's images again."""
     if len(y) == len(x):
         return y
     return y.permute(0, 2, 3, 1).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
@@ -72,16 +72,16 @@ def merge(y: Tensor, x: Tensor) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // x.shape[-1]
-    count = _pictures(rows)
+    count = _images(rows)
     if rows < LEAST_ROWS or not count or not _suits(x):
         return F.linear(x, weight, bias)
     y = F.conv2d(x.reshape(count, rows // count, 1, -1).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def _pictures(rows: int) -> int:
-    """The least number of pictures that divides the rows, 0 where none does."""
-    return next((n for n in range(LEAST_PICTURES, MOST_PICTURES + 1) if rows % n == 0), 0)
+def _images(rows: int) -> int:
+    """The least number of images that divides the rows, 0 where none does."""
+    return next((n for n in range(LEAST_IMAGES, MOST_IMAGES + 1) if rows % n == 0), 0)
 
 
 def _suits(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What rebuilds the network: the picture's side in pixels, and the encoders' blocks per stage."""
+    """What rebuilds the network: the image's side in pixels, and the encoders' blocks per stage."""
 
     size: int = 224
     depths: tuple[int, int, int, int] = (2, 2, 6, 2)
@@ -57,7 +57,7 @@ class STLM(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Answer:
-        """Judge pictures.
+        """Judge images.
 
         `image`: B×S×S×3 (or B×3×S×S) uint8 RGB. Gives the anomaly map, B×1×S×S in [0, 1], and the score, B: the mean
         of the map's 100 highest values.
@@ -73,7 +73,7 @@ class STLM(nn.Module):
         return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
     def streams(self, x: Tensor) -> tuple[Maps, Maps]:
-        """B×3×S×S normalised pictures → the plain and the denoising stream's maps."""
+        """B×3×S×S normalised images → the plain and the denoising stream's maps."""
         plain, denoising = self.plain(x), self.denoising(x)
         return (plain, self.decode(plain)), (denoising, self.decode(denoising))
 

@@ -1,6 +1,6 @@
 """The image encoder: TinyViT-5M (Wu et al. 2022) in MobileSAM's variant (Zhang et al. 2023), for any grid.
 
-Parameter names are MobileSAM's, so that its `image_encoder.*` weights load as they are. Between the stages a picture is
+Parameter names are MobileSAM's, so that its `image_encoder.*` weights load as they are. Between the stages an image is
 a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the published order: the decoder behind amplifies
 a rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
 """
@@ -188,7 +188,7 @@ class AttentionStage(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """B×3×S×S normalised picture → B×256×S/16×S/16 image embedding, S a multiple of 32."""
+    """B×3×S×S normalised image → B×256×S/16×S/16 image embedding, S a multiple of 32."""
 
     def __init__(self, depths: tuple[int, int, int, int] = (2, 2, 6, 2)):
         super().__init__()

@@ -32,7 +32,7 @@ VARIABLES = {  # stands in the drawing → stands in the page
 LINES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, (0, (5, 1, 1, 1, 1, 1)))]
 MARKS = [(BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"), (SKY, "v")]
 MOST = len(MARKS)  # artifacts that one chart tells apart
-Answers: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one figure per golden picture
+Answers: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one figure per golden image
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -59,7 +59,7 @@ STYLE: Any = {
 
 
 class Scored(NamedTuple):
-    """A picture's score and what is true of it."""
+    """An image's score and what is true of it."""
 
     score: float
     defect: str
@@ -107,33 +107,33 @@ def loss_curves(phase: str, steps: Sequence[float], losses: dict[str, list[float
         return _svg(figure, f"losses of {phase} over its steps")
 
 
-def score_histogram(pictures: Sequence[Scored], threshold: float) -> str:
-    """Scores of normal and anomalous pictures in common bins, and the threshold between them."""
+def score_histogram(images: Sequence[Scored], threshold: float) -> str:
+    """Scores of normal and anomalous images in common bins, and the threshold between them."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height=2.6)
-        scores = [picture.score for picture in pictures] + [threshold]
+        scores = [image.score for image in images] + [threshold]
         bins = np.linspace(min(scores), max(scores) + 1e-9, 31)
-        normal = [picture.score for picture in pictures if not picture.anomalous]
-        anomalous = [picture.score for picture in pictures if picture.anomalous]
+        normal = [image.score for image in images if not image.anomalous]
+        anomalous = [image.score for image in images if image.anomalous]
         axes.hist(normal, bins, color=BLUE, alpha=0.75, label=f"normal ({len(normal)})")
         axes.hist(anomalous, bins, histtype="step", color=ORANGE, linewidth=1.8, label=f"anomalous ({len(anomalous)})")
         _line(axes, threshold, "threshold")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("score")
-        axes.set_ylabel("pictures")
+        axes.set_ylabel("images")
         axes.grid(axis="x", visible=False)
         _legend(axes, columns=2)
         return _svg(figure, "histogram of scores with the threshold")
 
 
-def scores_by_defect(pictures: Sequence[Scored], threshold: float) -> str:
+def scores_by_defect(images: Sequence[Scored], threshold: float) -> str:
     """One line of dots per defect type, normal first; a filled dot is called anomalous."""
     with matplotlib.rc_context(STYLE):
-        names = sorted({(picture.anomalous, picture.defect) for picture in pictures})
+        names = sorted({(image.anomalous, image.defect) for image in images})
         figure, axes = _canvas(height=1.0 + 0.28 * len(names))
         spread = np.random.default_rng(0)
         for line, name in enumerate(names):
-            scores = np.array([p.score for p in pictures if (p.anomalous, p.defect) == name])
+            scores = np.array([p.score for p in images if (p.anomalous, p.defect) == name])
             heights = line + spread.uniform(-0.24, 0.24, len(scores))
             colour, mark = (ORANGE, "D") if name[0] else (BLUE, "o")
             above = scores > threshold
@@ -287,32 +287,32 @@ def rounds(rows: Sequence[Timed]) -> str:
 
 
 def golden_scores(
-    pictures: Sequence[str], expected: Sequence[float], answers: Answers, threshold: float, delta: float
+    images: Sequence[str], expected: Sequence[float], answers: Answers, threshold: float, delta: float
 ) -> str:
-    """Per golden picture: the trained model's score as a stroke, each artifact's as a mark on it, threshold ± delta.
+    """Per golden image: the trained model's score as a stroke, each artifact's as a mark on it, threshold ± delta.
 
-    `expected[i]` and each artifact's figures[i] are scores of `pictures[i]`. At most MOST artifacts.
+    `expected[i]` and each artifact's figures[i] are scores of `images[i]`. At most MOST artifacts.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _golden_canvas(pictures)
+        figure, axes = _golden_canvas(images)
         axes.axvspan(threshold - delta, threshold + delta, color=INK, alpha=0.15, linewidth=0)
-        lines = np.arange(len(pictures))
+        lines = np.arange(len(images))
         axes.vlines(expected, lines - 0.38, lines + 0.38, color=INK, linewidth=1.3, label="trained model")
         _golden_marks(axes, answers)
         _line(axes, threshold, "threshold")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("score")
         _legend(axes, columns=2)
-        return _svg(figure, "scores of the trained model and of each artifact on the golden pictures")
+        return _svg(figure, "scores of the trained model and of each artifact on the golden images")
 
 
-def golden_differences(pictures: Sequence[str], answers: Answers, limit: float) -> str:
-    """Per golden picture: each artifact's largest map difference, logarithmic, and what float32 is allowed.
+def golden_differences(images: Sequence[str], answers: Answers, limit: float) -> str:
+    """Per golden image: each artifact's largest map difference, logarithmic, and what float32 is allowed.
 
     One that is not finite stands as a cross at the right edge. At most MOST artifacts.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _golden_canvas(pictures)
+        figure, axes = _golden_canvas(images)
         axes.set_xscale("log")
         edge = 100 * max([limit, *(value for _, values in answers for value in values if np.isfinite(value))])
         finite = [(name, [max(value, 1e-8) if np.isfinite(value) else np.nan for value in v]) for name, v in answers]
@@ -327,18 +327,18 @@ def golden_differences(pictures: Sequence[str], answers: Answers, limit: float) 
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("largest difference of two map values")
         _legend(axes, columns=2)
-        return _svg(figure, "largest map difference of each artifact on the golden pictures")
+        return _svg(figure, "largest map difference of each artifact on the golden images")
 
 
-def _golden_canvas(pictures: Sequence[str]) -> tuple[Figure, Any]:
-    figure, axes = _canvas(height=1.4 + 0.3 * len(pictures))
-    axes.set_yticks(range(len(pictures)), [_short(name) for name in pictures])
-    axes.set_ylim(len(pictures) - 0.4, -0.6)
+def _golden_canvas(images: Sequence[str]) -> tuple[Figure, Any]:
+    figure, axes = _canvas(height=1.4 + 0.3 * len(images))
+    axes.set_yticks(range(len(images)), [_short(name) for name in images])
+    axes.set_ylim(len(images) - 0.4, -0.6)
     return figure, axes
 
 
 def _golden_marks(axes: Any, answers: Answers, cross: bool = False) -> None:
-    """One mark per artifact and picture, side by side in the picture's line."""
+    """One mark per artifact and image, side by side in the image's line."""
     for number, (name, values) in enumerate(answers):
         colour, mark = MARKS[number]
         lines = np.arange(len(values)) + 0.25 * (number - (len(answers) - 1) / 2)

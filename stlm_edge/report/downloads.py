@@ -38,7 +38,7 @@ def downloads(
             "artifacts and their figures",
             [{"artifact": label, **_flat(row | {"worst": None})} for label, row in named],
         ),
-        ("golden.csv", "answers on the golden pictures", _inside(named, "golden")),
+        ("golden.csv", "answers on the golden images", _inside(named, "golden")),
         ("rounds.csv", "medians of the rounds", _listed(named, "round_p50_ms", "round", "ms", 1)),
         ("latencies.csv", "latency by percentile", _listed(named, "quantiles_ms", "percentile", "ms", 0)),
         ("parts.csv", "time by part of the network", _inside([(a, r.get("profile") or {}) for a, r in named], "parts")),

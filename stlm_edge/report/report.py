@@ -1,6 +1,6 @@
 """The report: one HTML file that shows what was trained, how well it finds defects, and what each artifact of it does.
 
-It stands alone: pictures inside, nothing fetched, readable on paper, on a phone and in the dark. Every input may be
+It stands alone: images inside, nothing fetched, readable on paper, on a phone and in the dark. Every input may be
 missing, and what nobody measured says so.
 """
 
@@ -23,7 +23,7 @@ from stlm_edge.bundle.reader import FRONTIER
 from stlm_edge.errors import UsageError
 from stlm_edge.export.targets import TARGETS, Target
 from stlm_edge.files import write_text
-from stlm_edge.images import PICTURE_SUFFIXES, read_picture
+from stlm_edge.images import IMAGE_SUFFIXES, read_image
 from stlm_edge.report.downloads import downloads
 from stlm_edge.report.worst_images import thumbnails, worst
 from stlm_edge.runtimes import name_here
@@ -47,8 +47,8 @@ def write_report(
         bench: the content of a bench.json.
         run_folder: what stlm-train wrote; config.json and log.jsonl are read.
         evaluation: what stlm-eval wrote; metrics.json and the contact sheets beside it are read.
-        bundles: a row's `bundle` → that bundle, or for a checkpoint the one whose golden pictures it was shown; their
-            golden pictures are shown, and what their exports tried.
+        bundles: a row's `bundle` → that bundle, or for a checkpoint the one whose golden images it was shown; their
+            golden images are shown, and what their exports tried.
 
     Raises:
         UsageError: jinja2 or matplotlib are missing, or a file is there and cannot be read.
@@ -108,7 +108,7 @@ def write_report(
         metrics=metrics,
         stand_in=any(is_stand_in(json.dumps(teacher)) for teacher in teachers),
         sheets=_contact_sheets(evaluation) if evaluation else [],
-        sheets_left_out=max(0, len(_pictures(evaluation)) - MAX_SHEETS) if evaluation else 0,
+        sheets_left_out=max(0, len(_images(evaluation)) - MAX_SHEETS) if evaluation else 0,
         targets=_targets(answered),
         curves=[
             (phase, markupsafe.Markup(charts.loss_curves(phase, *curves))) for phase, curves in _phases(log).items()
@@ -315,69 +315,69 @@ def _text(value: Any) -> str:
 
 
 def _contact_sheets(folder: Path) -> list[tuple[str, str]]:
-    """Return (caption, JPEG as base64) of the pictures beside metrics.json."""
+    """Return (caption, JPEG as base64) of the images beside metrics.json."""
     sheets = []
-    for path in _pictures(folder)[:MAX_SHEETS]:
-        picture = read_picture(path)
-        picture.thumbnail((SHEET_SIDE, SHEET_SIDE * 4))
+    for path in _images(folder)[:MAX_SHEETS]:
+        image = read_image(path)
+        image.thumbnail((SHEET_SIDE, SHEET_SIDE * 4))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=86)
+        image.save(buffer, "JPEG", quality=86)
         caption = path.stem.replace("_", " ").replace("-", " ").capitalize()
         sheets.append((caption, base64.b64encode(buffer.getvalue()).decode()))
     return sheets
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _score_charts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Draw the scores of an evaluation, if it kept them."""
     from stlm_edge.report import charts
 
-    pictures = [
-        charts.Scored(float(picture["score"]), str(picture.get("defect", "")), bool(picture.get("anomalous")))
-        for picture in metrics.get("scores") or []
-        if isinstance(picture, dict) and _is_number(picture.get("score"))
+    images = [
+        charts.Scored(float(image["score"]), str(image.get("defect", "")), bool(image.get("anomalous")))
+        for image in metrics.get("scores") or []
+        if isinstance(image, dict) and _is_number(image.get("score"))
     ]
     threshold: Any = metrics.get("threshold")
-    if not pictures or not _is_number(threshold):
+    if not images or not _is_number(threshold):
         return []
     return [
-        ("Scores of normal and anomalous pictures", charts.score_histogram(pictures, threshold)),
-        ("Scores by defect type", charts.scores_by_defect(pictures, threshold)),
+        ("Scores of normal and anomalous images", charts.score_histogram(images, threshold)),
+        ("Scores by defect type", charts.scores_by_defect(images, threshold)),
     ]
 
 
 def _golden_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Draw what the rows said of their golden pictures, those of the same pictures together: (title, detail, SVG)."""
+    """Draw what the rows said of their golden images, those of the same images together: (title, detail, SVG)."""
     from stlm_edge.report import charts
 
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         if row.get("golden") and row.get("threshold") is not None:
-            shown = sorted((picture["expected_score"], picture["name"]) for picture in row["golden"])
+            shown = sorted((image["expected_score"], image["name"]) for image in row["golden"])
             groups.setdefault((*shown, row["threshold"]), []).append(row)
     found = []
     for (*shown, threshold), every in groups.items():
         expected, names = [score for score, _ in shown], [name for _, name in shown]
         for together in _in_charts(every):
-            said = [(row["label"], {picture["name"]: picture for picture in row["golden"]}) for row in together]
-            scores = [(label, [pictures[name]["score"] for name in names]) for label, pictures in said]
+            said = [(row["label"], {image["name"]: image for image in row["golden"]}) for row in together]
+            scores = [(label, [images[name]["score"] for name in names]) for label, images in said]
             worst = [
-                (label, [math.nan if (each := pictures[name]["max_abs_diff"]) is None else each for name in names])
-                for label, pictures in said
+                (label, [math.nan if (each := images[name]["max_abs_diff"]) is None else each for name in names])
+                for label, images in said
             ]
             delta = together[0].get("verdict_delta") or 0.0
             found += [
                 (
-                    "Scores on the golden pictures",
+                    "Scores on the golden images",
                     "a mark on its stroke says what the trained model said",
                     charts.golden_scores(names, expected, scores, threshold, delta),
                 ),
                 (
                     "Largest difference of the maps",
-                    "on the same pictures, logarithmic; maps lie between 0 and 1",
+                    "on the same images, logarithmic; maps lie between 0 and 1",
                     charts.golden_differences(names, worst, MAP_LIMITS["fp32"]),
                 ),
             ]
@@ -392,16 +392,16 @@ def _in_charts(rows: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def _thumbnails(rows: list[dict[str, Any]], bundles: Mapping[str, Bundle]) -> dict[tuple[str, str], str]:
-    """The golden pictures whose verdicts differ: (the row's bundle, name) → JPEG as base64."""
+    """The golden images whose verdicts differ: (the row's bundle, name) → JPEG as base64."""
     names: dict[str, set[str]] = {}
     for row in rows:
-        differ = {picture["name"] for picture in row.get("golden") or [] if picture["verdict"] != "same"}
+        differ = {image["name"] for image in row.get("golden") or [] if image["verdict"] != "same"}
         names.setdefault(row["bundle"], set()).update(differ)
     return {
-        (folder, name): picture
+        (folder, name): image
         for folder, wanted in names.items()
         if wanted and folder in bundles
-        for name, picture in thumbnails(bundles[folder], wanted).items()
+        for name, image in thumbnails(bundles[folder], wanted).items()
     }
 
 
@@ -423,7 +423,7 @@ def _latency_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     ]
     if not timed:
         return []
-    found = [("Latency per picture", "", charts.latencies(timed))]
+    found = [("Latency per image", "", charts.latencies(timed))]
     if spread := [row for row in timed if len(row.quantiles) == 101]:
         found.append(("How the latencies spread", "each artifact on its own scale", charts.distributions(spread)))
     for together in _in_charts([row for row in timed if row.rounds]):

@@ -1,4 +1,4 @@
-"""Pictures of a bench's parity: where an artifact is farthest from the trained model, and whose verdicts differ."""
+"""Images of a bench's parity: where an artifact is farthest from the trained model, and whose verdicts differ."""
 
 import base64
 import io
@@ -12,16 +12,16 @@ from stlm_edge.bench.small_map import decode, encode
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import UsageError
 from stlm_edge.heatmap import colour
-from stlm_edge.images import read_picture
+from stlm_edge.images import read_image
 
 SIDE = 224  # pixels of what is shown
 
 
 class Worst(NamedTuple):
-    """A golden picture, JPEG as base64: itself, both maps, their difference; and how many times that is magnified."""
+    """A golden image, JPEG as base64: itself, both maps, their difference; and how many times that is magnified."""
 
     name: str
-    picture: str
+    image: str
     trained: str
     found: str
     difference: str
@@ -30,7 +30,7 @@ class Worst(NamedTuple):
 
 
 def worst(row: Mapping[str, Any], bundle: Bundle) -> Worst | None:
-    """The picture on which a row's map differs most; None where the row or the bundle doesn't tell."""
+    """The image on which a row's map differs most; None where the row or the bundle doesn't tell."""
     told = row.get("worst")
     if not told:
         return None
@@ -47,7 +47,7 @@ def worst(row: Mapping[str, Any], bundle: Bundle) -> Worst | None:
     maps = [_jpeg(Image.fromarray(each), Image.Resampling.NEAREST) for each in drawn]
     return Worst(
         golden.name,
-        _jpeg(read_picture(golden.picture_path)),
+        _jpeg(read_image(golden.image_path)),
         maps[0],
         maps[1],
         maps[2],
@@ -57,18 +57,16 @@ def worst(row: Mapping[str, Any], bundle: Bundle) -> Worst | None:
 
 
 def thumbnails(bundle: Bundle, names: set[str]) -> dict[str, str]:
-    """Golden pictures by their names, JPEG as base64; those that can't be read are left out."""
+    """Golden images by their names, JPEG as base64; those that can't be read are left out."""
     try:
-        return {
-            golden.name: _jpeg(read_picture(golden.picture_path)) for golden in bundle.golden() if golden.name in names
-        }
+        return {golden.name: _jpeg(read_image(golden.image_path)) for golden in bundle.golden() if golden.name in names}
     except UsageError:
         return {}
 
 
-def _jpeg(picture: Image.Image, way: Image.Resampling = Image.Resampling.BILINEAR) -> str:
-    scale = SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+def _jpeg(image: Image.Image, way: Image.Resampling = Image.Resampling.BILINEAR) -> str:
+    scale = SIDE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     buffer = io.BytesIO()
-    picture.convert("RGB").resize(size, way).save(buffer, "JPEG", quality=86)
+    image.convert("RGB").resize(size, way).save(buffer, "JPEG", quality=86)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -14,7 +14,7 @@ from stlm_edge.formats import coreml
 
 
 class CoreML:
-    """A `.mlpackage` whose input is `image`, an RGB picture of S×S, and whose outputs are `anomaly_map`, float32
+    """A `.mlpackage` whose input is `image`, an RGB image of S×S, and whose outputs are `anomaly_map`, float32
     1×1×S×S, and `score`, float32 of shape 1. Core ML chooses among CPU, GPU and Neural Engine, and the threads.
 
     Raises UsageError when coremltools is missing, Core ML cannot load the package, or the package is another one.
@@ -83,7 +83,7 @@ def size_of_contract(artifact: str | Path, description: Any) -> int:
     if not size or not rgb or kinds != expected:
         found = ", ".join([name for name, _ in inputs] + [f"{name} {shape}" for name, (shape, _) in kinds.items()])
         raise UsageError(
-            f"{artifact}: another model: found {found[:200]}; expected image, an RGB picture of S×S, anomaly_map "
+            f"{artifact}: another model: found {found[:200]}; expected image, an RGB image of S×S, anomaly_map "
             "float32 [1, 1, S, S] and score float32 [1]"
         )
     return size

@@ -149,7 +149,7 @@ class Step(NamedTuple):
 
 
 class MilEvaluator:
-    """A saved `.mlpackage` whose input is `image`, an RGB picture of S×S, and whose outputs are `anomaly_map`, float32
+    """A saved `.mlpackage` whose input is `image`, an RGB image of S×S, and whose outputs are `anomaly_map`, float32
     1×1×S×S, and `score`, float32 of shape 1.
 
     `rounded` is what happens to a value that is declared as fp16; `as_it_is` tells rounding from wrong conversion.
@@ -176,10 +176,10 @@ class MilEvaluator:
         """
         if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
-        picture = torch.tensor(image).permute(2, 0, 1)[None].float()
+        tensor = torch.tensor(image).permute(2, 0, 1)[None].float()
         try:
             with torch.inference_mode():
-                values = compute(self.steps, {"image": picture}, self.rounded)
+                values = compute(self.steps, {"image": tensor}, self.rounded)
         except NotImplementedError as problem:
             raise UsageError(
                 f"{self.artifact}: holds the MIL operation {problem}, which the MIL evaluator does not know; export "

@@ -16,7 +16,7 @@ PROVIDER = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
 _ELSEWHERE = {"AzureExecutionProvider"}  # asks a service, runs nothing here
 
-TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}  # of a picture
+TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}  # of an image
 
 
 class OnnxRuntime:
@@ -80,7 +80,7 @@ class OnnxRuntime:
         return dict(Counter(ran.values()))
 
     def profile(self, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
-        """What onnxruntime's profiler says of that many runs on a picture, uint8 S×S×3, in one more session."""
+        """What onnxruntime's profiler says of that many runs on an image, uint8 S×S×3, in one more session."""
         with tempfile.TemporaryDirectory() as folder:
             session = self._session(self.artifact, profile=f"{folder}/profile")
             for _ in range(runs):

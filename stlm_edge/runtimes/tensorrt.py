@@ -1,6 +1,6 @@
 """Builds a TensorRT engine from a bundle's typed ONNX file on the device itself, keeps it, and runs it.
 
-    python -m stlm_edge.runtimes.tensorrt --bundle B          build the engine now, not at the first picture
+    python -m stlm_edge.runtimes.tensorrt --bundle B          build the engine now, not at the first image
 
 An engine suits only the GPU, TensorRT and driver that built it, so it never travels: the bundle carries ONNX, and the
 engine stands beside the bundle in `<bundle>.engines/`, named after the GPU, both versions and the ONNX file's sha256.

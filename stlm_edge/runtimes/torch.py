@@ -32,6 +32,6 @@ class Torch:
 
 @torch.inference_mode()
 def answer_of(model: STLM, image: np.ndarray) -> tuple[np.ndarray, float]:
-    """A model's answer to one picture alone, as a device will ask for it: S×S×3 uint8 → the map and the score."""
+    """A model's answer to one image alone, as a device will ask for it: S×S×3 uint8 → the map and the score."""
     found = model(torch.tensor(image, device=model.pixel_mean.device)[None])
     return found.anomaly_map[0, 0].cpu().numpy(), found.score.item()

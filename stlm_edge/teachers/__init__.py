@@ -1,6 +1,6 @@
 """The frozen teachers, by name.
 
-Each turns B×S×S×3 uint8 pictures into the two maps, B×256×S/16×S/16, that the streams learn, and has a `name`, a
+Each turns B×S×S×3 uint8 images into the two maps, B×256×S/16×S/16, that the streams learn, and has a `name`, a
 `description` for provenance, the `digest` (sha256) of its weights, and `is_stand_in`.
 """
 

@@ -60,7 +60,7 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Take every channel's standard deviation over B×S×S×3 uint8 pictures."""
+        """Take every channel's standard deviation over B×S×S×3 uint8 images."""
         self.std_1.fill_(1)
         self.std_2.fill_(1)
         sums: list[Tensor] = []

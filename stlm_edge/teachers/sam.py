@@ -33,7 +33,7 @@ DESCRIPTIONS = {
 class Sam(nn.Module):
     """B×S×S×3 uint8 → two maps, B×256×S/16×S/16: image embedding, and image tokens after the two-way transformer.
 
-    No prompts are given. The picture is brought to SAM's native side, and the maps are averaged over the areas of the
+    No prompts are given. The image is brought to SAM's native side, and the maps are averaged over the areas of the
     student's cells. The parts' states fit the student's: `image_encoder` of `vit_t`, `mask_decoder`, `prompt_encoder`.
     """
 

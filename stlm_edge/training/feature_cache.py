@@ -1,6 +1,6 @@
 """The frozen teacher's answers, computed once and kept on disk for all later runs.
 
-One file per picture, named by the sha256 of all that the answer follows from. It holds 32 bytes, sha256 over that name
+One file per image, named by the sha256 of all that the answer follows from. It holds 32 bytes, sha256 over that name
 and the values, and then the two maps in float16; anything else is computed anew. Files appear whole (a temporary name,
 renamed), so runs and processes share a folder and may be interrupted. The folder's name holds FORMAT_VERSION, which
 goes up when the files or the way a teacher makes its maps change; folders of other versions are left alone.
@@ -32,7 +32,7 @@ STALE_SECONDS = 3600.0
 
 
 class FeatureCache:
-    """Callable: picture, uint8 S×S×3 → two maps 1×256×S/16×S/16, float16 on the CPU, the same computed as read.
+    """Callable: image, uint8 S×S×3 → two maps 1×256×S/16×S/16, float16 on the CPU, the same computed as read.
 
     Entries stand in `folder/features-1` (default: the user's cache folder), which may be shared. The least recently
     used ones are removed when all of them exceed `limit_bytes` (by up to a twentieth per process that writes). The
@@ -48,17 +48,17 @@ class FeatureCache:
         self._writes = True
         self._unchecked_bytes = limit_bytes  # the first entry written has the folder looked through
 
-    def __call__(self, picture: np.ndarray) -> Maps:
-        picture = np.ascontiguousarray(picture)
+    def __call__(self, image: np.ndarray) -> Maps:
+        image = np.ascontiguousarray(image)
         device = next(self.teacher.parameters()).device
-        key = hashlib.sha256(f"{self.fingerprint} {device.type} {picture.shape}".encode())
-        key.update(picture)
+        key = hashlib.sha256(f"{self.fingerprint} {device.type} {image.shape}".encode())
+        key.update(image)
         path = self.folder / f"{key.hexdigest()}.maps"
-        shape = 2, 1, DIM, picture.shape[0] // STRIDE, picture.shape[1] // STRIDE
+        shape = 2, 1, DIM, image.shape[0] // STRIDE, image.shape[1] // STRIDE
         values = _read(path, shape)
         if values is None:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                maps = self.teacher(torch.from_numpy(picture)[None].to(device))
+                maps = self.teacher(torch.from_numpy(image)[None].to(device))
                 values = torch.stack([m.half().cpu() for m in maps]).contiguous()
             if values.isfinite().all():
                 self._keep(path, values.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The generic start: one encoder and the decoder, distilled on varied pictures, that both streams begin from.
+"""The generic start: one encoder and the decoder, distilled on varied images, that both streams begin from.
 
 Minutes of training cannot teach an encoder to copy the teacher on what it has never seen, and a plain stream that
 doesn't is blind to defects. The shipped file holds the weights (matrices in float16), and the per-channel deviations

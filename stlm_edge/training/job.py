@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import stlm_edge
-from stlm_edge.data.batches import Pictures
+from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import training_samples
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
@@ -45,7 +45,7 @@ class Job:
     false_alarm_rate: float = 0.01
     curves: str = "tensorboard"
     workers: int | None = None
-    """Processes that make the pictures; by default none on a CPU, up to 8 beside a GPU."""
+    """Processes that make the images; by default none on a CPU, up to 8 beside a GPU."""
     save_every: int = 50
     depths: tuple[int, int, int, int] = (2, 2, 6, 2)
 
@@ -85,12 +85,12 @@ def category_of(job: Job) -> str:
 
 
 def split(job: Job) -> tuple[list[Path], list[Path]]:
-    """The normal pictures that are held out and those that are trained on. Raises UsageError for too few."""
-    samples = [sample.picture for sample in training_samples(job.data, job.category, job.format)]
+    """The normal images that are held out and those that are trained on. Raises UsageError for too few."""
+    samples = [sample.image for sample in training_samples(job.data, job.category, job.format)]
     if len(samples) < 2 * LEAST_HELD_OUT:
         raise UsageError(
-            f"{job.data}: {len(samples)} normal pictures; at least {2 * LEAST_HELD_OUT} are needed, "
-            f"{LEAST_HELD_OUT} of them held out for the threshold; take more pictures of good parts"
+            f"{job.data}: {len(samples)} normal images; at least {2 * LEAST_HELD_OUT} are needed, "
+            f"{LEAST_HELD_OUT} of them held out for the threshold; take more images of good parts"
         )
     order = np.random.default_rng(job.seed).permutation(len(samples))
     count = min(max(LEAST_HELD_OUT, round(job.val_fraction * len(samples))), len(samples) - LEAST_HELD_OUT)
@@ -105,12 +105,12 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def begin(model: STLM, teacher: Teacher, job: Job, pictures: Pictures) -> None:
+def begin(model: STLM, teacher: Teacher, job: Job, images: Images) -> None:
     """Give both streams and the decoder what they begin from. Raises UsageError for a start that does not suit."""
     init = job.init or job.recipe.start
     if init in ("random", "vit_t"):
         if isinstance(teacher, EfficientNetLite0):
-            teacher.fit(in_batches(pictures))
+            teacher.fit(in_batches(images))
         if init == "vit_t":
             initial_weights.copy_mobile_sam(teacher if job.teacher == "vit_t" else open_teacher("vit_t"), model)
     else:
@@ -137,8 +137,8 @@ def _check_init(job: Job) -> None:
         )
 
 
-def in_batches(pictures: Pictures, batch: int = 16) -> Iterator[Tensor]:
+def in_batches(images: Images, batch: int = 16) -> Iterator[Tensor]:
     """B×S×S×3 uint8, in order."""
-    for first in range(0, len(pictures), batch):
-        indices = range(first, min(first + batch, len(pictures)))
-        yield torch.from_numpy(np.stack([pictures[index] for index in indices]))
+    for first in range(0, len(images), batch):
+        indices = range(first, min(first + batch, len(images)))
+        yield torch.from_numpy(np.stack([images[index] for index in indices]))

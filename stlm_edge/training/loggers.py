@@ -1,4 +1,4 @@
-"""A training's curves and pictures, for TensorBoard or Weights & Biases."""
+"""A training's curves and images, for TensorBoard or Weights & Biases."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FOLDER = "tensorboard"
 class Curves(Protocol):
     def numbers(self, values: Mapping[str, float], step: int) -> None: ...
 
-    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """`pixels`: H×W×3 uint8."""
 
     def close(self) -> None: ...
@@ -45,7 +45,7 @@ class _TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         self.writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class _WeightsAndBiases:
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)
 
-    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         self.run.log({name: self.wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:

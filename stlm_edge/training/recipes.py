@@ -16,14 +16,14 @@ class Recipe:
     batch: int
     start: Literal["generic", "random"]
     epochs: int | None
-    """Length in epochs of the training pictures, or in `steps`."""
+    """Length in epochs of the training images, or in `steps`."""
     steps: int | None
     optimiser: Literal["adamw", "adam+sgd"]
     plain_lr: float
     decoder_lr: float
     denoising_lr: float
     denoising_target: Literal["teacher", "plain"]
-    """Whose features of the clean picture the denoising stream learns; "plain" wants a frozen plain stream."""
+    """Whose features of the clean image the denoising stream learns; "plain" wants a frozen plain stream."""
     fa_lr: float
     """At 0, feature aggregation stays the cosine distance that it begins as, and only its statistics adapt."""
     fa_loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"]
@@ -36,10 +36,10 @@ class Recipe:
     pseudo_anomalies: tuple[str, ...]
     """Kinds of them, each equally likely; data/pseudo_anomalies.py has the table."""
     rotation: bool
-    """Turn pictures as published for MVTec AD's categories: of those that are turned no clean picture comes twice, and
+    """Turn images as published for MVTec AD's categories: of those that are turned no clean image comes twice, and
     none is cached."""
     validations: int
-    """How often the pseudo-anomalies on held-out pictures are judged."""
+    """How often the pseudo-anomalies on held-out images are judged."""
 
     def longer(self, factor: float) -> "Recipe":
         """The same recipe, `factor` times as long."""
@@ -105,7 +105,7 @@ RECIPES = {
 
 def for_teacher(recipe: Recipe, is_stand_in: bool) -> Recipe:
     """The recipe as a teacher wants it: `standard` with SAM trains the plain stream and the decoder too, since no start
-    that copies SAM is shipped, and the teacher itself answers the clean pictures. Not measured yet."""
+    that copies SAM is shipped, and the teacher itself answers the clean images. Not measured yet."""
     if recipe.name != "standard" or is_stand_in:
         return recipe
     return replace(recipe, plain_lr=3e-4, decoder_lr=3e-4, denoising_target="teacher")

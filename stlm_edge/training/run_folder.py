@@ -5,8 +5,8 @@ config.json              what was asked for, and what it was trained on
 log.jsonl                one line per logged step and per validation
 tensorboard/             the same as curves
 state.pt                 where training stands, for --resume (removed at the end)
-calibration/             held-out normal pictures, as they were
-golden/normal/           candidates for golden vectors: held-out normal pictures of at most 1 megapixel
+calibration/             held-out normal images, as they were
+golden/normal/           candidates for golden vectors: held-out normal images of at most 1 megapixel
 golden/anomalous/        and pseudo-anomalous ones made from them
 """
 
@@ -24,7 +24,7 @@ from stlm_edge.data.pseudo_anomalies import make_pseudo_anomaly
 from stlm_edge.data.textures import Source
 from stlm_edge.errors import UsageError
 from stlm_edge.files import replacing
-from stlm_edge.images import read_picture
+from stlm_edge.images import read_image
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -87,31 +87,31 @@ def log_row(log: TextIO, row: dict[str, float]) -> None:
     log.flush()
 
 
-def keep_held_out(out: Path, pictures: Sequence[Path], source: Source, seed: int) -> None:
-    """Copy the held-out normal pictures, and make the candidates for golden vectors from them."""
+def keep_held_out(out: Path, images: Sequence[Path], source: Source, seed: int) -> None:
+    """Copy the held-out normal images, and make the candidates for golden vectors from them."""
     folders = [out / "calibration", out / "golden" / "normal", out / "golden" / "anomalous"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     calibration, normal, anomalous = folders
-    for number, path in enumerate(pictures):
+    for number, path in enumerate(images):
         shutil.copyfile(path, calibration / f"{number:04}_{path.name}")
-    for number, path in enumerate(pictures[:_NORMAL_CANDIDATES]):
-        _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_picture(path)))
+    for number, path in enumerate(images[:_NORMAL_CANDIDATES]):
+        _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_image(path)))
     rng = np.random.default_rng([seed, 1_000_003])
     for number in range(_ANOMALOUS_CANDIDATES):
-        picture = _of_a_megapixel(read_picture(pictures[number % len(pictures)]))
-        side = max(picture.size)
-        square = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+        image = _of_a_megapixel(read_image(images[number % len(images)]))
+        side = max(image.size)
+        square = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
         changed = Image.fromarray(make_pseudo_anomaly(square, rng, source)[0])
-        _write_png(anomalous / f"{number:02}.png", changed.resize(picture.size, Image.Resampling.BILINEAR))
+        _write_png(anomalous / f"{number:02}.png", changed.resize(image.size, Image.Resampling.BILINEAR))
 
 
-def _of_a_megapixel(picture: Image.Image) -> Image.Image:
-    shrink = min(1.0, (GOLDEN_PIXELS / (picture.width * picture.height)) ** 0.5)
-    size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
-    return picture if shrink == 1.0 else picture.resize(size, Image.Resampling.BILINEAR)
+def _of_a_megapixel(image: Image.Image) -> Image.Image:
+    shrink = min(1.0, (GOLDEN_PIXELS / (image.width * image.height)) ** 0.5)
+    size = (max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
+    return image if shrink == 1.0 else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, image: Image.Image) -> None:
     with replacing(path) as temporary:
-        picture.save(temporary, format="png")
+        image.save(temporary, format="png")

@@ -27,7 +27,7 @@ class TwoStreams(nn.Module):
 
         Args:
             image: B×S×S×3 uint8, some of them pseudo-anomalous; mask: B×S×S bool, where.
-            clean: what the denoising stream is to say, B×256×h×w twice: features of the pictures before that.
+            clean: what the denoising stream is to say, B×256×h×w twice: features of the images before that.
             seen: the same for the plain stream: the teacher's features of `image` itself; None where that is frozen.
         """
         model, recipe = self.model, self.recipe

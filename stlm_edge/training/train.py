@@ -1,7 +1,7 @@
-"""Training, from normal pictures to a calibrated checkpoint.
+"""Training, from normal images to a calibrated checkpoint.
 
-Both streams begin from the same encoder. The plain stream learns the teacher's features of the picture that it sees,
-pseudo-anomalies included; the denoising stream sees the same and learns the teacher's features of the clean picture;
+Both streams begin from the same encoder. The plain stream learns the teacher's features of the image that it sees,
+pseudo-anomalies included; the denoising stream sees the same and learns the teacher's features of the clean image;
 feature aggregation learns the mask from their difference. Every sample follows from (seed, position) alone, so a
 resumed run ends with the same weights as an uninterrupted one, and several processes see together what one alone would.
 """
@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from stlm_edge.data.batches import AnomalousPictures, Pictures, batches
+from stlm_edge.data.batches import AnomalousImages, Images, batches
 from stlm_edge.data.rotation import is_turned
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.images import read_picture
+from stlm_edge.images import read_image
 from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.stlm import Maps
@@ -71,19 +71,19 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         _compare_rate(finished, job.false_alarm_rate)
         return finished
     held_out_paths, paths = split(job)
-    recipe, pictures, held_out = job.recipe, Pictures(paths, job.size), Pictures(held_out_paths, job.size)
-    total = recipe.steps or math.ceil((recipe.epochs or 0) * len(pictures) / recipe.batch)
+    recipe, images, held_out = job.recipe, Images(paths, job.size), Images(held_out_paths, job.size)
+    total = recipe.steps or math.ceil((recipe.epochs or 0) * len(images) / recipe.batch)
     found = {
-        "training_pictures": len(pictures),
-        "held_out_pictures": len(held_out),
+        "training_images": len(images),
+        "held_out_images": len(held_out),
         "data_digest": digest([*paths, *held_out_paths]),
         "steps": total,
     }
     for path in held_out_paths:
-        read_picture(path)
-    for index in range(len(pictures)):
-        pictures[index]
-    source = any_of(procedural, patches_of(pictures))
+        read_image(path)
+    for index in range(len(images)):
+        images[index]
+    source = any_of(procedural, patches_of(images))
     if job.textures is not None:
         foreign = folder_of(job.textures)
         source = foreign if recipe.name == "paper" else any_of(foreign, source)  # as published: nothing else
@@ -102,7 +102,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     torch.manual_seed(job.seed)
     model = STLM(ModelConfig(job.size, job.depths))
     teacher = open_teacher(job.teacher, job.teacher_weights)
-    begin(model, teacher, job, pictures)
+    begin(model, teacher, job, images)
     teacher = teacher.to(fabric.device)
     model = model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if processes > 1 and fabric.device.type == "cuda":
@@ -112,7 +112,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     turned_as = category_of(job) if recipe.rotation else None
     come_again = not is_turned(turned_as)
     clean_targets = CleanTargets(_answer(model, teacher, recipe, come_again, fabric.device), keep=come_again)
-    samples = AnomalousPictures(pictures, source, job.seed, recipe.pseudo_anomalies, turned_as)
+    samples = AnomalousImages(images, source, job.seed, recipe.pseudo_anomalies, turned_as)
     validation = Validation(held_out, source, job.seed)
     validate_every = max(1, total // max(recipe.validations, PATIENT_VALIDATIONS if job.patience else 0))
     fast = ByOneDNN() if fabric.device.type == "cpu" and not _is_mixed(fabric) else contextlib.nullcontext()
@@ -138,15 +138,15 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
             before = time.monotonic() - started
             rate = schedule(number, total) if recipe.cosine_schedule else 1.0
             set_rates(optimisers, rate)
-            images, clean, masks = _next(share)
-            image, mask = fabric.to_device((torch.from_numpy(images), torch.from_numpy(masks)))
+            batch, clean, masks = _next(share)
+            image, mask = fabric.to_device((torch.from_numpy(batch), torch.from_numpy(masks)))
             with fast:
                 wanted = clean_targets(clean, fabric.device)
                 seen = seen_targets(teacher, image, mask, wanted) if recipe.plain_lr else None
                 losses = step(image, mask, wanted, seen)
                 loss = torch.stack(list(losses.values())).sum()
                 if not math.isfinite(loss.item()):
-                    raise JobError(f"step {number}: the loss is {loss.item()}; check the pictures, or lower the rates")
+                    raise JobError(f"step {number}: the loss is {loss.item()}; check the images, or lower the rates")
                 fabric.backward(loss)
             if recipe.cosine_schedule:
                 nn.utils.clip_grad_norm_(step.parameters(), 5.0)
@@ -168,7 +168,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
                 step.train()
                 waited, best = (0, figures["pixel_auroc"]) if figures["pixel_auroc"] > best else (waited + 1, best)
                 if curves:
-                    curves.picture("validation", sheet, number)
+                    curves.image("validation", sheet, number)
             if number % LOG_EVERY == 0 or figures or done == total:
                 row = {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
                 row = {name: fabric.all_reduce(value, reduce_op="mean").item() for name, value in row.items()}  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
                 save_state(out / run_folder.STATE, model, optimisers, done, elapsed, waited=waited, best=best)
 
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
-    provenance = {key: (asked | found)[key] for key in ("stlm_edge", "seed", "data_digest", "training_pictures")}
+    provenance = {key: (asked | found)[key] for key in ("stlm_edge", "seed", "data_digest", "training_images")}
     provenance |= {
         "recipe": recipe.name,
         "steps": number + 1,
@@ -227,12 +227,12 @@ def _compare_rate(finished: Path, rate: float) -> None:
 def _answer(
     model: STLM, teacher: Teacher, recipe: Recipe, come_again: bool, device: torch.device
 ) -> Callable[[np.ndarray], Maps]:
-    """Who says of a clean picture, S×S×3 uint8, what the denoising stream is to learn; pictures that `come_again` are
+    """Who says of a clean image, S×S×3 uint8, what the denoising stream is to learn; images that `come_again` are
     worth keeping on disk."""
     if recipe.denoising_target == "teacher" and not teacher.is_stand_in and come_again:
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)
-    return lambda picture: answer(torch.from_numpy(picture)[None].to(device))
+    return lambda image: answer(torch.from_numpy(image)[None].to(device))
 
 
 def _is_mixed(fabric: Fabric) -> bool:
@@ -253,7 +253,7 @@ def _next(samples: Iterator[Any]) -> Any:
         if "DataLoader worker" not in str(error):
             raise
         raise JobError(
-            "a process that makes the pictures died (out of memory?); start the training again with --resume"
+            "a process that makes the images died (out of memory?); start the training again with --resume"
         ) from None
 
 

@@ -105,13 +105,13 @@ def test_the_readmes_java_compiles(boot: list[Path], core: Path, tmp_path: Path)
     assert len([line for line in lines if line.strip() and not line.startswith("import")]) <= 20
     imports = "\n".join(line for line in lines if line.startswith("import"))
     body = "\n".join(line for line in lines if not line.startswith("import"))
-    bitmap_picture = APP / "java/org/stlm_edge/demo/BitmapPicture.java"
+    bitmap_image = APP / "java/org/stlm_edge/demo/BitmapImage.java"
     place = tmp_path / "Snippet.java"
     given = "android.content.Context context, android.graphics.Bitmap bitmap, int exif"
     method = f"static void run({given}) throws Exception {{\n{body}\n}}"
     place.write_text(f"package org.stlm_edge.demo;\n{imports}\nclass Snippet {{ {method} }}\n")
     (tmp_path / "classes").mkdir()
-    compile_against(boot, [place, bitmap_picture], tmp_path / "classes", [core])
+    compile_against(boot, [place, bitmap_image], tmp_path / "classes", [core])
 
 
 def test_no_string_is_unused_and_each_gets_as_many_values_as_it_shows() -> None:

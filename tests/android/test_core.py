@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_picture
+from tiny import tiny_image
 from tiny_tflite import tiny_model, write_tflite
 
 import stlm_edge
@@ -54,12 +54,12 @@ class Perturbed:
 
 @pytest.fixture(scope="module")
 def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Java tests read: a bundle, and what Python makes of pictures, maps, latencies and manifests."""
+    """What the Java tests read: a bundle, and what Python makes of images, maps, latencies and manifests."""
     folder = tmp_path_factory.mktemp("fixtures")
     shutil.copytree(tiny_bundle, folder / "bundle")
     for name in ("resize", "maps", "answers"):
         (folder / name).mkdir()
-    lay_out_pictures(folder / "resize", open_bundle(tiny_bundle))
+    lay_out_images(folder / "resize", open_bundle(tiny_bundle))
     lay_out_maps(folder)
     calibration = open_bundle(tiny_bundle).manifest.calibration
     ramp = np.linspace(calibration.map_low - 0.05, calibration.map_high + 0.05, 4096, dtype=np.float32)
@@ -85,22 +85,22 @@ def perturbed(tiny_bundle: Path, fixtures: Path) -> Perturbed:
     return runtime
 
 
-def lay_out_pictures(folder: Path, bundle: Bundle) -> None:
-    """Pictures of many shapes, sizes and EXIF orientations, with the squares that Python makes of them."""
+def lay_out_images(folder: Path, bundle: Bundle) -> None:
+    """Images of many shapes, sizes and EXIF orientations, with the squares that Python makes of them."""
     cases = [(1, 1, 32, 1), (2, 3, 32, 1), (31, 400, 64, 1), (400, 31, 64, 1), (64, 64, 64, 1), (640, 480, 224, 1)]
     cases += [(1, 500, 32, 1), (500, 1, 32, 1), (97, 101, 96, 1), (1000, 700, 96, 1), (33, 65, 224, 1)]
     cases += [(90, 120, 64, orientation) for orientation in range(1, 9)] + [(123, 77, 32, o) for o in range(1, 9)]
     for number, (width, height, size, orientation) in enumerate(cases):
-        picture = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
         stem = folder / f"{number}-{size}-{orientation}"
-        picture.save(stem.with_suffix(".png"))
+        image.save(stem.with_suffix(".png"))
         exif = Image.Exif()
         exif[0x0112] = orientation
-        picture.save(folder / "turned.png", exif=exif)
+        image.save(folder / "turned.png", exif=exif)
         load(folder / "turned.png", size).tofile(stem.with_suffix(".rgb"))
     (folder / "turned.png").unlink()
     for number, golden in enumerate(bundle.golden(), len(cases)):
-        shutil.copy(golden.picture_path, folder / f"{number}-{bundle.manifest.input.size}-1.png")
+        shutil.copy(golden.image_path, folder / f"{number}-{bundle.manifest.input.size}-1.png")
         golden.tensor.tofile(folder / f"{number}-{bundle.manifest.input.size}-1.rgb")
 
 
@@ -140,14 +140,14 @@ def base64_of(data: bytes) -> str:
 
 
 def headers() -> list[tuple[bytes, str]]:
-    """Pictures' files, and what is to be found in them: size and orientation, why they are refused, ? if damaged."""
+    """Images' files, and what is to be found in them: size and orientation, why they are refused, ? if damaged."""
     cases = []
-    picture = tiny_picture(1, width=70, height=50)
+    image = tiny_image(1, width=70, height=50)
     for kind in ("JPEG", "PNG", "WEBP"):
         for orientation in range(1, 9):
             exif = Image.Exif()
             exif[0x0112] = orientation
-            cases.append((saved(picture, kind, exif=exif), f"70 50 {orientation}"))
+            cases.append((saved(image, kind, exif=exif), f"70 50 {orientation}"))
         whole = cases[-1][0]
         cases += [(whole[: int(len(whole) * share)], "truncated") for share in (0.1, 0.5, 0.9)]
         for _ in range(150):
@@ -156,21 +156,21 @@ def headers() -> list[tuple[bytes, str]]:
                 damaged[at] = RNG.integers(256)
             cases.append((bytes(damaged), "?"))
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    cases += [(saved(picture, "JPEG", xmp=xmp), "70 50 6"), (saved(picture, "WEBP", lossless=True), "70 50 1")]
-    cases += [(saved(picture, "BMP"), "70 50 1"), (saved(picture, "JPEG", progressive=True), "70 50 1")]
-    cases += [(saved(picture.convert("CMYK"), "JPEG"), "CMYK"), (saved(picture.convert("L"), "JPEG"), "70 50 1")]
-    two = {"save_all": True, "append_images": [tiny_picture(2, width=70, height=50)]}
-    cases += [(saved(picture, "PNG", **two), "animated"), (saved(picture, "WEBP", **two), "animated")]
-    cases += [(saved(picture, "GIF"), "(a GIF)"), (saved(picture, "TIFF"), "(a TIFF)"), (b"", "(the file is empty)")]
-    cases += [(b"words in a file called .png", "not a picture"), (b"\0\0\0\x18ftypheic" + bytes(16), "not a picture")]
-    large = bytearray(saved(picture, "PNG"))
+    cases += [(saved(image, "JPEG", xmp=xmp), "70 50 6"), (saved(image, "WEBP", lossless=True), "70 50 1")]
+    cases += [(saved(image, "BMP"), "70 50 1"), (saved(image, "JPEG", progressive=True), "70 50 1")]
+    cases += [(saved(image.convert("CMYK"), "JPEG"), "CMYK"), (saved(image.convert("L"), "JPEG"), "70 50 1")]
+    two = {"save_all": True, "append_images": [tiny_image(2, width=70, height=50)]}
+    cases += [(saved(image, "PNG", **two), "animated"), (saved(image, "WEBP", **two), "animated")]
+    cases += [(saved(image, "GIF"), "(a GIF)"), (saved(image, "TIFF"), "(a TIFF)"), (b"", "(the file is empty)")]
+    cases += [(b"words in a file called .png", "not an image"), (b"\0\0\0\x18ftypheic" + bytes(16), "not an image")]
+    large = bytearray(saved(image, "PNG"))
     large[16:24] = (20_000).to_bytes(4, "big") * 2
     return [*cases, (bytes(large), "20000×20000, more than 100,000,000 pixels")]
 
 
-def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -228,7 +228,7 @@ def judged_manifests(path: Path) -> list[str]:
 
 
 def places(value: object, inside: tuple = ()) -> list[tuple]:
-    """The paths of all values; of a list only the first item's, and the golden pictures' files once."""
+    """The paths of all values; of a list only the first item's, and the golden images' files once."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else []
     found = [inside] if inside else []
     for key, part in items:
@@ -302,7 +302,7 @@ def test_headers_are_judged_as_the_page_judges_them(
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node.js is not installed (Debian: nodejs)")
-    select = ["--select-method", "org.stlm_edge.core.SameAsPythonTest#headersOfPictures"]
+    select = ["--select-method", "org.stlm_edge.core.SameAsPythonTest#headersOfImages"]
     jdk.junit(core_test_classes, [core_classes, jdk.GSON, jdk.JNA], {"fixtures": fixtures}, *select)
     found = (fixtures / "headers-java.txt").read_text("utf-8").splitlines()
     for path in page_files():
@@ -318,5 +318,5 @@ def test_headers_are_judged_as_the_page_judges_them(
     for mine, answer in zip(found, theirs, strict=True):
         if header := answer.get("answer"):
             assert mine == f"{header['width']} {header['height']} {header['orientation']}"
-        elif not mine.startswith("not a picture"):  # which names other kinds, and the app
+        elif not mine.startswith("not an image"):  # which names other kinds, and the app
             assert mine == answer["problem"]

@@ -51,7 +51,7 @@ def bundles(
 
 
 def lay_out(bundle_folder: Path, folder: Path, precision: str) -> None:
-    """The bundle, and beside it what Python's interpreter makes of its golden pictures."""
+    """The bundle, and beside it what Python's interpreter makes of its golden images."""
     shutil.copytree(bundle_folder, folder / precision)
     (folder / f"{precision}-maps").mkdir()
     bundle = open_bundle(bundle_folder, threads=1)

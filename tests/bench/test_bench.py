@@ -15,10 +15,10 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY_SIZE, tiny_picture, write_tiny_bundle, write_tiny_onnx
+from tiny import TINY_SIZE, tiny_image, write_tiny_bundle, write_tiny_onnx
 
 from stlm_edge.bench import latency, result
-from stlm_edge.bench.measure import Plan, Subject, measure, pictures_per_second, unmeasured
+from stlm_edge.bench.measure import Plan, Subject, images_per_second, measure, unmeasured
 from stlm_edge.bundle import open_bundle
 from stlm_edge.bundle.manifest import read_manifest
 from stlm_edge.bundle.writer import list_file
@@ -75,7 +75,7 @@ def test_a_sound_bundle_gets_a_complete_row(
     assert row["bundle"] == str(tiny_bundle)
     assert (row["runtime"], row["precision"], row["passed"], row["failure"]) == ("onnxruntime", "fp32", True, None)
     assert row["parity"]["max_abs_diff"] <= 1e-6
-    assert (row["parity"]["verdict_flips"], row["parity"]["pictures"], row["parity"]["resize_max_diff"]) == (0, 8, 0)
+    assert (row["parity"]["verdict_flips"], row["parity"]["images"], row["parity"]["resize_max_diff"]) == (0, 8, 0)
     assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
     assert (row["queries"], row["threads"], len(row["round_p50_ms"])) == (30, 1, 10)
     assert row["size_mb"] == round((tiny_bundle / "model.onnx").stat().st_size / 1e6, 3)
@@ -83,7 +83,7 @@ def test_a_sound_bundle_gets_a_complete_row(
     assert row["accuracy"] is None
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == found["headline"]
-    assert printed[-1].startswith("tiny: same verdicts as the trained model on 8 of 8 pictures; p50 ")
+    assert printed[-1].startswith("tiny: same verdicts as the trained model on 8 of 8 images; p50 ")
     assert printed[-2] == f"report: {tmp_path / 'out' / 'report.html'}"
 
 
@@ -137,16 +137,16 @@ def test_a_row_says_what_ran_the_graph_how_long_and_how_many_at_once(tiny_bundle
     assert row["warmup"] >= 24
     assert row["end_to_end_ms"]["p50"] > row["latency_ms"]["p50"], "decoding takes time too"
     assert [each["streams"] for each in row["throughput"]] == [1, 2]
-    assert all(each["pictures_per_second"] > 0 for each in row["throughput"])
+    assert all(each["images_per_second"] > 0 for each in row["throughput"])
 
 
 def test_decoding_that_differs_from_the_stored_tensor_fails(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "darker"
     shutil.copytree(tiny_bundle, folder)
-    picture = folder / read_manifest(folder / "manifest.json").golden[3].picture
-    with Image.open(picture) as opened:
+    image = folder / read_manifest(folder / "manifest.json").golden[3].image
+    with Image.open(image) as opened:
         pixels = np.asarray(opened)
-    Image.fromarray(pixels - np.uint8(7)).save(picture)
+    Image.fromarray(pixels - np.uint8(7)).save(image)
     (row,) = bench(tmp_path / "out", seal(folder), exit_code=1)["rows"]
     assert row["failure"] == "decoding and resizing differ by 7 grey levels, at most 1 is allowed"
     assert [answer["resize_max_diff"] for answer in row["golden"]] == [0, 0, 0, 7, 0, 0, 0, 0]
@@ -184,7 +184,7 @@ def test_a_round_may_take_many_times_what_was_measured_before_and_no_more(
     monkeypatch.setattr(latency, "LEAST_LIMIT_S", 0.5)
     process = latency.Process(["--bundle", str(tiny_bundle)])
     try:
-        process._slowest_ms = 60_000.0  # a device that takes a minute for a picture isn't hung
+        process._slowest_ms = 60_000.0  # a device that takes a minute for an image isn't hung
         assert process._limit_s(8) == 20 * 8 * 60
         process._slowest_ms = 1.0
         os.kill(process.pid, signal.SIGSTOP)
@@ -250,9 +250,9 @@ def test_an_evaluator_s_or_emulator_s_time_is_no_device_s(tiny_bundle: Path, mon
 
 
 def test_throughput_is_taken_while_all_streams_are_busy() -> None:
-    assert pictures_per_second([[10.0] * 8]) == pytest.approx(100)
-    assert pictures_per_second([[10.0] * 8, [10.0] * 8]) == pytest.approx(200)
-    assert pictures_per_second([[10.0] * 8, [20.0] * 8]) == pytest.approx(150)
+    assert images_per_second([[10.0] * 8]) == pytest.approx(100)
+    assert images_per_second([[10.0] * 8, [10.0] * 8]) == pytest.approx(200)
+    assert images_per_second([[10.0] * 8, [20.0] * 8]) == pytest.approx(150)
 
 
 def test_an_engine_is_built_before_its_row_is_timed(
@@ -373,9 +373,9 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     model = Torch(path, threads=1)
     candidates = []
     for seed in range(8):
-        tensor = load(tiny_picture(seed, bool(seed % 2)), TINY_SIZE)
-        picture = tiny_picture(seed, bool(seed % 2))
-        candidates.append(GoldenCandidate(f"part-{seed}", picture, bool(seed % 2), tensor, *model.run(tensor)))
+        tensor = load(tiny_image(seed, bool(seed % 2)), TINY_SIZE)
+        image = tiny_image(seed, bool(seed % 2))
+        candidates.append(GoldenCandidate(f"part-{seed}", image, bool(seed % 2), tensor, *model.run(tensor)))
     calibration = calibrate([candidate.score for candidate in candidates], [0.0] * 8, 0.01)
     write_tiny_onnx(tmp_path / "model.onnx", TINY_SIZE)
     write_bundle(
@@ -411,22 +411,22 @@ def test_the_published_schema_is_that_of_the_dataclasses(schema: dict) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
-    found = bench(tmp_path / "out", tiny_bundle, more=("--data", str(tiny_pictures)))
-    assert found["data"] == str(tiny_pictures)
+    found = bench(tmp_path / "out", tiny_bundle, more=("--data", str(tiny_images)))
+    assert found["data"] == str(tiny_images)
     assert found["rows"][0]["accuracy"]["image_auroc"] > 0.9
-    assert found["rows"][0]["accuracy"]["pixel_auroc"] is None, "these pictures have no masks"
+    assert found["rows"][0]["accuracy"]["pixel_auroc"] is None, "these images have no masks"
 
 
-def test_a_test_picture_that_cannot_be_read_fails_the_row_and_keeps_what_was_measured(
-    tiny_bundle: Path, tiny_pictures: Path, tmp_path: Path
+def test_a_test_image_that_cannot_be_read_fails_the_row_and_keeps_what_was_measured(
+    tiny_bundle: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torchmetrics")
-    pictures = tmp_path / "pictures"
-    shutil.copytree(tiny_pictures, pictures)
-    (pictures / "spot" / "301.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    found = bench(tmp_path / "out", tiny_bundle, exit_code=1, more=("--data", str(pictures)))
+    images = tmp_path / "images"
+    shutil.copytree(tiny_images, images)
+    (images / "spot" / "301.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    found = bench(tmp_path / "out", tiny_bundle, exit_code=1, more=("--data", str(images)))
     row = found["rows"][0]
     assert row["failure"].startswith("accuracy: ")
     assert "301.png" in row["failure"]

@@ -27,5 +27,5 @@ def test_it_names_the_version_that_it_belongs_to_and_ends_with_done() -> None:
 def test_the_swift_self_check_writes_every_field_of_the_schema() -> None:
     schema = json.loads((ROOT / "stlm_edge" / "schemas" / "bench-1.schema.json").read_text())
     written = set(re.findall(r'"(\w+)\\?":', (ROOT / "benchmarks" / "iphone" / "SelfCheck.swift").read_text()))
-    of_others = {"streams", "pictures_per_second", "image_auroc", "pixel_auroc", "aupro"}  # in what it leaves empty
+    of_others = {"streams", "images_per_second", "image_auroc", "pixel_auroc", "aupro"}  # in what it leaves empty
     assert required(schema, schema["$defs"]) - written - of_others == set()

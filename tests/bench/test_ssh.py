@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ssh_server import SshServer
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.bench.devices import archive
 from stlm_edge.bench.devices.gather import _travelling
@@ -23,7 +23,7 @@ from stlm_edge.bench.devices.ssh import _BOOTSTRAP
 from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.bench import main
 from stlm_edge.commands.bench_options import parse_options
-from stlm_edge.data.datasets import test_samples as labelled_pictures
+from stlm_edge.data.datasets import test_samples as labelled_images
 from stlm_edge.errors import JobError
 from stlm_edge.export.gate import accuracy_on_samples
 
@@ -60,17 +60,17 @@ def test_a_device_gives_a_complete_row_and_is_left_clean(
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled pictures with masks, of two kinds of defect, in MVTec AD's layout; some are JPEG files."""
+    """Labelled images with masks, of two kinds of defect, in MVTec AD's layout; some are JPEG files."""
     root = tmp_path_factory.mktemp("masked")
     kinds = {"good": range(200, 212), "weak": range(300, 340, 10), "strong": range(309, 349, 10)}
     for kind, seeds in {"train": range(400, 402), **kinds}.items():
         folder = root / "train" / "good" if kind == "train" else root / "test" / kind
         folder.mkdir(parents=True)
         for seed in seeds:
-            picture = tiny_picture(seed, defect=kind in ("weak", "strong"))
-            picture.save(folder / (f"{seed}.jpg" if kind == "strong" else f"{seed}.png"))
+            image = tiny_image(seed, defect=kind in ("weak", "strong"))
+            image.save(folder / (f"{seed}.jpg" if kind == "strong" else f"{seed}.png"))
             if kind in ("weak", "strong"):
-                y, x = np.mgrid[0 : picture.height, 0 : picture.width]
+                y, x = np.mgrid[0 : image.height, 0 : image.width]
                 spot = np.hypot(y - 45, x - 30 - seed % 50) < 9
                 mask = root / "ground_truth" / kind / f"{seed}_mask.png"
                 mask.parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +87,11 @@ def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
     assert there["device"] == server.device
     bundle = open_bundle(tiny_bundle)
     size, calibration = bundle.manifest.input.size, bundle.manifest.calibration
-    evaluated = accuracy_on_samples(bundle.runtime, labelled_pictures(masked), size, calibration)
+    evaluated = accuracy_on_samples(bundle.runtime, labelled_images(masked), size, calibration)
     assert 0.6 < evaluated["pixel_auroc"] < 1
     assert here["accuracy"] == evaluated
     assert there["accuracy"] == pytest.approx(evaluated, abs=1e-3)
-    assert "tiny, 20 of 20 pictures" in capsys.readouterr().err
+    assert "tiny, 20 of 20 images" in capsys.readouterr().err
     assert not (server.cache / "stlm-edge").exists()
 
 

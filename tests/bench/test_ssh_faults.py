@@ -27,7 +27,7 @@ from stlm_edge.bench.devices.remote import Job, measure_over_ssh
 from stlm_edge.bench.devices.ssh import Lost, Ssh
 from stlm_edge.bench.result import Bench
 from stlm_edge.bundle import open_bundle
-from stlm_edge.data.datasets import test_samples as labelled_pictures
+from stlm_edge.data.datasets import test_samples as labelled_images
 from stlm_edge.errors import JobError
 from stlm_edge.export.gate import accuracy_on_samples
 
@@ -220,30 +220,30 @@ def test_a_bundle_is_copied_once_and_again_when_it_was_changed_there(
     assert model.read_bytes() == (tiny_bundle / "model.onnx").read_bytes()
 
 
-def test_test_pictures_are_copied_once_and_again_when_one_was_changed_there(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+def test_test_images_are_copied_once_and_again_when_one_was_changed_there(
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
 ) -> None:
     device.install(runner())
     said: list[str] = []
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
     for _ in range(2):
-        remote.copy_pictures(device, asked, said.append)
-        assert said == ["copying 32 test pictures"]
-    there = sorted(server.cache.glob("stlm-edge/bench/pictures/*/*"))
-    assert [path.read_bytes() for path in there] == [sample.picture.read_bytes() for sample in asked.samples]
+        remote.copy_images(device, asked, said.append)
+        assert said == ["copying 32 test images"]
+    there = sorted(server.cache.glob("stlm-edge/bench/images/*/*"))
+    assert [path.read_bytes() for path in there] == [sample.image.read_bytes() for sample in asked.samples]
     there[0].write_bytes(there[0].read_bytes()[:-1] + b"?")
-    remote.copy_pictures(device, asked, said.append)
-    assert said == ["copying 32 test pictures"] * 2
-    assert there[0].read_bytes() == asked.samples[0].picture.read_bytes()
+    remote.copy_images(device, asked, said.append)
+    assert said == ["copying 32 test images"] * 2
+    assert there[0].read_bytes() == asked.samples[0].image.read_bytes()
 
 
-def test_more_pictures_than_a_device_takes_are_refused_before_they_are_sent(
-    device: Ssh, tiny_bundle: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_more_images_than_a_device_takes_are_refused_before_they_are_sent(
+    device: Ssh, tiny_bundle: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "LARGEST_TAR", 1 << 10)
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
-    with pytest.raises(JobError, match=r"^--data: .* of pictures, a device takes at most"):
-        remote.copy_pictures(device, asked, lambda text: None)
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
+    with pytest.raises(JobError, match=r"^--data: .* of images, a device takes at most"):
+        remote.copy_images(device, asked, lambda text: None)
 
 
 def test_a_bundle_changed_after_it_was_opened_is_refused_by_the_device(
@@ -321,12 +321,12 @@ def test_a_clock_that_jumps_changes_no_figure(server: SshServer, tiny_bundle: Pa
 HOSTILE = """
 import json, os, sys
 said = os.environ["SSH_ORIGINAL_COMMAND"]
-words = ("have", "receive", "have-pictures", "start", "watch", "fetch", "judge", "clean")
+words = ("have", "receive", "have-images", "start", "watch", "fetch", "judge", "clean")
 command = next((word for word in words if f"/runner.pyz {word} " in said), "")
 answers = {
     "": {"have": True, "path": "/runner.pyz"},
     "have": {"have": True},
-    "have-pictures": {"have": True},
+    "have-images": {"have": True},
     "start": {"state": {"phase": "running"}, "joined": False},
     "watch": {"state": {"phase": "done"}, "progress": "\x1b]0;owned\x07"},
     "fetch": {"bench": open(sys.argv[1], encoding="utf-8").read()},
@@ -439,35 +439,35 @@ def packed(values: np.ndarray) -> str:
 
 
 def test_maps_that_are_none_are_a_failed_row_of_one_line(
-    hostile_device: Callable[[str, dict], Ssh], honest: dict, tiny_bundle: Path, tiny_pictures: Path
+    hostile_device: Callable[[str, dict], Ssh], honest: dict, tiny_bundle: Path, tiny_images: Path
 ) -> None:
     text, size = json.dumps(honest), TINY_SIZE
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
     (sound,) = remote.read_bench(text).rows
     even = packed(np.zeros((size, size)))
 
     def first(part: object, score: object = 0.5) -> list:
-        return [{"picture": 0, "part": part}, {"picture": 0, "score": score}]
+        return [{"image": 0, "part": part}, {"image": 0, "score": score}]
 
     for answers, line in [
-        ([], "the device ended after 0 of 32 pictures"),
-        (first(even), "the device ended after 1 of 32 pictures"),
+        ([], "the device ended after 0 of 32 images"),
+        (first(even), "the device ended after 1 of 32 images"),
         (first("?"), "a map that can't be unpacked"),
         (first(b64encode(b"no zlib").decode()), "a map that can't be unpacked"),
         (first(7), "a map that isn't 64×64"),
         (first(packed(np.zeros((size, size - 1)))), "a map that isn't 64×64"),
         (first(packed(np.zeros(1 << 20))), "a map that isn't 64×64"),
-        ([{"picture": 0, "part": "A" * 10_000}] * 5, "a map that isn't 64×64"),
+        ([{"image": 0, "part": "A" * 10_000}] * 5, "a map that isn't 64×64"),
         (first(packed(np.full((size, size), np.nan))), "a map that isn't finite"),
         (first(even, "high"), "the score high, expected a number"),
         (first(even, True), "the score True, expected a number"),
-        ([*first(even)[:1], '{"picture": 0, "score": NaN}'], "its answer: not valid JSON"),
-        ([{"picture": "\x1b[2J1", "score": 0.5}], "the device answered [2J1, expected picture 0"),
+        ([*first(even)[:1], '{"image": 0, "score": NaN}'], "its answer: not valid JSON"),
+        ([{"image": "\x1b[2J1", "score": 0.5}], "the device answered [2J1, expected image 0"),
         ([{"error": "\x07no runtime\nleft"}], "no runtime left"),
     ]:
         device = hostile_device(text, {"judge": answers})
         device._runner = "/runner.pyz"
-        row = remote.with_accuracy(device, ("run", "pictures"), sound, asked.bundles[0], asked, lambda text: None)
+        row = remote.with_accuracy(device, ("run", "images"), sound, asked.bundles[0], asked, lambda text: None)
         assert row.failure is not None
         assert row.failure.startswith("accuracy: ")
         assert line in row.failure
@@ -477,14 +477,14 @@ def test_maps_that_are_none_are_a_failed_row_of_one_line(
 
 
 def test_judging_goes_on_after_a_dropped_connection(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
 ) -> None:
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
     said: list[str] = []
 
     def progress(text: str) -> None:
         said.append(text)
-        if text.endswith(", 13 of 32 pictures"):
+        if text.endswith(", 13 of 32 images"):
             server.stop()
             server.start()
 
@@ -498,12 +498,12 @@ def test_judging_goes_on_after_a_dropped_connection(
 
 
 def test_judging_that_is_interrupted_ends_there_and_leaves_the_device_clean(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_pictures: Path
+    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
 ) -> None:
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_pictures(tiny_pictures)))
+    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
 
     def progress(text: str) -> None:
-        if text.endswith(", 4 of 32 pictures"):
+        if text.endswith(", 4 of 32 images"):
             assert processes_of(server, "judge")
             raise JobError("interrupted")
 

@@ -14,7 +14,7 @@ import peers  # noqa: E402
 
 from stlm_edge.errors import JobError, UsageError  # noqa: E402
 
-MEASURED = {"max_abs_diff": 2e-6, "verdict_flips": 1, "verdict_failures": 0, "pictures": 24}
+MEASURED = {"max_abs_diff": 2e-6, "verdict_flips": 1, "verdict_failures": 0, "images": 24}
 
 
 def row(**known):
@@ -83,17 +83,17 @@ def test_refusals_take_one_line(tmp_path, monkeypatch, capsys, arguments, says):
 
 
 def test_what_is_not_a_network_is_told_in_one_line(tmp_path):
-    np.save(tmp_path / "pictures.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "images.npy", np.zeros((1, 32, 32, 3), np.uint8))
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(JobError) as refused:
-        peers.Worker("packed", tmp_path / "model.onnx", tmp_path / "pictures.npy")
+        peers.Worker("packed", tmp_path / "model.onnx", tmp_path / "images.npy")
     assert "model.onnx" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_peer_that_was_not_installed_is_two_rows_that_say_why(tmp_path):
     rows, files = [], {}
-    peers.peer("PatchCore", peers.Pictures(tmp_path, 256, [], [], []), None, "not installed: offline", files, rows)
+    peers.peer("PatchCore", peers.Images(tmp_path, 256, [], [], []), None, "not installed: offline", files, rows)
     assert [(r.precision, r.failure) for r in rows] == [(p, "not installed: offline") for p in ("fp32", "int8")]
     assert not files
     json.dumps([vars(r) for r in rows], allow_nan=False)

@@ -95,7 +95,7 @@ def test_the_savings_of_a_training_step_add_up():
     found = training.summary(of_a_training(training, seconds), {"perlin": 150.0})
     shares = [row["share_of_the_published_time_saved"] for row in found["rows"]]
     assert sum(shares[:-1]) == pytest.approx(0.5)
-    assert shares[-1] == pytest.approx(1 / 3)  # on turned pictures, all in all
+    assert shares[-1] == pytest.approx(1 / 3)  # on turned images, all in all
     assert found["goals"][0] == {"name": "speed", "found": 2.0, "bound": 1.5, "met": True}
     assert all(goal["met"] for goal in found["goals"])
 
@@ -115,7 +115,7 @@ def test_a_broken_bound_is_missed(missed, change):
     assert [goal["name"] for goal in found["goals"] if not goal["met"]] == [missed]
 
 
-@pytest.mark.parametrize("variant", ["products by oneDNN", "the same on turned pictures"])
+@pytest.mark.parametrize("variant", ["products by oneDNN", "the same on turned images"])
 def test_a_training_step_has_the_published_ones_losses(variant):
     training = script("training")
     published, ours = (training.timed(name, 64) for name in (training.PUBLISHED, variant))
@@ -124,34 +124,34 @@ def test_a_training_step_has_the_published_ones_losses(variant):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def images(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(12):
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     return folder
 
 
-def distil(pictures, out, steps, *more):
-    command = [sys.executable, str(FOLDER / "generic_start.py"), "--pictures", str(pictures), "--out", str(out)]
+def distil(images, out, steps, *more):
+    command = [sys.executable, str(FOLDER / "generic_start.py"), "--images", str(images), "--out", str(out)]
     command += ["--size", "64", "--batch", "2", "--threads", "1", "--steps", str(steps), *more]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_a_generic_start_is_shipped_and_a_run_goes_on_with_the_same_options_only(pictures, tmp_path):
+def test_a_generic_start_is_shipped_and_a_run_goes_on_with_the_same_options_only(images, tmp_path):
     shipped = tmp_path / "initial_weights.safetensors"
-    first = distil(pictures, tmp_path / "run", 2, "--ship", str(shipped))
+    first = distil(images, tmp_path / "run", 2, "--ship", str(shipped))
     assert first.returncode == 0, first.stderr
     teacher = EfficientNetLite0()
     card = initial_weights.load(shipped, STLM(ModelConfig(64)), teacher)
     assert card["steps"] == 2
     assert [point["step"] for point in card["curve"]] == [2]
     assert not torch.equal(teacher.std_1, torch.ones_like(teacher.std_1))
-    again = distil(pictures, tmp_path / "run", 2, "--ship", str(shipped))
+    again = distil(images, tmp_path / "run", 2, "--ship", str(shipped))
     assert again.returncode == 0, again.stderr
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["pictures"] == 12
-    other = distil(pictures, tmp_path / "run", 4)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["images"] == 12
+    other = distil(images, tmp_path / "run", 4)
     assert other.returncode == 2
     assert "started with another steps; resume with the same settings" in other.stderr
 

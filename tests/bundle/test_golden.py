@@ -1,4 +1,4 @@
-"""Which pictures become golden, how they are made to fit, and that they come back as they went in."""
+"""Which images become golden, how they are made to fit, and that they come back as they went in."""
 
 import dataclasses
 import io
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY_SIZE, tiny_picture
+from tiny import TINY_SIZE, tiny_image
 
-from stlm_edge.bundle.golden import MAX_PICTURE_PIXELS, GoldenCandidate, decode, encode, fit_golden, select_golden
+from stlm_edge.bundle.golden import MAX_IMAGE_PIXELS, GoldenCandidate, decode, encode, fit_golden, select_golden
 from stlm_edge.bundle.manifest import MAX_GOLDEN_BYTES
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.images import load
@@ -18,10 +18,10 @@ from stlm_edge.images import load
 THRESHOLD = 0.5
 
 
-def candidate(name: str, anomalous: bool, score: float, size: int = TINY_SIZE, **picture: int) -> GoldenCandidate:
-    image = tiny_picture(sum(name.encode()), anomalous, **picture)
-    tensor = load(image, size)
-    return GoldenCandidate(name, image, anomalous, tensor, tensor[..., 0] / np.float32(255), score)
+def candidate(name: str, anomalous: bool, score: float, size: int = TINY_SIZE, **image: int) -> GoldenCandidate:
+    made = tiny_image(sum(name.encode()), anomalous, **image)
+    tensor = load(made, size)
+    return GoldenCandidate(name, made, anomalous, tensor, tensor[..., 0] / np.float32(255), score)
 
 
 def model(tensor: np.ndarray) -> tuple[np.ndarray, float]:
@@ -40,7 +40,7 @@ def test_near_the_threshold_and_far_from_it_on_both_sides_and_of_both_kinds(cand
     names = {each.name for each in chosen}
     assert len(chosen) == len(names) == 8
     assert {"a2", "n0", "a3", "a6"} <= names  # below: nearest, farthest; above: nearest, farthest
-    assert {"n5", "n6"} & names  # the normal pictures nearest to the threshold
+    assert {"n5", "n6"} & names  # the normal images nearest to the threshold
     assert sum(each.anomalous for each in chosen) >= 3
     assert sum(not each.anomalous for each in chosen) >= 3
     assert [each.score for each in chosen] == sorted(each.score for each in chosen)
@@ -75,7 +75,7 @@ def read_back(folder: Path, chosen: list[GoldenCandidate]) -> None:
     for given, entry in zip(chosen, entries, strict=True):
         found = decode(entry, folder, files.__getitem__)
         assert (found.tensor == given.tensor).all()
-        assert (load(found.picture_path, len(given.tensor)) == given.tensor).all()
+        assert (load(found.image_path, len(given.tensor)) == given.tensor).all()
         assert (found.map == given.map[found.offset :: found.stride, found.offset :: found.stride]).all()
         assert found.map.dtype == np.float32
         assert (found.score, found.anomalous) == (given.score, given.anomalous)
@@ -98,13 +98,13 @@ def test_large_sizes_fit_with_sampled_maps(tmp_path: Path, size: int, encoding: 
     assert entries[0].map.shape == (len(range(stride // 2, size, stride)),) * 2
 
 
-def test_a_picture_that_had_to_be_shrunk_is_answered_anew() -> None:
+def test_a_image_that_had_to_be_shrunk_is_answered_anew() -> None:
     small = candidate("small", False, 0.1)
     large = candidate("large", True, 0.9, width=1300, height=800)
     fitted = fit_golden([small, large], model)
     assert fitted[0] is small
-    assert fitted[1].picture.width * fitted[1].picture.height <= MAX_PICTURE_PIXELS
-    assert abs(fitted[1].picture.width / fitted[1].picture.height - 1.625) < 0.01
+    assert fitted[1].image.width * fitted[1].image.height <= MAX_IMAGE_PIXELS
+    assert abs(fitted[1].image.width / fitted[1].image.height - 1.625) < 0.01
     anomaly_map, score = model(fitted[1].tensor)
     assert (fitted[1].map == anomaly_map).all()
     assert fitted[1].score == score
@@ -116,9 +116,9 @@ def test_what_cannot_fit_is_a_failed_job() -> None:
         fit_golden(many, model)
 
 
-def test_a_tensor_that_is_not_its_picture_s_is_a_programming_error(candidates: list[GoldenCandidate]) -> None:
+def test_a_tensor_that_is_not_its_image_s_is_a_programming_error(candidates: list[GoldenCandidate]) -> None:
     wrong = dataclasses.replace(candidates[0], tensor=255 - candidates[0].tensor)
-    with pytest.raises(ValueError, match="golden picture n0: the tensor is not what its picture gives"):
+    with pytest.raises(ValueError, match="golden image n0: the tensor is not what its image gives"):
         encode([wrong])
 
 
@@ -147,4 +147,4 @@ def test_a_tensor_png_of_another_size_or_kind_is_refused_before_decoding(tmp_pat
     buffer = io.BytesIO()
     Image.new("L", (TINY_SIZE, TINY_SIZE)).save(buffer, "PNG")
     assert "L 64×64, expected RGB 64×64" in answer(buffer.getvalue())
-    assert "not a readable PNG" in answer(b"no picture")
+    assert "not a readable PNG" in answer(b"no image")

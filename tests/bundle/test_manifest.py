@@ -98,7 +98,7 @@ def test_reader_and_schema_refuse_the_same(
         (set_to("outputs", "anomaly_map", "shape", [1, 1, 99999, 99999]), "outputs.anomaly_map.shape"),
         (set_to("calibration", "threshold", 0.0), "calibration: threshold < median_score"),
         (set_to("verdict_delta", 0.5), "verdict_delta: expected"),
-        (set_to("golden", 1, "picture", "golden/99.png"), "golden[1]: golden/99.png is not in files"),
+        (set_to("golden", 1, "image", "golden/99.png"), "golden[1]: golden/99.png is not in files"),
         (set_to("golden", 1, "tensor", "shape", [64, 64, 3000]), "golden[1].tensor.shape: expected [64, 64, 3]"),
         (set_to("golden", 1, "map", "shape", [40000, 40000]), "golden[1].map.shape: expected [64, 64]"),
         (set_to("golden", 1, "map", "offset", 64), "golden[1].map.shape"),

@@ -73,7 +73,7 @@ def test_a_map_of_another_shape_fails() -> None:
     assert figures.max_abs_diff == math.inf
 
 
-def test_figures_are_of_the_sampled_maps_over_all_pictures() -> None:
+def test_figures_are_of_the_sampled_maps_over_all_images() -> None:
     first, second = random_map(1), random_map(2)
     golden = [Answer(first[1::2, 1::2], 0.9, "a", 2, 1), Answer(second[1::2, 1::2], 0.1, "b", 2, 1)]
     changed = second.copy()
@@ -86,7 +86,7 @@ def test_figures_are_of_the_sampled_maps_over_all_pictures() -> None:
     assert rows[1].cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     assert figures.cosine == pytest.approx((1 + rows[1].cosine) / 2)
     assert [row.name for row in rows] == ["a", "b"]
-    assert figures.pictures == 2
+    assert figures.images == 2
 
 
 def test_maps_of_zeros() -> None:
@@ -95,10 +95,10 @@ def test_maps_of_zeros() -> None:
     assert compare([Answer(zeros, 0.1)], [(ones, 0.1)], THRESHOLD, DELTA)[0].cosine == 0
 
 
-def test_answers_must_be_as_many_as_pictures() -> None:
+def test_answers_must_be_as_many_as_images() -> None:
     with pytest.raises(ValueError, match="shorter"):
         compare([Answer(random_map(), 0.9)] * 2, [(random_map(), 0.9)], THRESHOLD, DELTA)
-    with pytest.raises(ValueError, match="no golden picture"):
+    with pytest.raises(ValueError, match="no golden image"):
         compare([], [], THRESHOLD, DELTA)
 
 

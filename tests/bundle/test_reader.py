@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY_SIZE, tiny_picture, write_tiny_bundle, write_tiny_onnx
+from tiny import TINY_SIZE, tiny_image, write_tiny_bundle, write_tiny_onnx
 
 import stlm_edge
 from stlm_edge.bundle import open_bundle
@@ -57,50 +57,50 @@ def list_anew(bundle: Path, name: str) -> None:
     edit(bundle, change)
 
 
-def test_a_path_a_picture_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
-    picture = tiny_picture(301, defect=True)
-    picture.save(tmp_path / "part.png")
+def test_a_path_a_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
+    image = tiny_image(301, defect=True)
+    image.save(tmp_path / "part.png")
     opened = stlm_edge.open(str(tiny_bundle))
-    verdicts = [opened.predict(source) for source in (tmp_path / "part.png", picture, np.asarray(picture))]
+    verdicts = [opened.predict(source) for source in (tmp_path / "part.png", image, np.asarray(image))]
     assert isinstance(verdicts[0], Verdict)
     assert isinstance(opened, stlm_edge.Bundle)
     assert verdicts[0].anomalous
     assert verdicts[0].score > verdicts[0].threshold == opened.manifest.calibration.threshold
     assert verdicts[0].map.shape == (TINY_SIZE, TINY_SIZE)
     assert {verdict.score for verdict in verdicts} == {verdicts[0].score}
-    assert not opened.predict(tiny_picture(1)).anomalous
+    assert not opened.predict(tiny_image(1)).anomalous
 
 
 def test_a_turned_photograph_is_judged_upright_however_it_comes(tiny_bundle: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    tiny_picture(301, defect=True).save(tmp_path / "turned.png", exif=exif)
-    tiny_picture(301, defect=True).rotate(-90, expand=True).save(tmp_path / "upright.png")
+    tiny_image(301, defect=True).save(tmp_path / "turned.png", exif=exif)
+    tiny_image(301, defect=True).rotate(-90, expand=True).save(tmp_path / "upright.png")
     opened = stlm_edge.open(tiny_bundle)
     turned, upright = opened.predict(tmp_path / "turned.png"), opened.predict(tmp_path / "upright.png")
     assert (turned.map == upright.map).all()
     assert (opened.predict(Image.open(tmp_path / "turned.png")).map == upright.map).all()
 
 
-def test_its_golden_pictures_prove_it(tiny_bundle: Path) -> None:
+def test_its_golden_images_prove_it(tiny_bundle: Path) -> None:
     opened = stlm_edge.open(tiny_bundle, threads=1)
     golden = list(opened.golden())
     assert len(golden) >= 8
-    assert {picture.anomalous for picture in golden} == {True, False}
+    assert {image.anomalous for image in golden} == {True, False}
     calibration = opened.manifest.calibration
-    answers = [opened.runtime.run(picture.tensor) for picture in golden]
+    answers = [opened.runtime.run(image.tensor) for image in golden]
     parity, _ = compare(golden, answers, calibration.threshold, calibration.delta)
     assert parity.max_abs_diff < 1e-6
     assert parity.verdict_failures == 0
-    for picture in golden:
-        assert opened.predict(picture.picture_path).score == pytest.approx(picture.score, abs=1e-6)
+    for image in golden:
+        assert opened.predict(image.image_path).score == pytest.approx(image.score, abs=1e-6)
 
 
 def test_a_bundle_without_a_score_output_takes_it_from_the_map(tiny_bundle: Path, tmp_path: Path) -> None:
     without = stlm_edge.open(write_tiny_bundle(tmp_path / "b", score_output=False))
     assert without.manifest.outputs.score is None
-    picture = tiny_picture(302, defect=True)
-    assert without.predict(picture).score == pytest.approx(stlm_edge.open(tiny_bundle).predict(picture).score, abs=1e-6)
+    image = tiny_image(302, defect=True)
+    assert without.predict(image).score == pytest.approx(stlm_edge.open(tiny_bundle).predict(image).score, abs=1e-6)
 
 
 def test_every_changed_byte_is_noticed(bundle: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_link_is_refused_wherever_it_leads(bundle: Path, name: str) -> None:
 
 def test_a_bundle_may_itself_be_reached_by_a_link(bundle: Path) -> None:
     (bundle.parent / "current").symlink_to(bundle)
-    assert open_bundle(bundle.parent / "current").predict(tiny_picture(1)).score > 0
+    assert open_bundle(bundle.parent / "current").predict(tiny_image(1)).score > 0
 
 
 def test_what_is_no_plain_file_is_refused(bundle: Path) -> None:
@@ -269,7 +269,7 @@ def test_an_artifact_of_another_size_is_refused_when_it_is_loaded(bundle: Path) 
     replace_metadata(bundle / "model.onnx", stamp(calibration, TINY_SIZE))
     list_anew(bundle, "model.onnx")
     with pytest.raises(UsageError, match="takes size 96, the manifest says 64"):
-        open_bundle(bundle).predict(tiny_picture(1))
+        open_bundle(bundle).predict(tiny_image(1))
 
 
 @pytest.mark.parametrize("key", ["preprocessing", "sixteen_bit"])
@@ -285,7 +285,7 @@ def test_another_score_rule_is_refused(bundle: Path) -> None:
 
 def test_another_runtime_is_refused_when_it_is_loaded(bundle: Path) -> None:
     with pytest.raises(UsageError, match="runtime 'ncnn' is not in this release"):
-        open_bundle(bundle, runtime="ncnn").predict(tiny_picture(1))
+        open_bundle(bundle, runtime="ncnn").predict(tiny_image(1))
 
 
 def test_the_command_line_says_it_in_one_line(bundle: Path) -> None:

@@ -54,7 +54,7 @@ def test_force_replaces_a_bundle_and_fills_an_empty_folder(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "golden", ".git"])
 def test_force_never_replaces_what_is_not_a_bundle(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
-    (home / "pictures").mkdir(parents=True)
+    (home / "images").mkdir(parents=True)
     (home / name).write_text("mine")
     with pytest.raises(UsageError, match="not a bundle, so it is not replaced"):
         check_writable(home, force=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from rich.console import Console
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.commands.all_categories import FIGURES, evaluate_all, summary, train_all
 from stlm_edge.errors import UsageError
@@ -26,8 +26,8 @@ def data(tmp_path_factory):
         for folder, seeds in (("train/good", range(16)), ("test/good", range(20, 23)), ("test/spot", range(30, 33))):
             (root / name / folder).mkdir(parents=True)
             for seed in seeds:
-                picture = tiny_picture(100 * number + seed, folder == "test/spot", 64, 64)
-                picture.save(root / name / folder / f"{seed}.png")
+                image = tiny_image(100 * number + seed, folder == "test/spot", 64, 64)
+                image.save(root / name / folder / f"{seed}.png")
         if name != "nut":
             (root / name / "ground_truth/spot").mkdir(parents=True)
             for seed in range(30, 33):
@@ -44,7 +44,7 @@ def job(data):
 
 @pytest.fixture(scope="module")
 def runs(job, data, tmp_path_factory):
-    """A training that ended at a damaged picture of its second category, and was gone on with."""
+    """A training that ended at a damaged image of its second category, and was gone on with."""
     out = tmp_path_factory.mktemp("runs") / "all"
     damaged = data / "cap/train/good/7.png"
     whole = damaged.read_bytes()

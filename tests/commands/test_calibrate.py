@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_picture
+from tiny import tiny_image
 
 import stlm_edge
 from stlm_edge.commands import calibrate as module
@@ -18,15 +18,15 @@ from stlm_edge.formats.onnx import read_metadata
 from stlm_edge.threshold import calibrate, describe
 
 
-def test_enough_pictures_give_a_quantile() -> None:
+def test_enough_images_give_a_quantile() -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1, 401) / 1000)
     found = calibrate(scores, [0.05] * 400, 0.01)
     assert found.threshold == 0.397  # rank ⌈0.99 × 401⌉ = 397 of 400
-    assert (found.method, found.margin, found.pictures) == ("quantile", 0.0, 400)
+    assert (found.method, found.margin, found.images) == ("quantile", 0.0, 400)
     assert found.median_score == pytest.approx(0.2005)
 
 
-def test_the_quantile_keeps_the_rate_on_new_pictures() -> None:
+def test_the_quantile_keeps_the_rate_on_new_images() -> None:
     rng = np.random.default_rng(0)
     # Of scores spread evenly over 0..1, the share above the threshold is 1 − threshold; 5/101 is expected.
     alarms = [1 - calibrate(rng.random(100), [0.0], 0.05).threshold for _ in range(1000)]
@@ -38,11 +38,11 @@ def test_exactly_as_many_as_the_rate_needs_is_enough() -> None:
     assert calibrate(np.linspace(0, 0.5, 99), [0.0] * 99, 0.01).method == "maximum plus margin"
 
 
-def test_too_few_pictures_give_their_maximum_plus_a_stated_margin() -> None:
+def test_too_few_images_give_their_maximum_plus_a_stated_margin() -> None:
     found = calibrate([0.1, 0.2, 0.3], [0.05] * 3, 0.01)
     assert found.margin == pytest.approx(0.01)
     assert found.threshold == pytest.approx(0.31)
-    assert "maximum of 3 normal pictures plus a margin of 0.01" in describe(found)
+    assert "maximum of 3 normal images plus a margin of 0.01" in describe(found)
     assert "needs 100" in describe(found)
 
 
@@ -66,7 +66,7 @@ def test_the_threshold_lies_in_the_middle_of_the_colours_whether_maps_or_medians
 @pytest.mark.parametrize(
     ("scores", "rate", "line"),
     [
-        ([], 0.01, "no normal pictures"),
+        ([], 0.01, "no normal images"),
         ([0.1, float("nan")], 0.01, "not finite"),
         ([0.1], 0.0, "false-alarm rate: found 0.0, expected more than 0"),
         ([0.1], 0.5, "false-alarm rate: found 0.5"),
@@ -92,35 +92,35 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_calibrating_on_site_records_both_and_the_bundle_still_opens(bundle: Path, tiny_pictures: Path) -> None:
+def test_calibrating_on_site_records_both_and_the_bundle_still_opens(bundle: Path, tiny_images: Path) -> None:
     before = stlm_edge.open(bundle).manifest
-    answer = run("--bundle", bundle, "--data", tiny_pictures / "good", "--false-alarm-rate", 0.1, "--json")
+    answer = run("--bundle", bundle, "--data", tiny_images / "good", "--false-alarm-rate", 0.1, "--json")
     assert (answer.returncode, answer.stderr) == (0, "")
     after = stlm_edge.open(bundle).manifest
     assert after.training_calibration == before.calibration
     assert after.calibration.source == "site"
-    assert after.calibration.pictures == 24
+    assert after.calibration.images == 24
     assert after.calibration.threshold != before.calibration.threshold
     assert after.verdict_delta == after.calibration.delta
     assert read_metadata(bundle / "model.onnx")["stlm_edge.threshold"] == repr(after.calibration.threshold)
     assert json.loads(answer.stdout)["calibration"]["threshold"] == after.calibration.threshold
     assert list(bundle.parent.iterdir()) == [bundle]
-    picture = tiny_picture(500)
-    assert stlm_edge.open(bundle).predict(picture).threshold == after.calibration.threshold
+    image = tiny_image(500)
+    assert stlm_edge.open(bundle).predict(image).threshold == after.calibration.threshold
 
 
-def test_calibrating_twice_keeps_what_the_export_shipped(bundle: Path, tiny_pictures: Path) -> None:
+def test_calibrating_twice_keeps_what_the_export_shipped(bundle: Path, tiny_images: Path) -> None:
     shipped = stlm_edge.open(bundle).manifest.calibration
     for rate in (0.1, 0.2):
-        assert run("--bundle", bundle, "--data", tiny_pictures / "good", "--false-alarm-rate", rate).returncode == 0
+        assert run("--bundle", bundle, "--data", tiny_images / "good", "--false-alarm-rate", rate).returncode == 0
     manifest = stlm_edge.open(bundle).manifest
     assert manifest.training_calibration == shipped
     assert manifest.calibration.false_alarm_rate == 0.2
 
 
-def test_the_figures_are_said_in_words(bundle: Path, tiny_pictures: Path) -> None:
-    answer = run("--bundle", bundle, "--data", tiny_pictures / "good")
-    assert "maximum of 24 normal pictures plus a margin" in answer.stdout
+def test_the_figures_are_said_in_words(bundle: Path, tiny_images: Path) -> None:
+    answer = run("--bundle", bundle, "--data", tiny_images / "good")
+    assert "maximum of 24 normal images plus a margin" in answer.stdout
     assert "as exported, threshold" in answer.stdout
 
 
@@ -130,14 +130,14 @@ def test_the_figures_are_said_in_words(bundle: Path, tiny_pictures: Path) -> Non
         (["--data", "nowhere"], 2, "nowhere: no such folder"),
         (["--data", "good", "--false-alarm-rate", "2"], 2, "false-alarm rate: found 2.0"),
         (["--data", "good", "--threads", "0"], 2, "threads: found 0, expected at least 1"),
-        (["--data", "spot"], 1, "above every anomalous golden picture"),
+        (["--data", "spot"], 1, "above every anomalous golden image"),
     ],
 )
 def test_bad_input_leaves_the_bundle_as_it_was(
-    bundle: Path, tiny_pictures: Path, arguments: list[str], code: int, line: str
+    bundle: Path, tiny_images: Path, arguments: list[str], code: int, line: str
 ) -> None:
     before = contents(bundle)
-    answer = run("--bundle", bundle, *arguments, cwd=tiny_pictures)
+    answer = run("--bundle", bundle, *arguments, cwd=tiny_images)
     assert answer.returncode == code
     assert line in answer.stderr
     assert answer.stderr.count("\n") == 1
@@ -145,13 +145,13 @@ def test_bad_input_leaves_the_bundle_as_it_was(
     assert list(bundle.parent.iterdir()) == [bundle]
 
 
-def test_a_full_disk_leaves_the_bundle_as_it_was(bundle: Path, tiny_pictures: Path) -> None:
+def test_a_full_disk_leaves_the_bundle_as_it_was(bundle: Path, tiny_images: Path) -> None:
     before = contents(bundle)
     answer = run(
         "--bundle",
         bundle,
         "--data",
-        tiny_pictures / "good",
+        tiny_images / "good",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )
     assert answer.returncode == 1

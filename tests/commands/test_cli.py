@@ -60,14 +60,14 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, monkeypatch, argum
     assert not list(tmp_path.iterdir())
 
 
-def test_a_category_without_training_pictures(tmp_path):
+def test_a_category_without_training_images(tmp_path):
     (tmp_path / "bottle" / "test" / "good").mkdir(parents=True)
     done = run("stlm-train", "--data", tmp_path, "--category", "bottle", "--out", tmp_path / "run")
     assert_one_line(done, 2, "no train/good")
 
 
-def test_evaluation_prints_json_alone(tiny_bundle, tiny_pictures, tmp_path):
-    done = run("stlm-eval", "--bundle", tiny_bundle, "--data", tiny_pictures, "--out", tmp_path / "e", "--json")
+def test_evaluation_prints_json_alone(tiny_bundle, tiny_images, tmp_path):
+    done = run("stlm-eval", "--bundle", tiny_bundle, "--data", tiny_images, "--out", tmp_path / "e", "--json")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures == json.loads((tmp_path / "e" / "metrics.json").read_text())

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_picture
+from tiny import tiny_image
 
 import stlm_edge
 from stlm_edge.commands import predict
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
-    tiny_picture(1).save(folder / "good.png")
-    tiny_picture(305, defect=True).save(folder / "spot.jpg")
-    tiny_picture(306, defect=True).save(folder / "more" / "good.png")
+    tiny_image(1).save(folder / "good.png")
+    tiny_image(305, defect=True).save(folder / "spot.jpg")
+    tiny_image(306, defect=True).save(folder / "more" / "good.png")
     (folder / "more" / "damaged.png").write_bytes((folder / "good.png").read_bytes()[:200])
     return folder
 
@@ -34,8 +34,8 @@ def run(bundle: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-def test_a_line_for_each_picture(tiny_bundle: Path, pictures: Path) -> None:
-    answer = run(tiny_bundle, "good.png", "spot.jpg", cwd=pictures)
+def test_a_line_for_each_image(tiny_bundle: Path, images: Path) -> None:
+    answer = run(tiny_bundle, "good.png", "spot.jpg", cwd=images)
     threshold = stlm_edge.open(tiny_bundle).manifest.calibration.threshold
     assert (answer.returncode, answer.stderr) == (0, "")
     first, second = answer.stdout.splitlines()
@@ -44,13 +44,13 @@ def test_a_line_for_each_picture(tiny_bundle: Path, pictures: Path) -> None:
     assert second.endswith("spot.jpg")
 
 
-def test_json_is_the_python_interface_s_answer(tiny_bundle: Path, pictures: Path) -> None:
-    answer = run(tiny_bundle, "good.png", "spot.jpg", "--json", "--threads", 1, cwd=pictures)
+def test_json_is_the_python_interface_s_answer(tiny_bundle: Path, images: Path) -> None:
+    answer = run(tiny_bundle, "good.png", "spot.jpg", "--json", "--threads", 1, cwd=images)
     bundle = stlm_edge.open(tiny_bundle)
     for line, name in zip(answer.stdout.splitlines(), ["good.png", "spot.jpg"], strict=True):
-        verdict = bundle.predict(pictures / name)
+        verdict = bundle.predict(images / name)
         assert json.loads(line) == {
-            "picture": name,
+            "image": name,
             "anomalous": verdict.anomalous,
             "score": pytest.approx(verdict.score, abs=1e-6),
             "threshold": verdict.threshold,
@@ -58,45 +58,45 @@ def test_json_is_the_python_interface_s_answer(tiny_bundle: Path, pictures: Path
         }
 
 
-def test_folders_and_patterns_each_picture_once(tiny_bundle: Path, pictures: Path) -> None:
-    (pictures / "more" / "damaged.png").unlink()
-    answer = run(tiny_bundle, ".", "more/*.png", "**/good.png", "--json", cwd=pictures)
-    assert [json.loads(line)["picture"] for line in answer.stdout.splitlines()] == [
+def test_folders_and_patterns_each_image_once(tiny_bundle: Path, images: Path) -> None:
+    (images / "more" / "damaged.png").unlink()
+    answer = run(tiny_bundle, ".", "more/*.png", "**/good.png", "--json", cwd=images)
+    assert [json.loads(line)["image"] for line in answer.stdout.splitlines()] == [
         "good.png",
         "spot.jpg",
         "more/good.png",
     ]
-    absolute = run(tiny_bundle, f"{pictures}/*.jpg", "--json", cwd=pictures)
-    assert json.loads(absolute.stdout)["picture"] == str(pictures / "spot.jpg")
+    absolute = run(tiny_bundle, f"{images}/*.jpg", "--json", cwd=images)
+    assert json.loads(absolute.stdout)["image"] == str(images / "spot.jpg")
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tiny_bundle: Path, pictures: Path) -> None:
-    (pictures / "good.png").rename(pictures / "part[1].png")
-    assert run(tiny_bundle, "part[1].png", cwd=pictures).returncode == 0
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tiny_bundle: Path, images: Path) -> None:
+    (images / "good.png").rename(images / "part[1].png")
+    assert run(tiny_bundle, "part[1].png", cwd=images).returncode == 0
 
 
-def test_heatmaps_have_the_picture_s_size_and_show_the_defect(tiny_bundle: Path, pictures: Path) -> None:
-    (pictures / "more" / "damaged.png").unlink()
-    answer = run(tiny_bundle, "spot.jpg", "good.png", "more", "--out", "out/heatmaps", "--json", cwd=pictures)
+def test_heatmaps_have_the_image_s_size_and_show_the_defect(tiny_bundle: Path, images: Path) -> None:
+    (images / "more" / "damaged.png").unlink()
+    answer = run(tiny_bundle, "spot.jpg", "good.png", "more", "--out", "out/heatmaps", "--json", cwd=images)
     assert answer.returncode == 0
     written = [json.loads(line)["heatmap"] for line in answer.stdout.splitlines()]
     assert written == [f"out/heatmaps/{n}.heatmap.png" for n in ("spot.jpg", "0002-good.png", "0003-good.png")]
-    assert sorted(path.name for path in (pictures / "out/heatmaps").iterdir()) == sorted(Path(w).name for w in written)
-    shown, original = Image.open(pictures / written[0]), Image.open(pictures / "spot.jpg")
+    assert sorted(path.name for path in (images / "out/heatmaps").iterdir()) == sorted(Path(w).name for w in written)
+    shown, original = Image.open(images / written[0]), Image.open(images / "spot.jpg")
     assert shown.size == original.size
     changed = np.abs(np.asarray(shown, int) - np.asarray(original, int)).max(axis=2)
     assert changed[36:54, 26:44].mean() > 25  # on the spot
     assert changed[:, 60:].mean() < 10
 
 
-def test_a_bad_picture_among_others_does_not_stop_them(tiny_bundle: Path, pictures: Path) -> None:
-    answer = run(tiny_bundle, "missing.png", "more", "good.png", cwd=pictures)
+def test_a_bad_image_among_others_does_not_stop_them(tiny_bundle: Path, images: Path) -> None:
+    answer = run(tiny_bundle, "missing.png", "more", "good.png", cwd=images)
     assert answer.returncode == 1
     assert len(answer.stdout.splitlines()) == 2
     errors = answer.stderr.splitlines()
     assert errors[0].startswith("error: missing.png: no such file")
     assert errors[1].startswith("error: more/damaged.png: ")
-    assert errors[2:] == ["error: 2 of 4 pictures could not be judged"]
+    assert errors[2:] == ["error: 2 of 4 images could not be judged"]
 
 
 @pytest.mark.parametrize(
@@ -105,25 +105,25 @@ def test_a_bad_picture_among_others_does_not_stop_them(tiny_bundle: Path, pictur
         (["missing.png"], "missing.png: no such file"),
         (["more/damaged.png"], "more/damaged.png: truncated"),
         (["*.tiff"], "*.tiff: no file matches this pattern"),
-        (["out"], "out: no pictures in it"),
+        (["out"], "out: no images in it"),
         (["good.png", "--out", "spot.jpg"], "spot.jpg: a file; --out expects a folder"),
-        (["more", "--out", "more"], "more: --out holds the pictures"),
-        (["--watch", "more", "--out", "more"], "more: --out holds the pictures"),
+        (["more", "--out", "more"], "more: --out holds the images"),
+        (["--watch", "more", "--out", "more"], "more: --out holds the images"),
         (["--watch", "nowhere"], "nowhere: no such folder to watch"),
         (["good.png", "--threads", "0"], "threads: found 0"),
     ],
 )
-def test_what_is_unusable_gets_one_line(tiny_bundle: Path, pictures: Path, arguments: list[str], line: str) -> None:
-    (pictures / "out").mkdir()
-    before = sorted(pictures.rglob("*"))
-    answer = run(tiny_bundle, *arguments, cwd=pictures)
+def test_what_is_unusable_gets_one_line(tiny_bundle: Path, images: Path, arguments: list[str], line: str) -> None:
+    (images / "out").mkdir()
+    before = sorted(images.rglob("*"))
+    answer = run(tiny_bundle, *arguments, cwd=images)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith(f"error: {line}")
     assert answer.stderr.count("\n") == 1
-    assert sorted(pictures.rglob("*")) == before
+    assert sorted(images.rglob("*")) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_heatmap(tiny_bundle: Path, pictures: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_half_heatmap(tiny_bundle: Path, images: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -139,35 +139,35 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_heatmap(tiny_bundle: Path, p
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=pictures,
+        cwd=images,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )
     assert (answer.returncode, answer.stderr) == (1, "error: out/good.png.heatmap.png: File too large\n")
-    assert list((pictures / "out").iterdir()) == []
+    assert list((images / "out").iterdir()) == []
 
 
-def test_no_picture_and_no_model_are_usage_errors(tiny_bundle: Path, pictures: Path) -> None:
-    answer = run(tiny_bundle, cwd=pictures)
+def test_no_image_and_no_model_are_usage_errors(tiny_bundle: Path, images: Path) -> None:
+    answer = run(tiny_bundle, cwd=images)
     assert answer.returncode == 2
-    assert "no picture: give files, folders, patterns or --watch DIR" in answer.stderr
+    assert "no image: give files, folders, patterns or --watch DIR" in answer.stderr
     command = [sys.executable, "-m", "stlm_edge.commands.predict", "good.png"]
-    assert subprocess.run(command, capture_output=True, cwd=pictures, timeout=60).returncode == 2
+    assert subprocess.run(command, capture_output=True, cwd=images, timeout=60).returncode == 2
 
 
 def test_help_shows_complete_examples(tiny_bundle: Path, tmp_path: Path) -> None:
     assert predict.EXAMPLE in run(tiny_bundle, "--help", cwd=tmp_path).stdout
 
 
-def appear(picture: Path, folder: Path) -> None:
-    """Let a picture be in the folder whole at once, as cameras do by renaming."""
-    shutil.copy(picture, folder.parent / picture.name)
-    (folder.parent / picture.name).replace(folder / picture.name)
+def appear(image: Path, folder: Path) -> None:
+    """Let an image be in the folder whole at once, as cameras do by renaming."""
+    shutil.copy(image, folder.parent / image.name)
+    (folder.parent / image.name).replace(folder / image.name)
 
 
-def test_watching_goes_on_past_bad_pictures_and_ends_well(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_watching_goes_on_past_bad_images_and_ends_well(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()
-    shutil.copy(pictures / "good.png", incoming)
+    shutil.copy(images / "good.png", incoming)
     command = [
         sys.executable,
         "-m",
@@ -182,10 +182,10 @@ def test_watching_goes_on_past_bad_pictures_and_ends_well(tiny_bundle: Path, pic
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        assert json.loads(process.stdout.readline())["picture"] == str(incoming / "good.png")
-        appear(pictures / "more" / "damaged.png", incoming)
+        assert json.loads(process.stdout.readline())["image"] == str(incoming / "good.png")
+        appear(images / "more" / "damaged.png", incoming)
         assert process.stderr.readline().startswith(f"error: {incoming}/damaged.png: truncated")
-        appear(pictures / "spot.jpg", incoming)
+        appear(images / "spot.jpg", incoming)
         assert json.loads(process.stdout.readline())["anomalous"] is True
         time.sleep(1.2)  # two more looks at the folder
     finally:

@@ -1,4 +1,4 @@
-"""Arriving pictures: each once, and only when it is complete."""
+"""Arriving images: each once, and only when it is complete."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.commands.watch import arrivals
 from stlm_edge.errors import JobError, UsageError
@@ -24,19 +24,19 @@ def names(watching: Iterator[Path], count: int) -> list[str]:
 
 def test_those_there_come_first_oldest_first_then_those_that_arrive(folder: Path) -> None:
     for name in ("b.png", "a.png"):
-        tiny_picture(1).save(folder / name)
+        tiny_image(1).save(folder / name)
         time.sleep(0.02)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_bytes(b"x")
     (folder / "folder.png").mkdir()
     watching = arrivals(folder, poll_seconds=0.01)
     assert names(watching, 2) == ["b.png", "a.png"]
-    tiny_picture(2).save(folder / "c.png")
+    tiny_image(2).save(folder / "c.png")
     assert names(watching, 1) == ["c.png"]
 
 
 def test_a_file_is_awaited_until_it_is_complete(folder: Path, tmp_path: Path) -> None:
-    tiny_picture(1).save(tmp_path / "whole.png")
+    tiny_image(1).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     parts = [content[start : start + 1000] for start in range(0, len(content), 1000)]
 
@@ -54,20 +54,20 @@ def test_a_file_is_awaited_until_it_is_complete(folder: Path, tmp_path: Path) ->
     writer.join()
 
 
-def test_a_picture_written_again_is_another_picture(folder: Path) -> None:
-    tiny_picture(1).save(folder / "frame.png")
+def test_a_image_written_again_is_another_image(folder: Path) -> None:
+    tiny_image(1).save(folder / "frame.png")
     watching = arrivals(folder, poll_seconds=0.01)
     assert names(watching, 1) == ["frame.png"]
     time.sleep(0.02)
-    tiny_picture(2).save(folder / "frame.png")
-    tiny_picture(2).save(folder / "other.png")
+    tiny_image(2).save(folder / "frame.png")
+    tiny_image(2).save(folder / "other.png")
     assert sorted(names(watching, 2)) == ["frame.png", "other.png"]
 
 
 def test_a_missing_folder_is_refused_and_a_vanished_one_ends_the_watch(folder: Path) -> None:
     with pytest.raises(UsageError, match="no such folder to watch"):
         next(arrivals(folder / "nowhere"))
-    tiny_picture(1).save(folder / "a.png")
+    tiny_image(1).save(folder / "a.png")
     watching = arrivals(folder, poll_seconds=0.01)
     next(watching)
     (folder / "a.png").unlink()

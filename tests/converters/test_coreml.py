@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_run import SEEDS, SMALL_SIZE
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.converters import coreml as converter
 from stlm_edge.errors import UsageError
@@ -86,7 +86,7 @@ def differences(package: Path, model: STLM) -> tuple[float, float]:
     largest, cosines = 0.0, []
     for seed in list(SEEDS)[:4]:
         for defect in (False, True):
-            image = load(tiny_picture(seed, defect), SMALL_SIZE)
+            image = load(tiny_image(seed, defect), SMALL_SIZE)
             found, score = runtime.run(image)
             with torch.inference_mode():
                 answer = model(torch.tensor(image)[None])
@@ -150,7 +150,7 @@ def test_another_order_of_colours_is_refused(copied: Path) -> None:
     image = model.description.input[0].type.imageType
     image.colorSpace = image.BGR
     (copied / MODEL).write_bytes(model.SerializeToString())
-    with pytest.raises(UsageError, match=r"another model: found image.*; expected image, an RGB picture"):
+    with pytest.raises(UsageError, match=r"another model: found image.*; expected image, an RGB image"):
         MilEvaluator(copied)
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.converters.fp16_kernels import BLOCK, compute
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
@@ -26,7 +26,7 @@ def test_in_float32_it_says_what_onnxruntime_says(exported: dict[str, Exported])
     simulation, runtime = Fp16Simulation(path), OnnxRuntime(path, threads=1)
     assert simulation.size == 64
     for seed in (100, 103):
-        image = load(tiny_picture(seed, defect=True), 64)
+        image = load(tiny_image(seed, defect=True), 64)
         (anomaly_map, score), (expected, expected_score) = simulation.run(image), runtime.run(image)
         assert np.abs(anomaly_map - expected).max() < 1e-4
         assert abs(score - expected_score) < 1e-4

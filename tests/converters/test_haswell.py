@@ -30,8 +30,8 @@ JUDGE = """
 import json, sys, numpy
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 runtime = OnnxRuntime(sys.argv[1], threads=1)
-pictures = numpy.load(sys.argv[2])
-answers = [runtime.run(picture) for picture in pictures]
+images = numpy.load(sys.argv[2])
+answers = [runtime.run(image) for image in images]
 numpy.save(sys.argv[3], numpy.stack([anomaly_map for anomaly_map, _ in answers]))
 print(json.dumps([score for _, score in answers]))
 """
@@ -65,9 +65,9 @@ def test_eight_bits_saturate_there_and_seven_do_not(tmp_path: Path, weight: int,
 def test_an_int8_bundle_gives_the_same_answers_there(exported: dict[str, Exported], tmp_path: Path) -> None:
     bundle = open_bundle(exported["int8"].folder)
     artifact = exported["int8"].folder / "model.onnx"
-    pictures = np.stack([golden.tensor for golden in bundle.golden()])
-    np.save(tmp_path / "pictures.npy", pictures)
-    scores = on_haswell(JUDGE, artifact, tmp_path / "pictures.npy", tmp_path / "maps.npy")
-    here = [OnnxRuntime(artifact, threads=1).run(picture) for picture in pictures]
+    images = np.stack([golden.tensor for golden in bundle.golden()])
+    np.save(tmp_path / "images.npy", images)
+    scores = on_haswell(JUDGE, artifact, tmp_path / "images.npy", tmp_path / "maps.npy")
+    here = [OnnxRuntime(artifact, threads=1).run(image) for image in images]
     assert np.abs(np.load(tmp_path / "maps.npy") - np.stack([anomaly_map for anomaly_map, _ in here])).max() < 5e-3
     assert scores == pytest.approx([score for _, score in here], abs=bundle.manifest.verdict_delta)

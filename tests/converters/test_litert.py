@@ -10,7 +10,7 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from tiny import tiny_picture
+from tiny import tiny_image
 from tiny_tflite import tiny_model, write_tflite
 
 from stlm_edge.converters import litert as converter
@@ -78,10 +78,10 @@ def test_it_says_what_the_trained_model_says(
 ) -> None:
     runtime = LiteRT(files[precision], threads=1)
     for seed in range(3):
-        picture = load(tiny_picture(seed, defect=seed > 0), 64)
+        image = load(tiny_image(seed, defect=seed > 0), 64)
         with torch.inference_mode():
-            expected = opened.model(torch.from_numpy(picture)[None])
-        anomaly_map, score = runtime.run(picture)
+            expected = opened.model(torch.from_numpy(image)[None])
+        anomaly_map, score = runtime.run(image)
         assert np.abs(anomaly_map - expected.anomaly_map[0, 0].numpy()).max() < limit
         assert abs(score - expected.score.item()) < limit
 
@@ -138,7 +138,7 @@ def test_what_is_named_stays_in_float(files: dict[str, Path], opened: Checkpoint
     assert sorted(biases.values()) == ["FLOAT16"] + ["INT8"] * (len(biases) - 1)
 
 
-def test_what_does_not_depend_on_the_picture_is_computed_at_export(files: dict[str, Path]) -> None:
+def test_what_does_not_depend_on_the_image_is_computed_at_export(files: dict[str, Path]) -> None:
     model = model_in(files["fp32"])
     operators = {OPERATORS[code.builtinCode] for code in model.operatorCodes}
     assert "GELU" in operators
@@ -170,8 +170,8 @@ def test_a_new_threshold_leaves_the_answers_as_they_are(files: dict[str, Path], 
     path.write_bytes(files["int8"].read_bytes())
     replace_metadata(path, {"stlm_edge.threshold": "0.123456789012345678"})
     assert read_metadata(path) == read_metadata(files["int8"]) | {"stlm_edge.threshold": "0.123456789012345678"}
-    picture = load(tiny_picture(0, True), 64)
-    assert np.array_equal(LiteRT(path, 1).run(picture)[0], LiteRT(files["int8"], 1).run(picture)[0])
+    image = load(tiny_image(0, True), 64)
+    assert np.array_equal(LiteRT(path, 1).run(image)[0], LiteRT(files["int8"], 1).run(image)[0])
 
 
 def test_the_file_says_nothing_of_the_machine_that_made_it(files: dict[str, Path]) -> None:

@@ -13,14 +13,14 @@ def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(
     model = checkpoint.load(small_checkpoint).model
     harmed = model.plain.layers[2].blocks[0].mlp.fc2
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
+    images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
     with torch.no_grad():  # one weight of a row is far larger than the others, which all become 0 in int8
         harmed.weight.mul_(20)
         harmed.weight[:, 0] *= 1000
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = ranked(model, pictures)
+    found = ranked(model, images)
     assert found[0][0] == "plain.layers.2.blocks.0.mlp.fc2"
-    assert found == ranked(model, pictures)
+    assert found == ranked(model, images)
     assert [damage for _, damage in found] == sorted((damage for _, damage in found), reverse=True)
     assert found[-1][1] > 0
     assert {name.split(".")[0] for name, _ in found} == {"plain", "denoising", "mask_decoder"}
@@ -30,10 +30,10 @@ def test_a_layer_with_outliers_is_the_most_harmful_and_the_model_stays_as_it_is(
 def test_convolutions_and_weights_alone_are_ranked_where_a_format_has_them(small_checkpoint: Path) -> None:
     model = checkpoint.load(small_checkpoint).model
     harmed = model.denoising.neck[0]
-    pictures = [np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)]
+    images = [np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)]
     with torch.no_grad():
         harmed.weight[:, 0] *= 1000
-    found = ranked(model, pictures, LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS, inputs=False)
+    found = ranked(model, images, LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS, inputs=False)
     assert found[0][0] == "denoising.neck."
     layers = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
     never_run = {name for name in layers if "final_attn" in name}

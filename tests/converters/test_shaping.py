@@ -10,7 +10,7 @@ from stlm_edge.model import STLM
 
 
 def network(size: int, depths: tuple[int, int, int, int] = (1, 1, 1, 1)) -> tuple[STLM, Tensor]:
-    """All parameters away from where they begin, and the pictures that its statistics come from."""
+    """All parameters away from where they begin, and the images that its statistics come from."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randint(0, 256, (4, 3, size // 8, size // 8), generator=generator).float()
     images = nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear").permute(0, 2, 3, 1).byte()

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_run import SMALL_SIZE
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
@@ -21,7 +21,7 @@ from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 Typed = dict[str, tuple[Path, list[Island]]]
-PICTURES = [load(tiny_picture(seed, defect=seed > 100), SMALL_SIZE) for seed in (100, 105)]
+IMAGES = [load(tiny_image(seed, defect=seed > 100), SMALL_SIZE) for seed in (100, 105)]
 
 IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
 
@@ -30,10 +30,10 @@ IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
 def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
     folder, done = tmp_path_factory.mktemp("typed"), exported["fp32"]
     graph, calibration = tensorrt.read(done.folder / "model.onnx"), done.manifest.calibration
-    kept = next(islands(graph, PICTURES))
+    kept = next(islands(graph, IMAGES))
     tensorrt.to_fp32(graph, folder / "fp32.onnx", calibration)
     tensorrt.to_fp16(graph, folder / "fp16.onnx", calibration, kept)
-    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, reach_of(graph, PICTURES), IN_FLOAT)
+    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, reach_of(graph, IMAGES), IN_FLOAT)
     return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
@@ -70,8 +70,8 @@ def test_onnxruntime_and_the_simulation_both_run_a_file(
     reference = OnnxRuntime(exported["fp32"].folder / "model.onnx", threads=1)
     path = typed_files[precision][0]
     for runtime in (OnnxRuntime(path, threads=1), Fp16Simulation(path)):
-        for picture in PICTURES:
-            found, expected = runtime.run(picture)[0], reference.run(picture)[0]
+        for image in IMAGES:
+            found, expected = runtime.run(image)[0], reference.run(image)[0]
             assert np.abs(found - expected).max() < limit, runtime.name
             assert np.abs(found - expected).mean() < limit / 10, runtime.name
 
@@ -177,24 +177,22 @@ def test_outliers_that_live_in_one_channel_are_seen() -> None:
         ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    picture = np.random.default_rng(0).integers(200, 256, (64, 64, 3), np.uint8)
-    reach = reach_of(proto, [picture])["y"]
-    assert reach > 0.9 * picture.sum(axis=2).max()
+    image = np.random.default_rng(0).integers(200, 256, (64, 64, 3), np.uint8)
+    reach = reach_of(proto, [image])["y"]
+    assert reach > 0.9 * image.sum(axis=2).max()
 
 
-def test_the_same_file_and_pictures_give_the_same_bytes(
+def test_the_same_file_and_images_give_the_same_bytes(
     typed_files: Typed, exported: dict[str, Exported], tmp_path: Path
 ) -> None:
     done = exported["fp32"]
     graph = tensorrt.read(done.folder / "model.onnx")
-    kept = next(islands(graph, PICTURES))
-    tensorrt.to_int8(
-        graph, tmp_path / "again.onnx", done.manifest.calibration, kept, reach_of(graph, PICTURES), IN_FLOAT
-    )
+    kept = next(islands(graph, IMAGES))
+    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, reach_of(graph, IMAGES), IN_FLOAT)
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 
-def test_what_overflows_on_a_calibration_picture_becomes_an_island() -> None:
+def test_what_overflows_on_a_calibration_image_becomes_an_island() -> None:
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT),

@@ -14,7 +14,7 @@ FLOAT, FLOAT16, UINT8, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProt
 
 
 def small_graph() -> onnx.ModelProto:
-    """uint8 picture → quantized linear layer, LayerNorm, resize and top-k; everything that has a rule of its own."""
+    """uint8 image → quantized linear layer, LayerNorm, resize and top-k; everything that has a rule of its own."""
     weights = {
         "shape": np.array([16, 12]),
         "x_scale": np.float16(0.5),

@@ -3,67 +3,67 @@
 import numpy as np
 import pytest
 
-from stlm_edge.data.batches import AnomalousPictures, batches, views
+from stlm_edge.data.batches import AnomalousImages, batches, views
 from stlm_edge.data.textures import procedural
 
 SIZE = 64
 
 
 @pytest.fixture
-def pictures():
+def images():
     return [np.full((SIZE, SIZE, 3), 10 * number, np.uint8) for number in range(1, 11)]
 
 
-def samples(pictures, **changes):
-    return AnomalousPictures(pictures, procedural, **{"seed": 3, **changes})
+def samples(images, **changes):
+    return AnomalousImages(images, procedural, **{"seed": 3, **changes})
 
 
-def test_seed_and_position_decide_a_sample(pictures):
-    for first, second in zip(samples(pictures)[17], samples(pictures)[17], strict=True):
+def test_seed_and_position_decide_a_sample(images):
+    for first, second in zip(samples(images)[17], samples(images)[17], strict=True):
         np.testing.assert_array_equal(first, second)
-    assert any(not np.array_equal(samples(pictures)[n][0], samples(pictures, seed=4)[n][0]) for n in range(8))
+    assert any(not np.array_equal(samples(images)[n][0], samples(images, seed=4)[n][0]) for n in range(8))
 
 
-def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order(pictures):
-    shown = [[int(samples(pictures)[10 * epoch + place][1][0, 0, 0]) for place in range(10)] for epoch in range(2)]
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(images):
+    shown = [[int(samples(images)[10 * epoch + place][1][0, 0, 0]) for place in range(10)] for epoch in range(2)]
     assert sorted(shown[0]) == sorted(shown[1]) == [10 * number for number in range(1, 11)]
     assert shown[0] != shown[1]
 
 
-def test_half_of_the_samples_are_changed_and_only_under_their_mask(pictures):
+def test_half_of_the_samples_are_changed_and_only_under_their_mask(images):
     changed = 0
     for position in range(200):
-        picture, clean, mask = samples(pictures)[position]
-        np.testing.assert_array_equal(picture[~mask], clean[~mask])
+        image, clean, mask = samples(images)[position]
+        np.testing.assert_array_equal(image[~mask], clean[~mask])
         changed += mask.any()
     assert 75 < changed < 125
 
 
-def test_two_processes_see_what_one_sees(pictures):
-    alone = list(batches(samples(pictures), 2, 6, batch=4, rank=0, processes=1, workers=0))
-    shares = [list(batches(samples(pictures), 2, 6, 4, rank, 2, 0)) for rank in range(2)]
+def test_two_processes_see_what_one_sees(images):
+    alone = list(batches(samples(images), 2, 6, batch=4, rank=0, processes=1, workers=0))
+    shares = [list(batches(samples(images), 2, 6, 4, rank, 2, 0)) for rank in range(2)]
     assert len(alone) == 4
     for whole, *parts in zip(alone, *shares, strict=True):
         for index in range(3):
             np.testing.assert_array_equal(whole[index], np.concatenate([part[index] for part in parts]))
 
 
-def test_workers_make_the_same_pictures(pictures):
-    alone = batches(samples(pictures), 0, 3, 2, 0, 1, 0)
-    helped = batches(samples(pictures), 0, 3, 2, 0, 1, workers=2)
+def test_workers_make_the_same_images(images):
+    alone = batches(samples(images), 0, 3, 2, 0, 1, 0)
+    helped = batches(samples(images), 0, 3, 2, 0, 1, workers=2)
     for first, second in zip(alone, helped, strict=True):
         np.testing.assert_array_equal(first[0], second[0])
 
 
-def test_pictures_are_turned_only_where_the_category_is_published_to_be(pictures):
-    pictures = [np.random.default_rng(n).integers(0, 255, (SIZE, SIZE, 3), np.uint8) for n in range(4)]
-    originals = {picture.tobytes() for picture in pictures}
-    assert all(samples(pictures, rotate_as="capsule")[n][1].tobytes() in originals for n in range(8))
-    assert not any(samples(pictures, rotate_as="hazelnut")[n][1].tobytes() in originals for n in range(8))
+def test_images_are_turned_only_where_the_category_is_published_to_be(images):
+    images = [np.random.default_rng(n).integers(0, 255, (SIZE, SIZE, 3), np.uint8) for n in range(4)]
+    originals = {image.tobytes() for image in images}
+    assert all(samples(images, rotate_as="capsule")[n][1].tobytes() in originals for n in range(8))
+    assert not any(samples(images, rotate_as="hazelnut")[n][1].tobytes() in originals for n in range(8))
 
 
 def test_views_for_the_generic_start_vary():
-    pictures = [np.random.default_rng(n).integers(0, 255, (80, 80, 3), np.uint8) for n in range(4)]
-    seen = views(pictures, procedural, np.random.default_rng(0), 12, SIZE)
+    images = [np.random.default_rng(n).integers(0, 255, (80, 80, 3), np.uint8) for n in range(4)]
+    seen = views(images, procedural, np.random.default_rng(0), 12, SIZE)
     assert seen.shape == (12, SIZE, SIZE, 3)
     assert len({view.tobytes() for view in seen}) == 12

@@ -1,4 +1,4 @@
-"""Which pictures a folder yields, and the one line that each malformed folder gets."""
+"""Which images a folder yields, and the one line that each malformed folder gets."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ MVTEC = (
 
 def test_mvtec_layout(tmp_path):
     root = put(tmp_path, *MVTEC)
-    assert [sample.picture.name for sample in datasets.training_samples(root)] == ["000.png", "001.png"]
+    assert [sample.image.name for sample in datasets.training_samples(root)] == ["000.png", "001.png"]
     assert not any(sample.anomalous for sample in datasets.training_samples(root))
     assert datasets.test_samples(root) == [
         Sample(root / "test/good/000.png", False, "good", None),
@@ -48,7 +48,7 @@ def test_a_category_is_the_folder_of_its_name(tmp_path):
 
 def test_plain_folders(tmp_path):
     put(tmp_path / "normal", "b.png", "a.png")
-    assert [sample.picture.name for sample in datasets.training_samples(tmp_path / "normal")] == ["a.png", "b.png"]
+    assert [sample.image.name for sample in datasets.training_samples(tmp_path / "normal")] == ["a.png", "b.png"]
     put(tmp_path / "checked", "good/a.png", "torn/b.png")
     assert [
         (sample.defect, sample.anomalous, sample.mask) for sample in datasets.test_samples(tmp_path / "checked")
@@ -91,14 +91,14 @@ def test_a_category_without_train_good(tmp_path):
         (tmp_path / "tile", None),
     ):
         with pytest.raises(
-            UsageError, match=r"no train/good in it; put the normal pictures to train on into .*/train/good"
+            UsageError, match=r"no train/good in it; put the normal images to train on into .*/train/good"
         ):
             datasets.training_samples(root, category)
 
 
 def test_an_empty_train_good(tmp_path):
     (tmp_path / "train/good").mkdir(parents=True)
-    with pytest.raises(UsageError, match="train/good: no pictures in it"):
+    with pytest.raises(UsageError, match="train/good: no images in it"):
         datasets.training_samples(tmp_path)
 
 
@@ -110,23 +110,23 @@ def test_training_does_not_guess_which_folder_is_normal(tmp_path):
 
 def test_a_test_folder_without_good_or_test(tmp_path):
     put(tmp_path, "a.png")
-    with pytest.raises(UsageError, match="neither test/ nor good/ in it; expected the normal test pictures in"):
+    with pytest.raises(UsageError, match="neither test/ nor good/ in it; expected the normal test images in"):
         datasets.test_samples(tmp_path)
 
 
-def test_a_mask_without_its_picture(tmp_path):
+def test_a_mask_without_its_image(tmp_path):
     root = put(tmp_path, *MVTEC, "ground_truth/crack/007_mask.png")
-    with pytest.raises(UsageError, match=r"crack/007_mask.png: a mask without its picture; expected the mask of X.png"):
+    with pytest.raises(UsageError, match=r"crack/007_mask.png: a mask without its image; expected the mask of X.png"):
         datasets.test_samples(root)
 
 
-def test_masks_of_a_kind_without_pictures(tmp_path):
+def test_masks_of_a_kind_without_images(tmp_path):
     root = put(tmp_path, *MVTEC, "ground_truth/dent/000_mask.png")
-    with pytest.raises(UsageError, match=r"dent/000_mask.png: a mask without its picture"):
+    with pytest.raises(UsageError, match=r"dent/000_mask.png: a mask without its image"):
         datasets.test_samples(root)
 
 
-def test_a_picture_without_its_mask(tmp_path):
+def test_a_image_without_its_mask(tmp_path):
     root = put(tmp_path, *MVTEC, "test/crack/001.png")
     with pytest.raises(
         UsageError, match=r"test/crack/001.png: no mask .*ground_truth/crack/001_mask.png; add it, or remove"

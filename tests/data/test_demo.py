@@ -20,11 +20,11 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(root):
-    """Training pictures, test pictures (N×96×96×3 float32) and the test pictures' labels."""
+def images(root):
+    """Training images, test images (N×96×96×3 float32) and the test images' labels."""
     tested = datasets.test_samples(root)
     train, test = (
-        np.stack([load(sample.picture, 96) for sample in samples]).astype(np.float32)
+        np.stack([load(sample.image, 96) for sample in samples]).astype(np.float32)
         for samples in (datasets.training_samples(root), tested)
     )
     return train, test, np.array([sample.anomalous for sample in tested])
@@ -37,7 +37,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def poolings(maps: np.ndarray) -> dict[str, np.ndarray]:
-    """N×H×W maps to picture scores, in the ways that could suit a detector."""
+    """N×H×W maps to image scores, in the ways that could suit a detector."""
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)
     ways = {f"top {share:.1%}": flat[:, -int(flat.shape[1] * share) :].mean(1) for share in (1e-3, 0.01, 0.05)}
     return ways | {"mean": flat.mean(1), "max": flat[:, -1], "top over median": ways["top 1.0%"] / np.median(flat, 1)}
@@ -57,8 +57,8 @@ def test_layout(root):
     assert {sample.defect for sample in tested} == {"good", "broken", "dent", "fibre", "scratch", "stain"}
     for sample in tested:
         if sample.anomalous:
-            mask = read_mask(sample.mask, 256, Image.open(sample.picture).size)
-            assert 0.0005 < mask.mean() < 0.05, sample.picture
+            mask = read_mask(sample.mask, 256, Image.open(sample.image).size)
+            assert 0.0005 < mask.mean() < 0.05, sample.image
     assert not list(root.parent.glob(".*")), "nothing unfinished is left behind"
 
 
@@ -86,8 +86,8 @@ def test_a_defect_changes_the_surface_where_its_mask_is(surface, defect):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_distance_to_the_mean_training_picture_does_not_find_the_defects(pictures, normalised):
-    train, test, labels = pictures
+def test_distance_to_the_mean_training_image_does_not_find_the_defects(images, normalised):
+    train, test, labels = images
     if normalised:
         train, test = (
             (each - each.mean((1, 2, 3), keepdims=True)) / each.std((1, 2, 3), keepdims=True) for each in (train, test)
@@ -95,7 +95,7 @@ def test_distance_to_the_mean_training_picture_does_not_find_the_defects(picture
     distance = np.abs(test - train.mean(0)).mean(3)
     in_deviations = (np.abs(test - train.mean(0)) / (train.std(0) + 1e-3)).mean(3)
     nearest = np.array([np.sqrt(((train - one) ** 2).mean((1, 2, 3)).min()) for one in test])
-    found = {"nearest training picture": auroc(nearest, labels)}
+    found = {"nearest training image": auroc(nearest, labels)}
     for name, maps in (("absolute", distance), ("in deviations", in_deviations)):
         for window in (1, 5):
             for pooling, scores in poolings(smoothed(maps, window)).items():
@@ -104,8 +104,8 @@ def test_distance_to_the_mean_training_picture_does_not_find_the_defects(picture
 
 
 @pytest.mark.parametrize("window", [3, 7, 15])
-def test_local_contrast_does_not_find_the_defects(pictures, window):
-    _, test, labels = pictures
+def test_local_contrast_does_not_find_the_defects(images, window):
+    _, test, labels = images
     found = {}
     for name, grey in (("brightness", test.mean(3)), ("colour", test[..., 0] - test[..., 2])):
         contrast = np.sqrt(np.clip(smoothed(grey**2, window) - smoothed(grey, window) ** 2, 0, None)) + 1e-3

@@ -10,30 +10,30 @@ from stlm_edge.data import datasets
 from stlm_edge.data.datasets import Sample
 from stlm_edge.data.layouts import LAYOUTS
 from stlm_edge.errors import UsageError
-from stlm_edge.images import read_mask, read_picture
+from stlm_edge.images import read_image, read_mask
 
 
 def put(path, mode="RGB", size=(8, 6), marked=0):
-    """A picture; with `marked`, that value at one pixel."""
+    """An image; with `marked`, that value at one pixel."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new(mode, size)
+    image = Image.new(mode, size)
     if marked:
-        picture.putpixel((1, 1), marked)
-    picture.save(path)
+        image.putpixel((1, 1), marked)
+    image.save(path)
 
 
 def marked_pixels(sample):
-    picture = read_picture(sample.picture)
-    return int(read_mask(sample.mask, 24, picture.size).sum())
+    image = read_image(sample.image)
+    return int(read_mask(sample.mask, 24, image.size).sum())
 
 
 def names(samples):
-    return [(sample.picture.name, sample.defect, sample.mask.name if sample.mask else None) for sample in samples]
+    return [(sample.image.name, sample.defect, sample.mask.name if sample.mask else None) for sample in samples]
 
 
 @pytest.fixture
 def visa(tmp_path):
-    """Two objects as the archive has them: .JPG pictures, masks that hold the number of the kind of defect."""
+    """Two objects as the archive has them: .JPG images, masks that hold the number of the kind of defect."""
     root = tmp_path / "VisA"
     rows = []
     for category, width in (("candle", 4), ("pcb1", 3)):
@@ -44,12 +44,12 @@ def visa(tmp_path):
         ):
             for number in numbers:
                 name = f"{number:0{width}}.JPG" if label == "normal" else f"{number:03}.JPG"
-                picture = f"{category}/Data/Images/{label.capitalize()}/{name}"
+                image = f"{category}/Data/Images/{label.capitalize()}/{name}"
                 mask = f"{category}/Data/Masks/Anomaly/{number:03}.png" if label == "anomaly" else ""
-                put(root / picture)
+                put(root / image)
                 if mask:
                     put(root / mask, "L", marked=1 + number)
-                rows.append(f"{category},{split},{label},{picture},{mask}")
+                rows.append(f"{category},{split},{label},{image},{mask}")
         (root / category / "image_anno.csv").write_text("image,label,mask\n")
     (root / "split_csv").mkdir()
     (root / "split_csv" / "1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]) + "\n")
@@ -59,13 +59,13 @@ def visa(tmp_path):
 
 @pytest.fixture
 def dagm(tmp_path):
-    """Ten would be too many: classes 1, 2 and 10, grey, with label files for the defective pictures alone."""
+    """Ten would be too many: classes 1, 2 and 10, grey, with label files for the defective images alone."""
     root = tmp_path / "DAGM"
     for number in (1, 2, 10):
         for half, first in (("Test", 1), ("Train", 576)):
             folder = root / f"Class{number}" / half
-            for picture in range(first, first + 4):
-                put(folder / f"{picture:04}.PNG", "L")
+            for image in range(first, first + 4):
+                put(folder / f"{image:04}.PNG", "L")
             put(folder / "Label" / f"{first + 1:04}_label.PNG", "L", marked=255)
             (folder / "Label" / "Labels.txt").write_text("1\n")
             (folder / "Thumbs.db").write_bytes(b"")
@@ -74,20 +74,20 @@ def dagm(tmp_path):
 
 @pytest.fixture
 def btad(tmp_path):
-    """Pictures and masks: bmp and png in 01, png and png in 02, bmp and bmp in 03, each of its own size."""
+    """Images and masks: bmp and png in 01, png and png in 02, bmp and bmp in 03, each of its own size."""
     root = tmp_path / "BTech_Dataset_transformed"
-    for product, picture, mask, size in (("01", "bmp", "png", 16), ("02", "png", "png", 6), ("03", "bmp", "bmp", 8)):
+    for product, image, mask, size in (("01", "bmp", "png", 16), ("02", "png", "png", 6), ("03", "bmp", "bmp", 8)):
         for number in (3, 1):
-            put(root / product / "train" / "ok" / f"{number:04}.{picture}", size=(size, 6))
-        put(root / product / "test" / "ok" / f"0007.{picture}", size=(size, 6))
-        put(root / product / "test" / "ko" / f"0007.{picture}", size=(size, 6))
+            put(root / product / "train" / "ok" / f"{number:04}.{image}", size=(size, 6))
+        put(root / product / "test" / "ok" / f"0007.{image}", size=(size, 6))
+        put(root / product / "test" / "ko" / f"0007.{image}", size=(size, 6))
         put(root / product / "ground_truth" / "ko" / f"0007.{mask}", "L", (size, 6), marked=255)
     return root
 
 
 @pytest.fixture
 def kolektor(tmp_path):
-    """Two commutators with six parts each, grey and of uneven heights; an empty label file for each normal picture."""
+    """Two commutators with six parts each, grey and of uneven heights; an empty label file for each normal image."""
     root = tmp_path / "KolektorSDD"
     for item in ("kos01", "kos10"):
         for part in range(6):
@@ -108,7 +108,7 @@ def test_visa_follows_its_split_file(visa):
     ]
     assert [sample.anomalous for sample in tested] == [False, True, True]
     assert marked_pixels(tested[1]) == marked_pixels(tested[2]) == 3 * 4  # mask values 1 and 2, not 255
-    assert datasets.test_samples(visa / "pcb1")[0].picture.samefile(visa / "pcb1/Data/Images/Normal/005.JPG")
+    assert datasets.test_samples(visa / "pcb1")[0].image.samefile(visa / "pcb1/Data/Images/Normal/005.JPG")
 
 
 def test_visa_as_its_authors_convert_it(tmp_path):
@@ -127,10 +127,10 @@ def test_visa_as_its_authors_convert_it(tmp_path):
         datasets.categories(root.parent)
 
 
-def test_dagm_trains_on_pictures_without_a_label_file(dagm):
+def test_dagm_trains_on_images_without_a_label_file(dagm):
     assert datasets.categories(dagm) == ["Class1", "Class2", "Class10"]
     trained = datasets.training_samples(dagm, "Class10")
-    assert [sample.picture.name for sample in trained] == ["0576.PNG", "0578.PNG", "0579.PNG"]
+    assert [sample.image.name for sample in trained] == ["0576.PNG", "0578.PNG", "0579.PNG"]
     tested = datasets.test_samples(dagm, "Class10")
     assert names(tested) == [
         ("0001.PNG", "good", None),
@@ -144,11 +144,11 @@ def test_dagm_trains_on_pictures_without_a_label_file(dagm):
 
 def test_btad_mixes_types(btad):
     assert datasets.categories(btad) == ["01", "02", "03"]
-    for product, picture, mask in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
+    for product, image, mask in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
         trained = datasets.training_samples(btad, product)
-        assert [sample.picture.name for sample in trained] == [f"0001.{picture}", f"0003.{picture}"]
+        assert [sample.image.name for sample in trained] == [f"0001.{image}", f"0003.{image}"]
         tested = datasets.test_samples(btad, product)
-        assert names(tested) == [(f"0007.{picture}", "good", None), (f"0007.{picture}", "ko", f"0007.{mask}")]
+        assert names(tested) == [(f"0007.{image}", "good", None), (f"0007.{image}", "ko", f"0007.{mask}")]
         assert marked_pixels(tested[1]) > 0
         assert datasets.test_samples(btad / product) == tested
 
@@ -156,14 +156,14 @@ def test_btad_mixes_types(btad):
 def test_kolektor_is_split_as_anomalib_splits_it(kolektor):
     assert datasets.categories(kolektor) == []
     trained, tested = datasets.training_samples(kolektor), datasets.test_samples(kolektor)
-    places = [f"{sample.picture.parent.name}/{sample.picture.stem}" for sample in tested]
+    places = [f"{sample.image.parent.name}/{sample.image.stem}" for sample in tested]
     # scikit-learn 1.9: train_test_split(range(10), train_size=0.8, random_state=42) keeps 8 and 1 back
     assert places == ["kos01/Part1", "kos10/Part3", "kos01/Part5", "kos10/Part5"]
     assert [sample.anomalous for sample in tested] == [False, False, True, True]
     assert tested[2].mask == kolektor / "kos01" / "Part5_label.bmp"
     assert marked_pixels(tested[2]) > 0
     assert len(trained) == 8
-    assert not {sample.picture for sample in trained} & {sample.picture for sample in tested}
+    assert not {sample.image for sample in trained} & {sample.image for sample in tested}
     with pytest.raises(UsageError, match="KolektorSDD is not divided, leave out --category"):
         datasets.test_samples(kolektor, "kos01")
 
@@ -193,7 +193,7 @@ def test_without_masks_there_are_none(visa, btad):
         ("kolektor", "kos01/Part2_label.bmp", None),
     ],
 )
-def test_a_picture_whose_mask_is_missing(name, mask, category, request):
+def test_a_image_whose_mask_is_missing(name, mask, category, request):
     root = request.getfixturevalue(name)
     (root / mask).unlink()
     with pytest.raises(UsageError, match=r": no .*(mask|Part2_label.bmp beside it)"):
@@ -209,14 +209,14 @@ def test_a_picture_whose_mask_is_missing(name, mask, category, request):
         ("kolektor", "kos10/Part9_label.bmp", None),
     ],
 )
-def test_a_mask_whose_picture_is_missing(name, mask, category, request):
+def test_a_mask_whose_image_is_missing(name, mask, category, request):
     root = request.getfixturevalue(name)
     put(root / mask, "L", marked=255)
-    with pytest.raises(UsageError, match=rf"{root / mask}: a mask without its picture; expected the"):
+    with pytest.raises(UsageError, match=rf"{root / mask}: a mask without its image; expected the"):
         datasets.test_samples(root, category)
 
 
-def test_two_masks_of_a_picture_and_a_smeared_one_are_refused(btad):
+def test_two_masks_of_a_image_and_a_smeared_one_are_refused(btad):
     put(btad / "01/ground_truth/ko/0007.bmp", "L", (16, 6), marked=255)
     with pytest.raises(UsageError, match=r"a second mask beside 0007\.bmp; keep the one that is right"):
         datasets.test_samples(btad, "01")
@@ -235,23 +235,23 @@ def test_half_of_dagm_is_still_dagm(dagm):
 
 def test_dagm_without_its_label_folder_is_not_guessed_at(dagm):
     shutil.rmtree(dagm / "Class1/Train/Label")
-    with pytest.raises(UsageError, match="Class1/Train: no Label folder in it; its label files say which pictures are"):
+    with pytest.raises(UsageError, match="Class1/Train: no Label folder in it; its label files say which images are"):
         datasets.training_samples(dagm, "Class1")
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("", "no pictures in it"),
+        ("", "no images in it"),
         ("candle,train,normal,/etc/passwd,\n", "names /etc/passwd; expected paths below"),
         ("candle,train,normal,candle/../../secret.png,\n", "names candle/../../secret.png; expected paths below"),
         ("..,train,normal,x.png,\n", "line 2: object ..; expected the name of a folder"),
         ("candle,train,normal,candle/gone.JPG,\n", "candle/gone.JPG: no such file, but split_csv/1cls.csv names it"),
-        ("candle,train,anomaly,candle/Data/Images/Anomaly/000.JPG,\n", "anomalous training pictures of candle"),
+        ("candle,train,anomaly,candle/Data/Images/Anomaly/000.JPG,\n", "anomalous training images of candle"),
         ("candle,valid,normal,x,\n", "line 2: split valid and label normal; expected train or test"),
         ("candle,train\n", "line 2: expected the columns object,split,label,image,mask"),
         ("candle,train,normal,a,b,c\n", "line 2: expected the columns object,split,label,image,mask"),
-        ("candle,test,normal,candle/Data/Images/Normal/0005.JPG,\n", "no training pictures of candle"),
+        ("candle,test,normal,candle/Data/Images/Normal/0005.JPG,\n", "no training images of candle"),
         ("candle,train,normal,\udcff,\n", "cannot be read"),
     ],
 )
@@ -267,15 +267,15 @@ def test_a_split_file_from_outside_is_not_trusted(visa, rows, words):
 def test_a_split_file_of_gigabytes_is_not_read(visa):
     with (visa / "split_csv" / "1cls.csv").open("r+b") as file:
         file.truncate(8 << 30)
-    with pytest.raises(UsageError, match="8,589,934,592 bytes; expected VisA's list of pictures"):
+    with pytest.raises(UsageError, match="8,589,934,592 bytes; expected VisA's list of images"):
         datasets.training_samples(visa, "candle")
 
 
 def test_a_format_that_is_given_is_not_looked_for(tmp_path, dagm):
     put(tmp_path / "set/train/ok/0.png")
     put(tmp_path / "set/train/good/0.png")
-    assert [sample.picture.parent.name for sample in datasets.training_samples(tmp_path / "set")] == ["ok"]
-    assert [s.picture.parent.name for s in datasets.training_samples(tmp_path / "set", format="mvtec")] == ["good"]
+    assert [sample.image.parent.name for sample in datasets.training_samples(tmp_path / "set")] == ["ok"]
+    assert [s.image.parent.name for s in datasets.training_samples(tmp_path / "set", format="mvtec")] == ["good"]
     with pytest.raises(
         UsageError, match="--format voc: unknown; expected one of visa, dagm, btad, kolektor, mvtec, plain"
     ):
@@ -317,4 +317,4 @@ def test_mixed_sizes_and_modes_are_judged_by_their_own_masks(tmp_path):
     samples = datasets.test_samples(tmp_path)
     assert all(isinstance(sample, Sample) for sample in samples)
     figures = evaluate(Dark(), samples, 32, calibration, None, "dark")
-    assert (figures["pictures"], figures["pixel_auroc"]) == (8, 0.5)
+    assert (figures["images"], figures["pixel_auroc"]) == (8, 0.5)

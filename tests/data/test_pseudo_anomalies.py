@@ -11,14 +11,14 @@ from stlm_edge.data.perlin import perlin_mask, perlin_noise
 from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
 from stlm_edge.errors import UsageError
 
-PICTURES = [np.random.default_rng(n).integers(0, 256, size=(96, 96, 3), dtype=np.uint8) for n in range(3)]
+IMAGES = [np.random.default_rng(n).integers(0, 256, size=(96, 96, 3), dtype=np.uint8) for n in range(3)]
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "banded").mkdir()
-    for number, picture in enumerate(PICTURES):
-        Image.fromarray(picture).save(tmp_path / "banded" / f"{number}.png")
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image).save(tmp_path / "banded" / f"{number}.png")
     return tmp_path
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 def source(request, folder):
     sources = {
         "procedural": textures.procedural,
-        "patches": textures.patches_of(PICTURES),
+        "patches": textures.patches_of(IMAGES),
         "folder": textures.folder_of(folder),
     }
     return sources.get(request.param) or textures.any_of(*sources.values())
@@ -59,15 +59,15 @@ def test_coarser_noise_is_the_exact_noise(size):
 
 
 def test_only_the_masked_pixels_change(source):
-    picture = PICTURES[0].copy()
-    changed, mask = make_pseudo_anomaly(picture, np.random.default_rng(1), source)
+    image = IMAGES[0].copy()
+    changed, mask = make_pseudo_anomaly(image, np.random.default_rng(1), source)
     assert (changed.dtype, mask.dtype, changed.shape, mask.shape) == (np.uint8, bool, (96, 96, 3), (96, 96))
-    assert np.array_equal(picture, PICTURES[0]), "the picture itself is left alone"
-    assert np.array_equal(changed[~mask], picture[~mask])
-    assert (changed[mask] != picture[mask]).any()
+    assert np.array_equal(image, IMAGES[0]), "the image itself is left alone"
+    assert np.array_equal(changed[~mask], image[~mask])
+    assert (changed[mask] != image[mask]).any()
 
 
-def test_the_blend_keeps_between_none_and_four_fifths_of_the_picture():
+def test_the_blend_keeps_between_none_and_four_fifths_of_the_image():
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
     rng = np.random.default_rng(0)
     kept = []
@@ -80,7 +80,7 @@ def test_the_blend_keeps_between_none_and_four_fifths_of_the_picture():
 
 
 def test_the_generator_decides_everything(source):
-    first, second, other = (make_pseudo_anomaly(PICTURES[1], np.random.default_rng([7, n]), source) for n in (0, 0, 1))
+    first, second, other = (make_pseudo_anomaly(IMAGES[1], np.random.default_rng([7, n]), source) for n in (0, 0, 1))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
     assert not np.array_equal(first[0], other[0])
@@ -92,10 +92,10 @@ def test_textures_vary(source):
     assert len(drawn) == 12
 
 
-def test_a_textures_folder_without_pictures_is_refused(tmp_path):
+def test_a_textures_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         textures.folder_of(tmp_path / "gone")
-    with pytest.raises(UsageError, match="no pictures in it"):
+    with pytest.raises(UsageError, match="no images in it"):
         textures.folder_of(tmp_path)
 
 
@@ -107,14 +107,14 @@ def test_describable_textures_are_taken_from_torchvisions_root_too(tmp_path, ins
     assert np.unique(drawn.reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
 
 
-def test_a_texture_that_is_no_picture_is_refused_at_once(tmp_path):
+def test_a_texture_that_is_no_image_is_refused_at_once(tmp_path):
     Image.new("RGB", (96, 96)).save(tmp_path / "good.png")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(UsageError, match=r"broken\.png: not a picture that can be read"):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(UsageError, match=r"broken\.png: not an image that can be read"):
         textures.folder_of(tmp_path)
 
 
-SURFACE = np.asarray(Image.fromarray(PICTURES[0][:24, :24]).resize((96, 96), Image.Resampling.BICUBIC))
+SURFACE = np.asarray(Image.fromarray(IMAGES[0][:24, :24]).resize((96, 96), Image.Resampling.BICUBIC))
 OTHER_KINDS = sorted(KINDS.keys() - {"perlin"})
 
 
@@ -142,7 +142,7 @@ def test_every_kind_visibly_changes_all_that_its_mask_holds_and_nothing_else(kin
 @pytest.mark.parametrize("size", [32, 448])
 @pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_fails_on_an_even_picture(kind, level, size):
+def test_no_kind_fails_on_an_even_image(kind, level, size):
     even, rng = np.full((size, size, 3), level, np.uint8), np.random.default_rng(0)
     for _ in range(5):
         changed, mask = make_pseudo_anomaly(even, rng, textures.procedural, (kind,))
@@ -162,14 +162,13 @@ def test_all_the_wanted_kinds_come_and_no_others():
     assert min(drawn.count(name) for name in wanted) >= 10
 
 
-def test_a_hundred_pictures_a_second_of_every_kind_at_448():
-    picture = np.asarray(Image.fromarray(SURFACE).resize((448, 448)))
-    source = textures.any_of(textures.procedural, textures.patches_of([picture]))
+def test_a_hundred_images_a_second_of_every_kind_at_448():
+    image = np.asarray(Image.fromarray(SURFACE).resize((448, 448)))
+    source = textures.any_of(textures.procedural, textures.patches_of([image]))
     for kind in KINDS:
         rng = np.random.default_rng(0)
         trials = (
-            _seconds(lambda rng=rng, kind=kind: make_pseudo_anomaly(picture, rng, source, (kind,)), 12)
-            for _ in range(30)
+            _seconds(lambda rng=rng, kind=kind: make_pseudo_anomaly(image, rng, source, (kind,)), 12) for _ in range(30)
         )
         assert any(seconds < 1 / 100 for seconds in trials), kind  # a busy machine slows some of them
 

@@ -15,14 +15,14 @@ MVTEC_AD = {
 
 def pointer():
     """White, a black bar from the middle to the right."""
-    picture = np.full((SIZE, SIZE, 3), 255, np.uint8)
-    picture[30:34, 32:60] = 0
-    return picture
+    image = np.full((SIZE, SIZE, 3), 255, np.uint8)
+    image[30:34, 32:60] = 0
+    return image
 
 
-def direction(picture):
+def direction(image):
     """Where the bar points to, degrees."""
-    rows, columns = np.nonzero(picture.mean(axis=2) < 60)
+    rows, columns = np.nonzero(image.mean(axis=2) < 60)
     return np.degrees(np.arctan2(rows.mean() - 31.5, columns.mean() - 31.5))
 
 
@@ -58,25 +58,23 @@ def test_upright_and_unknown_parts_stay(category):
     assert np.array_equal(rotated(pointer(), np.random.default_rng(0), category), pointer())
 
 
-def test_corners_are_grey_and_the_picture_itself_is_left_alone():
-    picture = pointer()
-    corners = [
-        rotated(picture, np.random.default_rng(seed), "wood")[[0, 0, -1, -1], [0, -1, 0, -1]] for seed in range(9)
-    ]
+def test_corners_are_grey_and_the_image_itself_is_left_alone():
+    image = pointer()
+    corners = [rotated(image, np.random.default_rng(seed), "wood")[[0, 0, -1, -1], [0, -1, 0, -1]] for seed in range(9)]
     assert any((corner == 114).all(axis=1).any() for corner in corners)
-    assert np.array_equal(picture, pointer())
+    assert np.array_equal(image, pointer())
 
 
 def test_the_generator_decides_the_turn():
-    picture = np.asarray(Image.effect_noise((SIZE, SIZE), 50).convert("RGB"))
-    first, second, other = (rotated(picture, np.random.default_rng(seed), "tile") for seed in (1, 1, 2))
+    image = np.asarray(Image.effect_noise((SIZE, SIZE), 50).convert("RGB"))
+    first, second, other = (rotated(image, np.random.default_rng(seed), "tile") for seed in (1, 1, 2))
     assert (first.dtype, first.shape, first.flags["C_CONTIGUOUS"]) == (np.uint8, (SIZE, SIZE, 3), True)
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
 
 
 def test_is_turned_says_which_categories_change():
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for category in (*ANY_SIDE_UP, *SLIGHT, *UPRIGHT, "pcb1", None):
-        changed = not np.array_equal(rotated(picture, np.random.default_rng(1), category), picture)
+        changed = not np.array_equal(rotated(image, np.random.default_rng(1), category), image)
         assert is_turned(category) == changed, category

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from PIL import Image
-from tiny import TINY_SIZE, tiny_picture, write_tiny_onnx
+from tiny import TINY_SIZE, tiny_image, write_tiny_onnx
 
 import stlm_edge
 
@@ -27,7 +27,7 @@ def snippets(page: str, language: str) -> list[str]:
 def test_python_needs_no_torch(page: str, tiny_bundle: Path, tmp_path: Path) -> None:
     (program,) = snippets(page, "python")
     shutil.copytree(tiny_bundle, tmp_path / "bundles" / "bracket")
-    tiny_picture(303, defect=True).save(tmp_path / "part.png")
+    tiny_image(303, defect=True).save(tmp_path / "part.png")
     (tmp_path / "program.py").write_text(WITHOUT_TORCH + program)
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -69,9 +69,9 @@ def test_cpp_gives_the_golden_verdicts(in_cpp: Path, tiny_bundle: Path, tmp_path
     bundle, model = stlm_edge.open(tiny_bundle), tiny_bundle / "model.onnx"
     threshold, delta = bundle.manifest.calibration.threshold, bundle.manifest.verdict_delta
     for golden in bundle.golden():
-        picture = Image.open(golden.picture_path).convert("RGB")
-        (tmp_path / "picture.rgb").write_bytes(picture.tobytes())
-        done = ran(in_cpp, model, tmp_path / "picture.rgb", picture.width, picture.height)
+        image = Image.open(golden.image_path).convert("RGB")
+        (tmp_path / "image.rgb").write_bytes(image.tobytes())
+        done = ran(in_cpp, model, tmp_path / "image.rgb", image.width, image.height)
         assert done.returncode == 0, done.stderr
         verdict, score, said, highest = done.stdout.split()
         assert float(said) == threshold
@@ -87,12 +87,12 @@ def test_cpp_gives_the_golden_verdicts(in_cpp: Path, tiny_bundle: Path, tmp_path
 def test_cpp_says_what_is_wrong(in_cpp: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     model = tiny_bundle / "model.onnx"
     write_tiny_onnx(tmp_path / "bare.onnx", TINY_SIZE)
-    (tmp_path / "picture.rgb").write_bytes(bytes(30))
+    (tmp_path / "image.rgb").write_bytes(bytes(30))
     for arguments, code, words in (
         ([], 2, "expected MODEL.onnx"),
-        ([model, tmp_path / "picture.rgb", 4, 4], 2, "30 bytes"),
-        ([tmp_path / "picture.rgb", tmp_path / "picture.rgb", 5, 2], 1, "Protobuf"),
-        ([tmp_path / "bare.onnx", tmp_path / "picture.rgb", 5, 2], 1, "holds no threshold"),
+        ([model, tmp_path / "image.rgb", 4, 4], 2, "30 bytes"),
+        ([tmp_path / "image.rgb", tmp_path / "image.rgb", 5, 2], 1, "Protobuf"),
+        ([tmp_path / "bare.onnx", tmp_path / "image.rgb", 5, 2], 1, "holds no threshold"),
     ):
         done = ran(in_cpp, *arguments)
         assert done.returncode == code

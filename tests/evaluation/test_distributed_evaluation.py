@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.data.datasets import test_samples as samples_of
 from stlm_edge.errors import JobError, UsageError
@@ -26,7 +26,7 @@ TORCHRUN = Path(sys.executable).parent / "torchrun"
 
 
 class Varied:
-    """A map that follows from the picture alone, of more different values than there are levels to rank them."""
+    """A map that follows from the image alone, of more different values than there are levels to rank them."""
 
     name, size = "varied", SIZE
 
@@ -46,13 +46,13 @@ class Dying(Varied):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """11 normal pictures and three kinds of defects, of 5, 2 and 1: no number that two processes share evenly."""
+    """11 normal images and three kinds of defects, of 5, 2 and 1: no number that two processes share evenly."""
     root = tmp_path_factory.mktemp("data")
     for kind, seeds in (("good", range(11)), ("spot", range(20, 25)), ("blot", range(30, 32)), ("dot", range(40, 41))):
         for seed in seeds:
             path = root / "test" / kind / f"{seed}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            tiny_picture(seed, defect=kind != "good").save(path)
+            tiny_image(seed, defect=kind != "good").save(path)
             if kind != "good":
                 mask = np.zeros((90, 120), np.uint8)
                 mask[20:70, 10 + seed % 50 : 70 + seed % 50] = 1
@@ -102,7 +102,7 @@ def test_two_processes_say_exactly_what_one_says(data, tmp_path):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_damaged_picture_of_one_process_ends_both_with_its_line(data, tmp_path):
+def test_a_damaged_image_of_one_process_ends_both_with_its_line(data, tmp_path):
     broken = tmp_path / "data"
     for path in data.rglob("*.png"):
         copy = broken / path.relative_to(data)
@@ -129,15 +129,15 @@ def under_torchrun(bundle, data, out):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
 
 
-def test_the_command_under_torchrun(tiny_bundle, tiny_pictures, tmp_path):
-    done = under_torchrun(tiny_bundle, tiny_pictures, tmp_path / "out")
+def test_the_command_under_torchrun(tiny_bundle, tiny_images, tmp_path):
+    done = under_torchrun(tiny_bundle, tiny_images, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
-def test_the_command_under_torchrun_says_what_is_wrong_once(tiny_bundle, tiny_pictures, tmp_path):
-    shutil.copytree(tiny_pictures, tmp_path / "data")
+def test_the_command_under_torchrun_says_what_is_wrong_once(tiny_bundle, tiny_images, tmp_path):
+    shutil.copytree(tiny_images, tmp_path / "data")
     (tmp_path / "data" / "spot" / "304.png").write_bytes(b"")
     done = under_torchrun(tiny_bundle, tmp_path / "data", tmp_path / "out")
     assert done.returncode != 0

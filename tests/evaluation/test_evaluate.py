@@ -1,4 +1,4 @@
-"""Evaluation of made-up pictures whose figures are known by hand."""
+"""Evaluation of made-up images whose figures are known by hand."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ DEFECTS = {"scratch": {"000": 200, "001": 120}, "dot": {"000": 200, "001": 60}}
 
 
 class RedChannel:
-    """A detector by its definition: the map is the picture's red channel, the score its highest value."""
+    """A detector by its definition: the map is the image's red channel, the score its highest value."""
 
     name = "red channel"
     size = SIZE
@@ -32,7 +32,7 @@ class RedChannel:
         return anomaly_map, float(anomaly_map.max())
 
 
-def write_picture(path, brightest, marked, size=SIZE):
+def write_image(path, brightest, marked, size=SIZE):
     pixels = np.full((size, size, 3), 20, dtype=np.uint8)
     pixels[marked] = brightest
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,17 +41,17 @@ def write_picture(path, brightest, marked, size=SIZE):
 
 @pytest.fixture
 def data(tmp_path):
-    """7 pictures in MVTec AD layout; of the normal ones, one has a bright spot of 4 pixels."""
+    """7 images in MVTec AD layout; of the normal ones, one has a bright spot of 4 pixels."""
     root = tmp_path / "data"
     for name, brightest in GOOD.items():
         spot = np.zeros((SIZE, SIZE), dtype=bool)
         spot[3:5, 3:5] = True
-        write_picture(root / "test" / "good" / f"{name}.png", brightest, spot)
-    for defect, pictures in DEFECTS.items():
+        write_image(root / "test" / "good" / f"{name}.png", brightest, spot)
+    for defect, images in DEFECTS.items():
         mask = np.zeros((SIZE, SIZE), dtype=bool)
         mask[(slice(10, 12), slice(5, 15)) if defect == "scratch" else (20, 20)] = True  # 20 pixels, or one
-        for name, brightest in pictures.items():
-            write_picture(root / "test" / defect / f"{name}.png", brightest, mask)
+        for name, brightest in images.items():
+            write_image(root / "test" / defect / f"{name}.png", brightest, mask)
             truth = root / "ground_truth" / defect / f"{name}_mask.png"
             truth.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).convert("L").save(truth)
@@ -88,9 +88,9 @@ def test_figures_are_those_worked_out_by_hand(data):
     }
     overall = expected(10 / 12, 6 / 8, 1, 4, 42)
     assert {key: metrics[key] for key in overall} == overall
-    assert (metrics["source"], metrics["size"], metrics["pictures"]) == ("the red channel", SIZE, 7)
+    assert (metrics["source"], metrics["size"], metrics["images"]) == ("the red channel", SIZE, 7)
     assert metrics["scores"][2] == {
-        "picture": "good/002.png",
+        "image": "good/002.png",
         "defect": "good",
         "anomalous": False,
         "score": pytest.approx(150 / 255),
@@ -121,16 +121,16 @@ def test_contact_sheets_begin_with_the_worst(data, tmp_path):
     assert sorted(verdicts("sample.jpg")) == ["right"] * 5 + ["wrong"] * 2
 
 
-def test_a_contact_sheet_shows_picture_mask_and_heatmap(data, tmp_path):
+def test_a_contact_sheet_shows_image_mask_and_heatmap(data, tmp_path):
     run(data, tmp_path / "out")
     sheet = np.asarray(Image.open(tmp_path / "out" / "worst_misses.jpg"), dtype=int)
-    last = 64 + 3 * (CELL + 12)  # the row of a picture that scores 200: a scratch or a dot
-    picture, mask, heatmap = (sheet[last : last + CELL, 12 + i * (CELL + 12) :][:, :CELL] for i in range(3))
-    assert np.abs(picture[:20] - 20).max() < 12
-    assert picture.max() > 150
+    last = 64 + 3 * (CELL + 12)  # the row of an image that scores 200: a scratch or a dot
+    image, mask, heatmap = (sheet[last : last + CELL, 12 + i * (CELL + 12) :][:, :CELL] for i in range(3))
+    assert np.abs(image[:20] - 20).max() < 12
+    assert image.max() > 150
     outline = (mask[..., 1] > 200) & (mask[..., 0] < 120)
     assert 50 < outline.sum() < 5000
-    assert not ((picture[..., 1] > 200) & (picture[..., 0] < 120)).any()
+    assert not ((image[..., 1] > 200) & (image[..., 0] < 120)).any()
     coloured = np.ptp(heatmap, axis=2) > 60
     assert coloured.any()
     assert not coloured[:20].any()
@@ -172,8 +172,8 @@ def test_the_order_of_samples_makes_no_difference(data):
 
 def test_maps_are_not_kept(tmp_path):
     for number in range(12):
-        write_picture(tmp_path / "good" / f"{number:02}.png", 20, (number, number))
-        write_picture(tmp_path / "hole" / f"{number:02}.png", 200, (number, number))
+        write_image(tmp_path / "good" / f"{number:02}.png", 20, (number, number))
+        write_image(tmp_path / "hole" / f"{number:02}.png", 200, (number, number))
     maps, alive = [], []
 
     class Watched(RedChannel):
@@ -212,13 +212,13 @@ def test_a_broken_model_fails_the_job_and_leaves_nothing(data, tmp_path, runtime
 
 def test_a_mask_of_another_size_is_refused_and_leaves_nothing(data, tmp_path):
     Image.new("L", (31, 32)).save(data / "ground_truth" / "dot" / "001_mask.png")
-    with pytest.raises(UsageError, match="the mask is 31×32 but its picture is 32×32"):
+    with pytest.raises(UsageError, match="the mask is 31×32 but its image is 32×32"):
         run(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_no_samples_and_an_output_that_is_a_file_are_refused(data, tmp_path):
-    with pytest.raises(UsageError, match="no pictures to evaluate"):
+    with pytest.raises(UsageError, match="no images to evaluate"):
         evaluate(RedChannel(), [], SIZE, CALIBRATION, None, "")
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="out: a file; expected a folder"):

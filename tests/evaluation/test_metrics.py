@@ -58,7 +58,7 @@ def adeval_equal_steps(maps, masks, monkeypatch):
 def discs(count, radius, rng, size=SIZE):
     rows, columns = np.mgrid[:size, :size]
     masks = np.zeros((count, size, size), dtype=bool)
-    for mask in masks[1:]:  # the first picture stays normal
+    for mask in masks[1:]:  # the first image stays normal
         for row, column in rng.integers(0, size, (3, 2)):
             mask |= (rows - row) ** 2 + (columns - column) ** 2 <= rng.integers(0, radius + 1) ** 2
     return masks

@@ -61,7 +61,7 @@ def test_the_manifest_says_what_goes_in_and_out(exported_for_android: dict[str, 
 
 
 def of_normalisation(model: Any) -> list[tuple[Any, np.ndarray]]:
-    """The buffers of three values each that the picture passes first, the mean colour's among them, and the values."""
+    """The buffers of three values each that the image passes first, the mean colour's among them, and the values."""
     (graph,) = model.subgraphs
     found = []
     for tensor in graph.tensors:
@@ -195,10 +195,10 @@ def test_where_the_gate_fails_fewer_layers_are_made_smaller(
 
 
 def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
-    exported_for_android: dict[str, Exported], site_pictures: Path, tmp_path: Path
+    exported_for_android: dict[str, Exported], site_images: Path, tmp_path: Path
 ) -> None:
     before = read_metadata(exported_for_android["int8"].folder / "model.tflite")
-    threshold = is_calibrated_on_site(exported_for_android["int8"], site_pictures, tmp_path / "bundle")
+    threshold = is_calibrated_on_site(exported_for_android["int8"], site_images, tmp_path / "bundle")
     after = read_metadata(tmp_path / "bundle" / "model.tflite")
     assert float(after["stlm_edge.threshold"]) == threshold
     assert {key for key in before if before[key] != after[key]} <= {
@@ -207,10 +207,10 @@ def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
 
 
 def test_it_predicts_and_is_benched(
-    exported_for_android: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+    exported_for_android: dict[str, Exported], tiny_images: Path, tmp_path: Path
 ) -> None:
-    picture = tiny_pictures / "spot" / "305.png"
-    packages = predicts_and_is_benched(exported_for_android["int8"], "litert", picture, tmp_path / "bench")
+    image = tiny_images / "spot" / "305.png"
+    packages = predicts_and_is_benched(exported_for_android["int8"], "litert", image, tmp_path / "bench")
     assert "ai-edge-litert" in packages
 
 

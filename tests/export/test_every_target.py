@@ -41,21 +41,21 @@ def test_the_full_network_says_what_the_trained_one_says(
     assert done.accuracy is not None
     bundle = open_bundle(tmp_path / "bundle", RUNS_HERE.get(row.runtime))
     trained, calibration, golden = Torch(checkpoint), done.manifest.calibration, list(bundle.golden())
-    for picture in golden:
-        anomaly_map, score = trained.run(picture.tensor)
-        sampled = anomaly_map[picture.offset :: picture.stride, picture.offset :: picture.stride]
-        np.testing.assert_allclose(picture.map, sampled, atol=1e-6)
-        assert picture.score == pytest.approx(score, abs=1e-6)
-    answers = [bundle.runtime.run(picture.tensor) for picture in golden]
+    for image in golden:
+        anomaly_map, score = trained.run(image.tensor)
+        sampled = anomaly_map[image.offset :: image.stride, image.offset :: image.stride]
+        np.testing.assert_allclose(image.map, sampled, atol=1e-6)
+        assert image.score == pytest.approx(score, abs=1e-6)
+    answers = [bundle.runtime.run(image.tensor) for image in golden]
     found, rows = parity.compare(golden, answers, calibration.threshold, calibration.delta)
     assert parity.problems(found, precision) == []
-    assert {picture.score > calibration.threshold for picture in golden} == {False, True}
+    assert {image.score > calibration.threshold for image in golden} == {False, True}
     assert found.cosine > 0.99
-    for picture, compared in zip(golden, rows, strict=True):
-        verdict = bundle.predict(picture.picture_path)
+    for image, compared in zip(golden, rows, strict=True):
+        verdict = bundle.predict(image.image_path)
         assert verdict.threshold == done.manifest.calibration.threshold
         if not compared.flipped:
-            assert verdict.anomalous == (picture.score > calibration.threshold)
+            assert verdict.anomalous == (image.score > calibration.threshold)
     before_any_fallback = done.frontier[0].bytes / 1e6  # a model trained for minutes may need more in float
     assert before_any_fallback <= targets.LARGEST_MB[precision], done.describe()
 

@@ -13,10 +13,10 @@ class Oracle:
 
     name, size = "oracle", 64
 
-    def __init__(self, pictures: list[tuple[np.ndarray, np.ndarray]], blind: bool = False):
-        self.masks = {picture.tobytes(): mask for picture, mask in pictures}
-        self.blind = [mask.any() and number % 4 == 1 for number, (_, mask) in enumerate(pictures)] if blind else []
-        self.order = [picture.tobytes() for picture, _ in pictures]
+    def __init__(self, images: list[tuple[np.ndarray, np.ndarray]], blind: bool = False):
+        self.masks = {image.tobytes(): mask for image, mask in images}
+        self.blind = [mask.any() and number % 4 == 1 for number, (_, mask) in enumerate(images)] if blind else []
+        self.order = [image.tobytes() for image, _ in images]
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         mask = self.masks[image.tobytes()].astype(np.float32)
@@ -38,20 +38,20 @@ def test_so_much_may_be_lost_and_no_more(precision: str, allowed: float) -> None
     ]
 
 
-def test_what_misses_anomalies_shows_on_pseudo_anomalies(tiny_pictures: Path) -> None:
-    paths = sorted((tiny_pictures / "good").iterdir())
-    pictures = pseudo_anomalies_on(paths, 64)
-    assert len(pictures) == 2 * min(HELD_OUT, len(paths))
-    for one, other in zip(pictures, pseudo_anomalies_on(paths, 64), strict=True):
+def test_what_misses_anomalies_shows_on_pseudo_anomalies(tiny_images: Path) -> None:
+    paths = sorted((tiny_images / "good").iterdir())
+    images = pseudo_anomalies_on(paths, 64)
+    assert len(images) == 2 * min(HELD_OUT, len(paths))
+    for one, other in zip(images, pseudo_anomalies_on(paths, 64), strict=True):
         assert (one[0] == other[0]).all()
         assert (one[1] == other[1]).all()
-    seeing = accuracy_on_pseudo_anomalies(Oracle(pictures), pictures)
+    seeing = accuracy_on_pseudo_anomalies(Oracle(images), images)
     assert seeing == {"image_auroc": 1.0, "pixel_auroc": 1.0, "aupro": pytest.approx(1.0, abs=1e-3)}
-    half_blind = accuracy_on_pseudo_anomalies(Oracle(pictures, blind=True), pictures)
-    assert len(lost_accuracy({"trained": seeing, "packed": half_blind}, "int8", len(pictures) ** 2 // 4)) == 3
+    half_blind = accuracy_on_pseudo_anomalies(Oracle(images, blind=True), images)
+    assert len(lost_accuracy({"trained": seeing, "packed": half_blind}, "int8", len(images) ** 2 // 4)) == 3
 
 
-def test_few_pictures_may_change_the_order_of_one_pair() -> None:
+def test_few_images_may_change_the_order_of_one_pair() -> None:
     trained = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": None}
     one_pair, two_pairs = {**trained, "image_auroc": 0.9 - 1 / 144}, {**trained, "image_auroc": 0.9 - 2 / 144}
     assert lost_accuracy({"trained": trained, "packed": one_pair}, "int8", 12 * 12) == []

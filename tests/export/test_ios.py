@@ -93,7 +93,7 @@ def change_normalisation(package: Path, change: Callable[[list[float]], list[flo
 
 
 def transposed_map(package: Path, model: STLM) -> None:
-    """Let the map go through a transposition of its sides before it is made as large as the picture."""
+    """Let the map go through a transposition of its sides before it is made as large as the image."""
 
     def in_program(block: Any) -> None:
         (grow,) = (operation for operation in block.operations if operation.type == "upsample_bilinear")
@@ -223,17 +223,17 @@ def test_what_is_never_finite_is_not_written(
 
 
 def test_it_is_calibrated_on_site_and_its_artifact_keeps_up(
-    exported_for_ios: dict[str, Exported], site_pictures: Path, tmp_path: Path
+    exported_for_ios: dict[str, Exported], site_images: Path, tmp_path: Path
 ) -> None:
-    threshold = is_calibrated_on_site(exported_for_ios["fp16"], site_pictures, tmp_path / "bundle")
+    threshold = is_calibrated_on_site(exported_for_ios["fp16"], site_images, tmp_path / "bundle")
     assert float(read_metadata(tmp_path / "bundle" / "model.mlpackage")["stlm_edge.threshold"]) == threshold
 
 
 def test_it_predicts_and_is_benched_under_the_name_of_what_ran_it(
-    exported_for_ios: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+    exported_for_ios: dict[str, Exported], tiny_images: Path, tmp_path: Path
 ) -> None:
-    picture = tiny_pictures / "spot" / "305.png"
-    assert "coremltools" in predicts_and_is_benched(exported_for_ios["fp16"], HERE, picture, tmp_path / "bench", 2)
+    image = tiny_images / "spot" / "305.png"
+    assert "coremltools" in predicts_and_is_benched(exported_for_ios["fp16"], HERE, image, tmp_path / "bench", 2)
 
 
 def test_a_changed_threshold_in_the_artifact_is_seen(exported_for_ios: dict[str, Exported], tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_converting_again_gives_the_same_bytes(
     about = done.manifest.calibration, 64
     if precision == "int8":
         rng = np.random.default_rng(0)
-        pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
+        images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
         for name in ("once", "twice"):
-            converter.to_int8(source, tmp_path / name, *about, pictures)
+            converter.to_int8(source, tmp_path / name, *about, images)
             converter.to_openvino(source, tmp_path / "between", *about)
         first = tmp_path / "once"
     else:
@@ -169,7 +169,7 @@ def test_where_int8_fails_the_gate_convolutions_weights_stay_in_float_first(
     convert_by(None)
     tried = []
 
-    def to_int8(source: Path, folder: Path, calibration: object, size: int, pictures: object, layers: object) -> None:
+    def to_int8(source: Path, folder: Path, calibration: object, size: int, images: object, layers: object) -> None:
         tried.append(layers)
         if len(tried) == 1:
             source = Path(shutil.copyfile(source, source.with_name("damaged.onnx")))
@@ -193,10 +193,10 @@ def test_where_int8_fails_the_gate_convolutions_weights_stay_in_float_first(
 
 
 def test_it_predicts_and_is_benched(
-    exported_via_openvino: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+    exported_via_openvino: dict[str, Exported], tiny_images: Path, tmp_path: Path
 ) -> None:
-    picture = tiny_pictures / "spot" / "305.png"
-    assert "openvino" in predicts_and_is_benched(exported_via_openvino["int8"], "openvino", picture, tmp_path / "bench")
+    image = tiny_images / "spot" / "305.png"
+    assert "openvino" in predicts_and_is_benched(exported_via_openvino["int8"], "openvino", image, tmp_path / "bench")
 
 
 def test_a_signal_after_two_models_went_does_not_end_the_process(

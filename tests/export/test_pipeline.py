@@ -21,7 +21,7 @@ from damage import (
     threshold_off_by_five_percent,
     transposed_map,
 )
-from tiny import tiny_picture
+from tiny import tiny_image
 
 import stlm_edge
 from stlm_edge.bundle.reader import FRONTIER
@@ -41,12 +41,12 @@ def test_a_bundle_says_what_the_trained_model_says(
     trained = Torch(small_checkpoint)
     golden = list(bundle.golden())
     assert len(golden) == 8
-    assert {picture.anomalous for picture in golden} == {False, True}
-    assert {picture.score > bundle.manifest.calibration.threshold for picture in golden} == {False, True}
-    for picture in golden:
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        assert np.array_equal(anomaly_map, picture.map)
-        verdict = bundle.predict(picture.picture_path)
+    assert {image.anomalous for image in golden} == {False, True}
+    assert {image.score > bundle.manifest.calibration.threshold for image in golden} == {False, True}
+    for image in golden:
+        anomaly_map, score = trained.run(image.tensor.copy())
+        assert np.array_equal(anomaly_map, image.map)
+        verdict = bundle.predict(image.image_path)
         assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
         assert np.abs(verdict.map - anomaly_map).max() < (1e-4 if precision == "fp32" else 0.1)
         assert abs(verdict.score - score) < (1e-4 if precision == "fp32" else 0.1)
@@ -67,7 +67,7 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_near_it_is(
     assert manifest.flops == flops(trained.model)
     assert set(manifest.tool_versions) == {"stlm-edge", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"}
     assert manifest.parity == done.parity
-    assert (done.parity.pictures, done.golden_parity.pictures) == (24, 8)
+    assert (done.parity.images, done.golden_parity.images) == (24, 8)
     assert done.parity.max_abs_diff >= done.golden_parity.max_abs_diff
     assert not manifest.parity_loss_allowed
 
@@ -75,11 +75,11 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_near_it_is(
 def test_what_was_done_can_be_told_and_kept(exported: dict[str, Exported]) -> None:
     done = exported["int8"]
     figures = json.loads(json.dumps(done.figures(), allow_nan=False))
-    assert figures["parity"]["pictures"] == 24
-    assert figures["golden_parity"]["pictures"] == 8
+    assert figures["parity"]["images"] == 24
+    assert figures["golden_parity"]["images"] == 8
     assert figures["losses"] == figures["flips"] == []
     assert f"{done.folder}: cpu int8, " in done.describe()
-    assert "24 pictures: map difference" in done.describe()
+    assert "24 images: map difference" in done.describe()
 
 
 def test_flops_count_a_multiply_add_as_two() -> None:
@@ -185,7 +185,7 @@ def test_a_try_that_does_not_run_is_told_among_the_others(
 
 def test_the_gate_shows_the_figures(convert_by: ConvertBy, small_checkpoint: Path, tmp_path: Path) -> None:
     convert_by(missing_normalisation)
-    with pytest.raises(JobError, match=r"of 24 pictures: map difference [\d.]+ at most, .* cosine [\d.]+") as failure:
+    with pytest.raises(JobError, match=r"of 24 images: map difference [\d.]+ at most, .* cosine [\d.]+") as failure:
         export("cpu", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle")
     assert "--allow-parity-loss" in str(failure.value)
 
@@ -208,14 +208,14 @@ def test_what_is_not_finite_cannot_be_allowed(convert_by: ConvertBy, small_check
         export("cpu", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle", allow_parity_loss=True)
 
 
-def test_accuracy_on_labelled_pictures_joins_the_gate(
+def test_accuracy_on_labelled_images_joins_the_gate(
     convert_by: ConvertBy,
-    tiny_pictures: Path,
+    tiny_images: Path,
     small_checkpoint: Path,
     tmp_path: Path,
 ) -> None:
     convert_by(None)
-    done = export("cpu", checkpoint=small_checkpoint, precision="fp32", data=tiny_pictures, out=tmp_path / "bundle")
+    done = export("cpu", checkpoint=small_checkpoint, precision="fp32", data=tiny_images, out=tmp_path / "bundle")
     assert done.accuracy is not None
     assert done.accuracy["trained"]["image_auroc"] == pytest.approx(done.accuracy["packed"]["image_auroc"], abs=1e-3)
     assert done.accuracy["trained"]["pixel_auroc"] is None
@@ -244,9 +244,9 @@ def test_defaults_are_the_newest_run_and_the_target_s_own_precision_and_folder(
     assert stlm_edge.open("bundles/cpu-int8").manifest.precision == "int8"
 
 
-def test_a_folder_of_normal_pictures_stands_in_for_the_run_s(
+def test_a_folder_of_normal_images_stands_in_for_the_run_s(
     convert_by: ConvertBy,
-    tiny_pictures: Path,
+    tiny_images: Path,
     small_checkpoint: Path,
     scratch: Path,
     tmp_path: Path,
@@ -254,12 +254,12 @@ def test_a_folder_of_normal_pictures_stands_in_for_the_run_s(
     convert_by(None)
     lone = tmp_path / "checkpoint.safetensors"
     shutil.copyfile(small_checkpoint, lone)
-    with pytest.raises(UsageError, match="golden: no such folder; name a folder of normal pictures by --calibration"):
+    with pytest.raises(UsageError, match="golden: no such folder; name a folder of normal images by --calibration"):
         export("cpu", checkpoint=lone, precision="fp32", out=tmp_path / "bundle")
     done = export(
-        "cpu", checkpoint=lone, precision="fp32", calibration_folder=tiny_pictures / "good", out=tmp_path / "bundle"
+        "cpu", checkpoint=lone, precision="fp32", calibration_folder=tiny_images / "good", out=tmp_path / "bundle"
     )
-    assert done.parity.pictures == 24 + 32
+    assert done.parity.images == 24 + 32
     assert {golden.anomalous for golden in done.manifest.golden} == {False, True}
     assert list(scratch.iterdir()) == []
     with pytest.raises(UsageError, match="no such folder"):
@@ -309,11 +309,11 @@ def test_a_checkpoint_without_a_threshold_is_refused(small_checkpoint: Path, tmp
         export("cpu", checkpoint=tmp_path / "checkpoint.safetensors", out=tmp_path / "bundle")
 
 
-def test_too_few_pictures_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for kind in ("normal", "anomalous"):
         (run / "golden" / kind).mkdir(parents=True)
-        tiny_picture(1).save(run / "golden" / kind / "0.png")
+        tiny_image(1).save(run / "golden" / kind / "0.png")
     shutil.copyfile(small_checkpoint, run / "checkpoint.safetensors")
     with pytest.raises(JobError, match="1 normal and 1 anomalous candidates, expected 8"):
         export("cpu", checkpoint=run / "checkpoint.safetensors", out=tmp_path / "bundle")

@@ -1,15 +1,15 @@
-"""The calibration set: which pictures, that they are the same ones every time, and what is refused."""
+"""The calibration set: which images, that they are the same ones every time, and what is refused."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge.errors import UsageError
 from stlm_edge.export.pipeline import Exported, export
-from stlm_edge.export.quantization_set import PICTURES, calibration_set, choose
+from stlm_edge.export.quantization_set import IMAGES, calibration_set, choose
 from stlm_edge.images import load
 
 
@@ -17,22 +17,22 @@ from stlm_edge.images import load
 def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("normal")
     for seed in range(80):
-        tiny_picture(seed, width=40, height=40).save(folder / f"{seed:02}.png")
+        tiny_image(seed, width=40, height=40).save(folder / f"{seed:02}.png")
     return folder
 
 
 def test_half_is_normal_and_half_has_a_defect(normal: Path) -> None:
     found = calibration_set(normal, 64)
-    assert (len(found.pictures), found.normal) == (PICTURES, PICTURES // 2)
+    assert (len(found.images), found.normal) == (IMAGES, IMAGES // 2)
     as_taken = {load(path, 64).tobytes() for path in normal.iterdir()}
-    assert [picture.tobytes() in as_taken for picture in found.pictures] == [True] * 50 + [False] * 50
-    assert {(picture.shape, picture.dtype) for picture in found.pictures} == {((64, 64, 3), np.dtype("uint8"))}
+    assert [image.tobytes() in as_taken for image in found.images] == [True] * 50 + [False] * 50
+    assert {(image.shape, image.dtype) for image in found.images} == {((64, 64, 3), np.dtype("uint8"))}
 
 
-def test_few_normal_pictures_are_made_up_for_by_pseudo_anomalies(tiny_pictures: Path) -> None:
-    found = calibration_set(tiny_pictures / "good", 64)
-    assert (len(found.pictures), found.normal) == (PICTURES, 24)
-    assert len({picture.tobytes() for picture in found.pictures}) == PICTURES
+def test_few_normal_images_are_made_up_for_by_pseudo_anomalies(tiny_images: Path) -> None:
+    found = calibration_set(tiny_images / "good", 64)
+    assert (len(found.images), found.normal) == (IMAGES, 24)
+    assert len({image.tobytes() for image in found.images}) == IMAGES
 
 
 def test_the_choice_comes_from_all_over_the_folder_and_is_always_the_same(normal: Path, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_choice_comes_from_all_over_the_folder_and_is_always_the_same(normal
         "pseudo_anomalous": 50,
         "seed": 0,
     }
-    tiny_picture(99, width=40, height=40).save(tmp_path / "copy" / chosen[0].name)
+    tiny_image(99, width=40, height=40).save(tmp_path / "copy" / chosen[0].name)
     assert calibration_set(tmp_path / "copy", 64).provenance()["sha256"] != first["sha256"]
 
 
@@ -64,14 +64,14 @@ def empty(folder: Path) -> None:
     pass
 
 
-def nine_pictures(folder: Path) -> None:
+def nine_images(folder: Path) -> None:
     for seed in range(9):
-        tiny_picture(seed).save(folder / f"{seed}.png")
+        tiny_image(seed).save(folder / f"{seed}.png")
 
 
-def one_that_is_no_picture(folder: Path) -> None:
-    nine_pictures(folder)
-    (folder / "9.png").write_text("not a picture")
+def one_that_is_no_image(folder: Path) -> None:
+    nine_images(folder)
+    (folder / "9.png").write_text("not an image")
 
 
 def one_that_may_not_be_entered(folder: Path) -> None:
@@ -82,9 +82,9 @@ def one_that_may_not_be_entered(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "reason"),
     [
-        (empty, "folder: no pictures in it; expected files that end in"),
-        (nine_pictures, "folder: 9 pictures in it, expected at least 10 normal ones to calibrate on; add more"),
-        (one_that_is_no_picture, r"9\.png: .*"),
+        (empty, "folder: no images in it; expected files that end in"),
+        (nine_images, "folder: 9 images in it, expected at least 10 normal ones to calibrate on; add more"),
+        (one_that_is_no_image, r"9\.png: .*"),
         (one_that_may_not_be_entered, "folder: (no such folder|cannot be read)"),
     ],
 )

@@ -47,12 +47,12 @@ def test_a_bundle_says_what_the_trained_model_says(
     simulation = Fp16Simulation(done.folder / "model.onnx")
     limit = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.05}[precision]
     assert not done.losses
-    for picture in bundle.golden():
-        anomaly_map, score = trained.run(picture.tensor.copy())
-        verdict = bundle.predict(picture.picture_path)
+    for image in bundle.golden():
+        anomaly_map, score = trained.run(image.tensor.copy())
+        verdict = bundle.predict(image.image_path)
         assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
         assert np.abs(verdict.map - anomaly_map).max() < limit
-        assert np.abs(simulation.run(picture.tensor)[0] - anomaly_map).max() < limit
+        assert np.abs(simulation.run(image.tensor)[0] - anomaly_map).max() < limit
 
 
 def test_each_file_keeps_tensorrt_s_rules(exported_for_jetson: dict[str, Exported]) -> None:
@@ -199,9 +199,9 @@ def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @no_tensorrt
 def test_without_tensorrt_one_line_says_what_is_needed(exported_for_jetson: dict[str, Exported]) -> None:
     folder = exported_for_jetson["fp16"].folder
-    picture = next(iter(stlm_edge.open(folder).golden())).picture_path
+    image = next(iter(stlm_edge.open(folder).golden())).image_path
     for command in (
-        ("stlm-predict", "--bundle", folder, picture),
+        ("stlm-predict", "--bundle", folder, image),
         ("python", "-m", "stlm_edge.runtimes.tensorrt", "--bundle", folder),
     ):
         done = run(*command)

@@ -138,10 +138,10 @@ def test_a_bundle_that_stands_in_the_way_of_either_is_seen_first(
 
 
 def test_it_predicts_and_is_benched_by_onnxruntime(
-    exported_for_web: dict[str, Exported], tiny_pictures: Path, tmp_path: Path
+    exported_for_web: dict[str, Exported], tiny_images: Path, tmp_path: Path
 ) -> None:
-    picture = tiny_pictures / "spot" / "305.png"
-    predicts_and_is_benched(exported_for_web["int8"], "onnxruntime", picture, tmp_path / "bench")
+    image = tiny_images / "spot" / "305.png"
+    predicts_and_is_benched(exported_for_web["int8"], "onnxruntime", image, tmp_path / "bench")
 
 
 def test_its_metadata_holds_the_threshold(exported_for_web: dict[str, Exported]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import REFERENCE, SIZE, fill, picture
+from published import REFERENCE, SIZE, fill, published_image
 
 from stlm_edge.errors import UsageError
 from stlm_edge.model import checkpoint, stlm
@@ -29,7 +29,7 @@ def answers(shapes):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = checkpoint.from_published({name: fill(name, shape) for name, shape in shapes.items()}, SIZE)
-    image, mask = picture()
+    image, mask = published_image()
     with torch.inference_mode():
         plain, denoising = model.streams(model.normalise(image))
         fa_map = model.fa(plain, denoising).sigmoid()
@@ -57,7 +57,7 @@ def test_maps(answers, expected):
     assert abs(stlm.score(upsampled).item() - expected["tlm_score"].item()) <= 1e-4
 
 
-def test_a_picture_gives_map_and_score(answers, expected):
+def test_a_image_gives_map_and_score(answers, expected):
     anomaly_map, score = answers["answer"]
     assert anomaly_map.shape == (1, 1, SIZE, SIZE)
     upsampled = F.interpolate(

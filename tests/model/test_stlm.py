@@ -11,7 +11,7 @@ SHALLOW = (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("size", [64, 96, 224])
-def test_any_multiple_of_32_gives_a_map_of_the_picture(size):
+def test_any_multiple_of_32_gives_a_map_of_the_image(size):
     model = STLM(ModelConfig(size, SHALLOW)).eval()
     image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():

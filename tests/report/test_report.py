@@ -81,7 +81,7 @@ def row(name: str = "cpu-fp32", **changes: object) -> dict:
         "threads": 1,
         "passed": True,
         "failure": None,
-        "parity": parity | {"score_max_diff": 0.0, "resize_max_diff": 0, "pictures": 12},
+        "parity": parity | {"score_max_diff": 0.0, "resize_max_diff": 0, "images": 12},
         "threshold": 0.48,
         "verdict_delta": 0.002,
         "golden": golden,
@@ -96,7 +96,7 @@ def row(name: str = "cpu-fp32", **changes: object) -> dict:
         "seconds": 5.5,
         "latency_ms": {"p50": 54.4, "p90": 57.0, "p99": 71.0, "p90_early_stopping": 59.0},
         "end_to_end_ms": {"p50": 56.4, "p90": 59.0, "p99": 73.0, "p90_early_stopping": 61.0},
-        "throughput": [{"streams": 2, "pictures_per_second": 33.0}],
+        "throughput": [{"streams": 2, "images_per_second": 33.0}],
         "energy_mj": 300.0,
         "round_p50_ms": [54.0, 54.4, 55.0],
         "accuracy": None,
@@ -109,7 +109,7 @@ def machine(processor: str, **told: object) -> dict:
 
 def bench(*rows: dict, **more: object) -> dict:
     return {
-        "headline": "cpu-fp32: same verdicts as the trained model on 12 of 12 pictures; p50 54 ms",
+        "headline": "cpu-fp32: same verdicts as the trained model on 12 of 12 images; p50 54 ms",
         "date": "2026-01-02T03:04:05Z",
         "command": "stlm-bench --bundle bundles/cpu-fp32 --out out",
         "machine": machine("Example CPU"),
@@ -210,7 +210,7 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     page = render(tmp_path, bench(row(latency_ms=None, peak_memory_mb=None, energy_mj=None)))
     in_the_card, latency, memory_and_energy = 5, 4, 2
     assert page.text.count("not measured") == in_the_card + latency + memory_and_energy + len(TARGETS)
-    assert "stlm-bench takes labelled pictures by --data" in page.text
+    assert "stlm-bench takes labelled images by --data" in page.text
 
 
 def test_what_a_latency_was_taken_under_is_shown(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_what_a_latency_was_taken_under_is_shown(tmp_path: Path) -> None:
         bench(
             row(
                 end_to_end_ms=slow,
-                throughput=[{"streams": 2, "pictures_per_second": 31.25}],
+                throughput=[{"streams": 2, "images_per_second": 31.25}],
                 placement=placement,
                 steady=False,
                 energy_mj=412.5,
@@ -277,7 +277,7 @@ def test_every_device_has_its_headline_and_its_own_rows(tmp_path: Path) -> None:
     assert "Same verdicts as the trained model on 1 of 2 devices; 1 more gave no answer" in begin
     assert "Example CPU this machine ✓ yes" in begin
     assert "Jetson Orin Nano ssh:nano ✗ no: 1 of 2 artifacts failed" in begin
-    assert "5.2 ms per picture, p90 By cpu-fp32, fp32 Energy per picture 12.5" in begin
+    assert "5.2 ms per image, p90 By cpu-fp32, fp32 Energy per image 12.5" in begin
     assert "adb:77 gave no answer: lost: unplugged" in begin
     assert page.text.count("lost: unplugged") == 1
     board = page.text[page.text.index("Device by device") :]
@@ -309,7 +309,7 @@ def test_the_headline_of_several_devices_names_each(tmp_path: Path) -> None:
     assert "cpu-int8 on ssh:nano FAILED: its process was ended by signal 11" in said
     assert "cpu-fp32 on adb:77 FAILED: lost: unplugged" in said
     alone = headline([row for row in rows if row.device == "ssh:nano" and row.passed])
-    assert alone.endswith("pictures; p50 4.0 ms, p90 5.2 ms; 12.5 mJ per picture")
+    assert alone.endswith("images; p50 4.0 ms, p90 5.2 ms; 12.5 mJ per image")
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_a_fall_back_is_a_red_row_with_words(tmp_path: Path) -> None:
 
 def test_a_difference_that_is_not_finite_is_never_drawn_as_perfect(tmp_path: Path) -> None:
     broken = row("cpu-int8", passed=False, failure="the map is not finite")
-    for picture in broken["golden"]:
-        picture["max_abs_diff"] = None
+    for image in broken["golden"]:
+        image["max_abs_diff"] = None
     broken["parity"]["max_abs_diff"] = None
     render(tmp_path, bench(row(), broken))
     html = (tmp_path / "report.html").read_text("utf-8")
@@ -418,7 +418,7 @@ def test_a_failed_artifact_is_marked(tmp_path: Path) -> None:
     assert "✗ did not run" in page.text
 
 
-def test_a_flip_is_listed_with_its_picture(tmp_path: Path) -> None:
+def test_a_flip_is_listed_with_its_image(tmp_path: Path) -> None:
     flipped = row()
     flipped["golden"][5] |= {"verdict": "flip", "score": 0.4811, "expected_score": 0.4793}
     page = render(tmp_path, bench(flipped))

@@ -37,7 +37,7 @@ def test_the_map_is_the_graph_s_and_the_score_the_map_s(path: Path, image: np.nd
     assert score == score_of_map(anomaly_map)
 
 
-def test_answers_stay_as_they_were_when_the_next_picture_is_run(path: Path, image: np.ndarray) -> None:
+def test_answers_stay_as_they_were_when_the_next_image_is_run(path: Path, image: np.ndarray) -> None:
     runtime = LiteRT(path)
     anomaly_map, _ = runtime.run(image)
     kept = anomaly_map.copy()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny import TINY_SIZE, tiny_picture, write_tiny_onnx
+from tiny import TINY_SIZE, tiny_image, write_tiny_onnx
 
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.images import load
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image() -> np.ndarray:
-    return load(tiny_picture(1, defect=True), TINY_SIZE)
+    return load(tiny_image(1, defect=True), TINY_SIZE)
 
 
 def by_numpy(image: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_without_a_score_output_the_score_comes_from_the_map(path: Path, image: 
     assert score == score_of_map(anomaly_map)
 
 
-def test_answers_stay_as_they_were_when_the_next_picture_is_run(path: Path, image: np.ndarray) -> None:
+def test_answers_stay_as_they_were_when_the_next_image_is_run(path: Path, image: np.ndarray) -> None:
     write_tiny_onnx(path, TINY_SIZE)
     runtime = OnnxRuntime(path, threads=1)
     anomaly_map, _ = runtime.run(image)
@@ -97,10 +97,10 @@ def test_a_graph_of_another_input_type_is_refused(path: Path) -> None:
 
 
 def test_a_float_input_gets_the_same_values(path: Path) -> None:
-    picture = load(tiny_picture(105, defect=True), TINY_SIZE)
+    image = load(tiny_image(105, defect=True), TINY_SIZE)
     write_tiny_onnx(path, TINY_SIZE)
-    expected, score = OnnxRuntime(path).run(picture)
-    found = OnnxRuntime(with_input_of_type(path, onnx.TensorProto.FLOAT)).run(picture)
+    expected, score = OnnxRuntime(path).run(image)
+    found = OnnxRuntime(with_input_of_type(path, onnx.TensorProto.FLOAT)).run(image)
     assert np.array_equal(found[0], expected)
     assert found[1] == score
 

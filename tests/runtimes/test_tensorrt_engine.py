@@ -53,13 +53,13 @@ def test_a_bundle_is_built_and_gives_the_golden_answers(trt: ModuleType, tmp_pat
     folder = write_tiny_bundle(tmp_path / "b", target="jetson", runtime="tensorrt", score_output=score_output)
     bundle = stlm_edge.open(folder)
     golden = list(bundle.golden())
-    answers = [bundle.runtime.run(picture.tensor) for picture in golden]
+    answers = [bundle.runtime.run(image.tensor) for image in golden]
     threshold = bundle.manifest.calibration.threshold
     parity, _ = compare(golden, answers, threshold, bundle.manifest.verdict_delta)
     assert problems(parity, "fp32") == []
-    assert len({score for _, score in answers}) == len(answers), "each picture has its own answer"
-    for picture in golden:
-        assert bundle.predict(picture.picture_path).anomalous == (picture.score > threshold)
+    assert len({score for _, score in answers}) == len(answers), "each image has its own answer"
+    for image in golden:
+        assert bundle.predict(image.image_path).anomalous == (image.score > threshold)
     assert (bundle.runtime.name, bundle.runtime.size, len(trt.built)) == ("tensorrt", 64, 1)
 
 

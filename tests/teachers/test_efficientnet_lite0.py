@@ -1,4 +1,4 @@
-"""The stand-in teacher: its maps stand for SAM's, and its answers depend on the picture alone."""
+"""The stand-in teacher: its maps stand for SAM's, and its answers depend on the image alone."""
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import REFERENCE, fill, picture
+from published import REFERENCE, fill, published_image
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling import Sam as PackageSam
@@ -88,7 +88,7 @@ def test_vit_b_gives_the_maps_of_the_package(tmp_path):
     package = filled(sam_model_registry["vit_b"]())
     path = tmp_path / "vit_b.pth"
     torch.save(package.state_dict(), path)
-    image, _ = picture()
+    image, _ = published_image()
     assert worst(sam.open_sam("vit_b", path, weights_of(path))(image), what_the_package_says(package, image[0])) <= 1e-3
 
 
@@ -149,7 +149,7 @@ def test_mobile_sam_gives_the_published_numbers(mobile_sam_file):
     expected = np.load(REFERENCE / "expected_1024.npz")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    maps = sam.open_sam("vit_t", mobile_sam_file, weights_of(mobile_sam_file))(picture()[0])
+    maps = sam.open_sam("vit_t", mobile_sam_file, weights_of(mobile_sam_file))(published_image()[0])
     torch.set_num_threads(threads)
     for k in (1, 2):
         assert np.abs(maps[k - 1][:, ::16, ::8, ::8].numpy() - expected[f"plain_{k}"]).max() <= 1e-3

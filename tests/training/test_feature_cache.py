@@ -18,7 +18,7 @@ ENTRY_BYTES = 32 + 2 * 256 * (SIZE // 16) ** 2 * 2
 
 
 class Counted(EfficientNetLite0):
-    """The stand-in, which counts the pictures that it was asked about."""
+    """The stand-in, which counts the images that it was asked about."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ def teacher():
     return Counted()
 
 
-def picture(seed, size=SIZE):
+def random_image(seed, size=SIZE):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
@@ -48,8 +48,12 @@ def entries(folder):
 
 def test_an_answer_is_the_teachers_in_float16_and_computed_once(teacher, tmp_path):
     cache = FeatureCache(teacher, tmp_path)
-    expected = tuple(m.half() for m in teacher(torch.from_numpy(picture(0))[None]))
-    first, again, in_another_run = cache(picture(0)), cache(picture(0)), FeatureCache(teacher, tmp_path)(picture(0))
+    expected = tuple(m.half() for m in teacher(torch.from_numpy(random_image(0))[None]))
+    first, again, in_another_run = (
+        cache(random_image(0)),
+        cache(random_image(0)),
+        FeatureCache(teacher, tmp_path)(random_image(0)),
+    )
     assert first[0].shape == first[1].shape == (1, 256, SIZE // 16, SIZE // 16)
     assert same(first, expected)
     assert same(again, expected)
@@ -58,8 +62,8 @@ def test_an_answer_is_the_teachers_in_float16_and_computed_once(teacher, tmp_pat
     assert [path.stat().st_size for path in entries(tmp_path)] == [ENTRY_BYTES]
 
 
-def test_a_turned_picture_and_one_that_differs_by_one_value_are_others(teacher, tmp_path):
-    cache, image = FeatureCache(teacher, tmp_path), picture(0)
+def test_a_turned_image_and_one_that_differs_by_one_value_are_others(teacher, tmp_path):
+    cache, image = FeatureCache(teacher, tmp_path), random_image(0)
     other = image.copy()
     other[3, 4, 1] ^= 1
     for variant in (image, np.rot90(image), other, np.ascontiguousarray(np.rot90(image))):
@@ -69,19 +73,19 @@ def test_a_turned_picture_and_one_that_differs_by_one_value_are_others(teacher, 
 
 
 def test_another_size_and_other_fitted_deviations_are_computed_anew(teacher, tmp_path):
-    before = FeatureCache(teacher, tmp_path)(picture(0))
-    assert FeatureCache(teacher, tmp_path)(picture(0, 96))[0].shape == (1, 256, 6, 6)
+    before = FeatureCache(teacher, tmp_path)(random_image(0))
+    assert FeatureCache(teacher, tmp_path)(random_image(0, 96))[0].shape == (1, 256, 6, 6)
     unfitted = fingerprint(teacher)
-    teacher.fit([torch.from_numpy(np.stack([picture(1), picture(2)]))])
+    teacher.fit([torch.from_numpy(np.stack([random_image(1), random_image(2)]))])
     assert fingerprint(teacher) != unfitted
-    assert not same(FeatureCache(teacher, tmp_path)(picture(0)), before)
+    assert not same(FeatureCache(teacher, tmp_path)(random_image(0)), before)
     assert len(entries(tmp_path)) == 3
 
 
 def test_mixed_precision_around_it_changes_nothing(teacher, tmp_path):
     with torch.autocast("cpu", torch.bfloat16):
-        inside = FeatureCache(teacher, tmp_path / "a")(picture(0))
-    assert same(inside, FeatureCache(teacher, tmp_path / "b")(picture(0)))
+        inside = FeatureCache(teacher, tmp_path / "a")(random_image(0))
+    assert same(inside, FeatureCache(teacher, tmp_path / "b")(random_image(0)))
 
 
 def flip(content):
@@ -101,31 +105,31 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_computed_anew_and_replaced(teacher, tmp_path, damage):
     cache = FeatureCache(teacher, tmp_path)
-    expected = cache(picture(0))
+    expected = cache(random_image(0))
     (entry,) = entries(tmp_path)
     content = entry.read_bytes()
     entry.write_bytes(DAMAGES[damage](content))
-    assert same(cache(picture(0)), expected)
+    assert same(cache(random_image(0)), expected)
     assert entry.read_bytes() == content
 
 
 def test_an_entry_under_anothers_name_is_not_trusted(teacher, tmp_path):
     cache = FeatureCache(teacher, tmp_path)
-    cache(picture(0))
+    cache(random_image(0))
     (entry,) = entries(tmp_path)
     content = entry.read_bytes()
-    cache(picture(1))
+    cache(random_image(1))
     (other,) = set(entries(tmp_path)) - {entry}
     other.write_bytes(content)
-    expected = tuple(m.half() for m in teacher(torch.from_numpy(picture(1))[None]))
-    assert same(cache(picture(1)), expected)
+    expected = tuple(m.half() for m in teacher(torch.from_numpy(random_image(1))[None]))
+    assert same(cache(random_image(1)), expected)
 
 
 def test_it_stays_within_its_limit_and_keeps_what_was_used_last(teacher, tmp_path):
     cache = FeatureCache(teacher, tmp_path, limit_bytes=10 * ENTRY_BYTES)
     for seed in range(30):
-        cache(picture(seed))
-        cache(picture(0))
+        cache(random_image(seed))
+        cache(random_image(0))
         assert sum(path.stat().st_size for path in entries(tmp_path)) <= 11 * ENTRY_BYTES
         time.sleep(0.002)
     assert teacher.asked == 30
@@ -139,7 +143,7 @@ def test_what_it_did_not_write_is_left_alone(teacher, tmp_path):
     (other / ("0" * 64 + ".maps")).write_bytes(b"of a later version")
     cache = FeatureCache(teacher, tmp_path, limit_bytes=2 * ENTRY_BYTES)
     for seed in range(6):
-        cache(picture(seed))
+        cache(random_image(seed))
     assert (own / "notes.txt").exists()
     assert sorted(path.name for path in other.iterdir()) == ["0" * 64 + ".maps", "notes.txt"]
 
@@ -150,18 +154,18 @@ def test_what_a_killed_process_left_is_removed_after_a_while(teacher, tmp_path):
     (folder / "old.part").write_bytes(b"x")
     (folder / "being-written.part").write_bytes(b"x")
     os.utime(folder / "old.part", (time.time() - 7200,) * 2)
-    FeatureCache(teacher, tmp_path)(picture(0))
+    FeatureCache(teacher, tmp_path)(random_image(0))
     assert [path.name for path in folder.glob("*.part")] == ["being-written.part"]
 
 
 def test_a_full_disk_costs_one_line_and_no_answer(teacher, tmp_path, capfd):
     """A limit on the size of files stands for the full disk."""
     cache = FeatureCache(teacher, tmp_path)
-    cache(picture(0))
+    cache(random_image(0))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (ENTRY_BYTES // 2, before[1]))
     try:
-        answers = [cache(picture(seed)) for seed in range(4)]
+        answers = [cache(random_image(seed)) for seed in range(4)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     warning = capfd.readouterr().err
@@ -169,13 +173,13 @@ def test_a_full_disk_costs_one_line_and_no_answer(teacher, tmp_path, capfd):
     assert warning.startswith(f"warning: {tmp_path}")
     assert "without keeping" in warning
     assert len(entries(tmp_path)) == 1
-    assert all(same(answers[seed], FeatureCache(teacher, tmp_path)(picture(seed))) for seed in range(4))
+    assert all(same(answers[seed], FeatureCache(teacher, tmp_path)(random_image(seed))) for seed in range(4))
 
 
 def test_a_folder_that_cannot_be_made_costs_one_line(teacher, tmp_path, capfd):
     (tmp_path / "file").write_text("in the way")
     cache = FeatureCache(teacher, tmp_path / "file")
-    assert cache(picture(0))[0].shape == cache(picture(1))[0].shape
+    assert cache(random_image(0))[0].shape == cache(random_image(1))[0].shape
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -183,7 +187,7 @@ def fill_cache(folder: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     cache = FeatureCache(EfficientNetLite0(), folder, limit_bytes=15 * ENTRY_BYTES)
     for seed in seeds:
-        cache(picture(seed))
+        cache(random_image(seed))
 
 
 def test_processes_share_a_folder(teacher, tmp_path):
@@ -200,14 +204,14 @@ def test_processes_share_a_folder(teacher, tmp_path):
     fresh = FeatureCache(teacher, tmp_path / "fresh")
     cache = FeatureCache(teacher, tmp_path)
     for seed in range(20):
-        for found, expected in zip(cache(picture(seed)), fresh(picture(seed)), strict=True):
+        for found, expected in zip(cache(random_image(seed)), fresh(random_image(seed)), strict=True):
             assert torch.allclose(found.float(), expected.float(), atol=1e-2)
 
 
 def test_reading_is_much_cheaper_than_the_cheapest_teacher(teacher, tmp_path):
     cache, seconds = FeatureCache(teacher, tmp_path), {"teacher": [], "cache": []}
     for seed in range(8):
-        image = picture(seed, 224)
+        image = random_image(seed, 224)
         cache(image)
         for name, ask in (("teacher", lambda image: teacher(torch.from_numpy(image)[None])), ("cache", cache)):
             begin = time.process_time()

@@ -66,10 +66,10 @@ def test_mobile_sams_weights_begin_encoder_and_decoder(teacher):
     torch.manual_seed(0)
     published, model = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64), STLM(SMALL)
     initial_weights.copy_mobile_sam(published, model)
-    picture = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        embedding = model.eval().plain(model.normalise(picture))
-        torch.testing.assert_close(embedding, published.image_encoder(model.normalise(picture)))
+        embedding = model.eval().plain(model.normalise(image))
+        torch.testing.assert_close(embedding, published.image_encoder(model.normalise(image)))
         state = published.mask_decoder.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.mask_decoder.state_dict().items())
     with pytest.raises(UsageError, match="only vit_t has the student's shape"):

@@ -39,7 +39,7 @@ with exit_with_one_line("interrupted"):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("normal")
     rng = np.random.default_rng(0)
     for number in range(20):
@@ -71,11 +71,11 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_have_the_losses_of_one(pictures, script, tmp_path):
+def test_two_processes_have_the_losses_of_one(images, script, tmp_path):
     runs = {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, command, count in (("one", [sys.executable], 1), ("own", [sys.executable], 2), ("torchrun", torchrun, 2)):
-        process = started(command, script, pictures, tmp_path / name, 11, count)
+        process = started(command, script, images, tmp_path / name, 11, count)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         runs[name] = losses(tmp_path / name)
@@ -86,8 +86,8 @@ def test_two_processes_have_the_losses_of_one(pictures, script, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(pictures, script, tmp_path, victim):
-    process = started([sys.executable], script, pictures, tmp_path / "run", 100_000, 2)
+def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(images, script, tmp_path, victim):
+    process = started([sys.executable], script, images, tmp_path / "run", 100_000, 2)
     while not (tmp_path / "run" / "state.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -105,10 +105,10 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(pict
     assert (tmp_path / "run" / "state.pt").exists()
 
 
-def test_what_is_wrong_is_said_once(pictures, script, tmp_path):
+def test_what_is_wrong_is_said_once(images, script, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    process = started([sys.executable], script, pictures, tmp_path / "run", 2, 2)
+    process = started([sys.executable], script, images, tmp_path / "run", 2, 2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert [line for line in errors.splitlines() if line.startswith("error")] == [
@@ -116,15 +116,15 @@ def test_what_is_wrong_is_said_once(pictures, script, tmp_path):
     ]
 
 
-def test_under_torchrun_too(pictures, script, tmp_path):
+def test_under_torchrun_too(images, script, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    _, errors = started(torchrun, script, pictures, tmp_path / "run", 2, 2).communicate(timeout=120)
+    _, errors = started(torchrun, script, images, tmp_path / "run", 2, 2).communicate(timeout=120)
     assert errors.count("error: ") == errors.count("exists and is not a training run") == 1
 
 
-def test_processes_stop_together_when_their_figures_differ(pictures, script, tmp_path):
+def test_processes_stop_together_when_their_figures_differ(images, script, tmp_path):
     differing = tmp_path / "differing.py"
     differing.write_text(
         "import os, itertools\nfrom stlm_edge.training import validation\n"
@@ -138,7 +138,7 @@ def test_processes_stop_together_when_their_figures_differ(pictures, script, tmp
             "save_every=2,", "save_every=2, patience=2,"
         )
     )
-    process = started([sys.executable], differing, pictures, tmp_path / "run", 20, 2)
+    process = started([sys.executable], differing, images, tmp_path / "run", 20, 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -157,23 +157,23 @@ def test_the_processes_share_the_cores(monkeypatch, tmp_path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == [str(max(1, torch.get_num_threads() // 2))] * 2
 
 
-def test_a_batch_that_the_processes_cannot_share(pictures, script, tmp_path):
-    process = started([sys.executable], script, pictures, tmp_path / "run", 2, 3)
+def test_a_batch_that_the_processes_cannot_share(images, script, tmp_path):
+    process = started([sys.executable], script, images, tmp_path / "run", 2, 3)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "error: a batch of 4 for 3 processes; start a number that divides it" in errors
     assert not (tmp_path / "run").exists()
 
 
-def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(pictures, script, tmp_path):
+def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(images, script, tmp_path):
     """What --category all --devices 2 does: the processes go on to the next category together."""
     data = tmp_path / "data"
     for name in ("bolt", "cap"):
-        shutil.copytree(pictures, data / name / "train/good")
+        shutil.copytree(images, data / name / "train/good")
         for kind, numbers in (("good", (0, 1)), ("spot", (2, 3))):
             (data / name / "test" / kind).mkdir(parents=True)
             for number in numbers:
-                shutil.copy(pictures / f"{number}.png", data / name / "test" / kind)
+                shutil.copy(images / f"{number}.png", data / name / "test" / kind)
     both = tmp_path / "both.py"
     training = SCRIPT.splitlines()[-1].strip()
     assert training.startswith("train(Job(")

@@ -25,10 +25,10 @@ def events(folder):
     return found
 
 
-def test_numbers_and_pictures_reach_tensorboard(tmp_path):
+def test_numbers_and_images_reach_tensorboard(tmp_path):
     curves = open_curves("tensorboard", tmp_path, {})
     curves.numbers({"loss": 0.5, "rate": 1.0}, 3)
-    curves.picture("validation", np.zeros((8, 16, 3), np.uint8), 3)
+    curves.image("validation", np.zeros((8, 16, 3), np.uint8), 3)
     curves.close()
     values = {value.tag: value for event in events(tmp_path / FOLDER) for value in event.summary.value}
     assert values["loss"].simple_value == 0.5
@@ -68,7 +68,7 @@ def test_wandb_goes_on_with_the_same_run_when_resumed(tmp_path, monkeypatch):
     for folder in ("run", "run", "other"):
         curves = open_curves("wandb", tmp_path / folder, {"seed": 1})
         curves.numbers({"loss": 0.5}, 3)
-        curves.picture("validation", np.zeros((8, 16, 3), np.uint8), 3)
+        curves.image("validation", np.zeros((8, 16, 3), np.uint8), 3)
         curves.close()
     first, again, other = (run["id"] for run in wandb.runs)
     assert first == again != other

@@ -40,7 +40,7 @@ def a_teacher(dtype):
 
 
 def a_batch(count=4):
-    """Pictures, the clean ones and masks; every other picture is untouched."""
+    """Images, the clean ones and masks; every other image is untouched."""
     rng = np.random.default_rng(0)
     clean = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     image, mask = clean.copy(), np.zeros((count, SIZE, SIZE), bool)
@@ -99,16 +99,16 @@ def test_steps_make_the_losses_fall():
     assert sum(first for first, _ in losses[-1]) < sum(first for first, _ in losses[0])
 
 
-def test_the_teacher_is_asked_only_about_changed_pictures():
+def test_the_teacher_is_asked_only_about_changed_images():
     image, clean, mask = a_batch()
     teacher, asked = a_teacher(torch.float32), []
 
-    def answer(pictures):
-        asked.append(len(pictures))
-        return teacher(pictures)
+    def answer(images):
+        asked.append(len(images))
+        return teacher(images)
 
-    known = CleanTargets(lambda picture: teacher(torch.from_numpy(picture)[None]))
-    before = known([picture.numpy() for picture in clean], torch.device("cpu"))
+    known = CleanTargets(lambda one: teacher(torch.from_numpy(one)[None]))
+    before = known([one.numpy() for one in clean], torch.device("cpu"))
     seen = seen_targets(answer, image, mask, before)
     assert asked == [2]
     for found, expected in zip(seen, teacher(image), strict=True):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from stlm_edge.data.batches import AnomalousPictures
+from stlm_edge.data.batches import AnomalousImages
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.model.tiny_vit import TinyViT
@@ -49,8 +49,8 @@ RECIPE = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Normal pictures: stripes of a random phase, with noise."""
+def images(tmp_path_factory):
+    """Normal images: stripes of a random phase, with noise."""
     folder = tmp_path_factory.mktemp("normal")
     rng = np.random.default_rng(0)
     for number in range(20):
@@ -60,20 +60,20 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def job(pictures, **changes):
-    return Job(pictures, RECIPE, 64, save_every=2, depths=(1, 1, 1, 1), **changes)
+def job(images, **changes):
+    return Job(images, RECIPE, 64, save_every=2, depths=(1, 1, 1, 1), **changes)
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
+def run(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(job(pictures), out)
+    train(job(images), out)
     return out
 
 
 def test_a_run_leaves_all_that_later_stations_need(run):
     opened = checkpoint.load(run / "checkpoint.safetensors")
-    assert opened.calibration.pictures == 8
+    assert opened.calibration.images == 8
     assert opened.calibration.threshold >= opened.calibration.median_score
     assert opened.provenance["seed"] == 0
     assert "stand-in" in opened.provenance["teacher"]
@@ -91,28 +91,28 @@ def test_training_learns(run):
     assert rows[-1]["plain"] + rows[-1]["denoising"] < 0.9 * (rows[0]["plain"] + rows[0]["denoising"])
 
 
-def test_held_out_pictures_are_not_trained_on(pictures, tmp_path, monkeypatch):
+def test_held_out_images_are_not_trained_on(images, tmp_path, monkeypatch):
     seen = []
 
-    def remembered(pictures, *more):
-        seen.extend(path.name for path in pictures.paths)
-        return AnomalousPictures(pictures, *more)
+    def remembered(images, *more):
+        seen.extend(path.name for path in images.paths)
+        return AnomalousImages(images, *more)
 
-    monkeypatch.setattr(train_module, "AnomalousPictures", remembered)
-    train(dataclasses.replace(job(pictures), recipe=dataclasses.replace(RECIPE, steps=1)), tmp_path / "run")
+    monkeypatch.setattr(train_module, "AnomalousImages", remembered)
+    train(dataclasses.replace(job(images), recipe=dataclasses.replace(RECIPE, steps=1)), tmp_path / "run")
     held_out = [path.name.partition("_")[2] for path in (tmp_path / "run" / "calibration").iterdir()]
-    assert sorted([*held_out, *seen]) == sorted(path.name for path in pictures.iterdir())
+    assert sorted([*held_out, *seen]) == sorted(path.name for path in images.iterdir())
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, pictures, tmp_path):
-    same = load_file(train(job(pictures), tmp_path / "same"))
-    other = load_file(train(job(pictures, seed=1), tmp_path / "other"))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, images, tmp_path):
+    same = load_file(train(job(images), tmp_path / "same"))
+    other = load_file(train(job(images, seed=1), tmp_path / "other"))
     first = load_file(run / "checkpoint.safetensors")
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["fa.head.4.weight"], other["fa.head.4.weight"])
 
 
-def child(pictures, out, *arguments):
+def child(images, out, *arguments):
     """The training of `job` in a process of its own."""
     script = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']; from pathlib import Path\n"
@@ -123,7 +123,7 @@ def child(pictures, out, *arguments):
     )
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(Path(__file__).parent), str(pictures), str(out), *arguments],
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(images), str(out), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -131,8 +131,8 @@ def child(pictures, out, *arguments):
     )
 
 
-def stop_in_the_middle(pictures, out, with_signal):
-    process = child(pictures, out)
+def stop_in_the_middle(images, out, with_signal):
+    process = child(images, out)
     while not (out / "state.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
@@ -142,9 +142,9 @@ def stop_in_the_middle(pictures, out, with_signal):
     return process.returncode, errors
 
 
-def test_a_killed_run_resumes_to_the_same_weights(run, pictures, tmp_path):
-    stop_in_the_middle(pictures, tmp_path / "killed", signal.SIGKILL)
-    resumed = child(pictures, tmp_path / "killed", "--resume")
+def test_a_killed_run_resumes_to_the_same_weights(run, images, tmp_path):
+    stop_in_the_middle(images, tmp_path / "killed", signal.SIGKILL)
+    resumed = child(images, tmp_path / "killed", "--resume")
     assert resumed.wait(timeout=120) == 0, resumed.stderr.read()
     first, second = load_file(run / "checkpoint.safetensors"), load_file(tmp_path / "killed" / "checkpoint.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -152,73 +152,73 @@ def test_a_killed_run_resumes_to_the_same_weights(run, pictures, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_says_how_to_go_on(pictures, tmp_path):
-    code, errors = stop_in_the_middle(pictures, tmp_path / "run", signal.SIGINT)
+def test_ctrl_c_says_how_to_go_on(images, tmp_path):
+    code, errors = stop_in_the_middle(images, tmp_path / "run", signal.SIGINT)
     assert code == 1
     assert errors.splitlines()[-1] == "error: interrupted; --resume goes on"
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").glob("*.part"))
 
 
-def test_a_run_that_stands_there_is_not_overwritten(run, pictures):
+def test_a_run_that_stands_there_is_not_overwritten(run, images):
     with pytest.raises(UsageError, match="a run stands there already; go on with it by --resume"):
-        train(job(pictures), run)
+        train(job(images), run)
 
 
-def test_resuming_with_other_settings_names_them(run, pictures):
+def test_resuming_with_other_settings_names_them(run, images):
     with pytest.raises(UsageError, match="started with another seed; resume with the same settings"):
-        train(job(pictures, seed=5), run, resume=True)
+        train(job(images, seed=5), run, resume=True)
 
 
-def test_resuming_with_another_length_names_it(run, pictures):
-    longer = dataclasses.replace(job(pictures), recipe=RECIPE.longer(2))
+def test_resuming_with_another_length_names_it(run, images):
+    longer = dataclasses.replace(job(images), recipe=RECIPE.longer(2))
     with pytest.raises(UsageError, match=r"started with another recipe\.steps; resume with the same settings"):
         train(longer, run, resume=True)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(pictures, tmp_path):
+def test_a_folder_that_is_no_run_is_left_alone(images, tmp_path):
     (tmp_path / "holiday.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists and is not a training run"):
-        train(job(pictures), tmp_path)
+        train(job(images), tmp_path)
 
 
 @pytest.mark.parametrize("size", [100, 0, 8192])
-def test_an_impossible_size(pictures, tmp_path, size):
+def test_an_impossible_size(images, tmp_path, size):
     with pytest.raises(UsageError, match=f"size {size}: expected a multiple of 32"):
-        train(dataclasses.replace(job(pictures), size=size), tmp_path / "run")
+        train(dataclasses.replace(job(images), size=size), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("count", [1, 15])
-def test_too_few_pictures(tmp_path, count):
+def test_too_few_images(tmp_path, count):
     for number in range(count):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
-    with pytest.raises(UsageError, match=f"{count} normal pictures; at least 16 are needed"):
+    with pytest.raises(UsageError, match=f"{count} normal images; at least 16 are needed"):
         train(job(tmp_path), tmp_path / "run")
 
 
-def test_pictures_of_mixed_sizes_and_modes(pictures, tmp_path):
+def test_images_of_mixed_sizes_and_modes(images, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     modes = ("RGB", "L", "RGBA", "P", "I;16")
-    for number, path in enumerate(sorted(pictures.iterdir())):
-        picture, mode = Image.open(path).resize((40 + 7 * number, 90 - number)), modes[number % len(modes)]
+    for number, path in enumerate(sorted(images.iterdir())):
+        image, mode = Image.open(path).resize((40 + 7 * number, 90 - number)), modes[number % len(modes)]
         if mode == "I;16":
-            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         else:
-            picture = picture.convert(mode)
-        picture.save(folder / path.name)
+            image = image.convert(mode)
+        image.save(folder / path.name)
     opened = checkpoint.load(train(job(folder), tmp_path / "run"))
     assert 0 < opened.calibration.threshold < 1
-    assert opened.provenance["training_pictures"] == 12
+    assert opened.provenance["training_images"] == 12
 
 
-def test_an_unreadable_picture_stops_before_training(pictures, tmp_path):
-    folder = tmp_path / "pictures"
+def test_an_unreadable_image_stops_before_training(images, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    for path in pictures.iterdir():
+    for path in images.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "3.png").write_bytes(b"not an image")
     with pytest.raises(UsageError, match=r"3\.png"):
         train(job(folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -243,11 +243,11 @@ def test_what_a_recipe_freezes_stays():
     assert not any(id(parameter) in trained for parameter in model.fa.parameters())
 
 
-def test_quick_changes_the_denoising_stream_alone(pictures, tmp_path):
+def test_quick_changes_the_denoising_stream_alone(images, tmp_path):
     recipe = dataclasses.replace(RECIPES["quick"], steps=3, batch=2)
     mine, before = a_start(tmp_path), STLM(ModelConfig(64, (1, 1, 1, 1)))
     initial_weights.load(mine, before, EfficientNetLite0())
-    trained = load_file(train(dataclasses.replace(job(pictures, init=str(mine)), recipe=recipe), tmp_path / "run"))
+    trained = load_file(train(dataclasses.replace(job(images, init=str(mine)), recipe=recipe), tmp_path / "run"))
     for name, tensor in before.state_dict().items():
         if name.startswith(("plain.", "mask_decoder.", "prompt_encoder.")):
             assert torch.equal(trained[name], tensor), name
@@ -266,19 +266,19 @@ def test_the_paper_recipe_is_the_published_one():
     assert not recipe.cosine_schedule
 
 
-def test_a_finished_run_is_resumed_without_its_data(run, pictures):
+def test_a_finished_run_is_resumed_without_its_data(run, images):
     began = (run / "checkpoint.safetensors").stat().st_mtime_ns
-    away = pictures.rename(pictures.with_name("away"))
+    away = images.rename(images.with_name("away"))
     try:
-        assert train(job(pictures), run, resume=True) == run / "checkpoint.safetensors"
+        assert train(job(images), run, resume=True) == run / "checkpoint.safetensors"
     finally:
-        away.rename(pictures)
+        away.rename(images)
     assert (run / "checkpoint.safetensors").stat().st_mtime_ns == began
 
 
-def test_a_finished_run_is_not_resumed_for_another_false_alarm_rate(run, pictures):
+def test_a_finished_run_is_not_resumed_for_another_false_alarm_rate(run, images):
     with pytest.raises(UsageError, match=r"is for a false-alarm rate of 0\.01, asked for is 0\.05; resume"):
-        train(job(pictures, false_alarm_rate=0.05), run, resume=True)
+        train(job(images, false_alarm_rate=0.05), run, resume=True)
 
 
 def test_validation_is_logged_and_kept_for_tensorboard(run):
@@ -289,18 +289,18 @@ def test_validation_is_logged_and_kept_for_tensorboard(run):
     assert list((run / "tensorboard").iterdir())
 
 
-def test_patience_ends_a_training_that_no_longer_improves(pictures, tmp_path):
+def test_patience_ends_a_training_that_no_longer_improves(images, tmp_path):
     stuck = dataclasses.replace(
         RECIPE, steps=40, validations=20, denoising_lr=1e-12, plain_lr=1e-12, decoder_lr=1e-12, fa_lr=0.0
     )
-    stuck = dataclasses.replace(job(pictures), recipe=stuck, patience=3)
+    stuck = dataclasses.replace(job(images), recipe=stuck, patience=3)
     opened = checkpoint.load(train(stuck, tmp_path / "run"))
     assert opened.provenance["steps"] < 40
 
 
-def test_patience_has_quick_validated_more_than_once(pictures, tmp_path):
+def test_patience_has_quick_validated_more_than_once(images, tmp_path):
     recipe = dataclasses.replace(RECIPES["quick"], steps=40, batch=2, denoising_lr=1e-12)
-    patient = dataclasses.replace(job(pictures, init=str(a_start(tmp_path)), patience=3), recipe=recipe)
+    patient = dataclasses.replace(job(images, init=str(a_start(tmp_path)), patience=3), recipe=recipe)
     assert checkpoint.load(train(patient, tmp_path / "run")).provenance["steps"] < 40
 
 
@@ -312,14 +312,14 @@ def test_patience_has_quick_validated_more_than_once(pictures, tmp_path):
         ("vit_t", "--init vit_t: --recipe {} keeps .* efficientnet-lite0 would teach nothing; give --teacher vit_t"),
     ],
 )
-def test_a_beginning_that_would_teach_nothing(pictures, tmp_path, recipe, init, line):
+def test_a_beginning_that_would_teach_nothing(images, tmp_path, recipe, init, line):
     with pytest.raises(UsageError, match=line.format(recipe)):
-        train(dataclasses.replace(job(pictures, init=init), recipe=RECIPES[recipe]), tmp_path / "run")
+        train(dataclasses.replace(job(images, init=init), recipe=RECIPES[recipe]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 class CountingSam(Sam):
-    """A small SAM with made-up weights that counts the pictures it is asked about."""
+    """A small SAM with made-up weights that counts the images it is asked about."""
 
     asked = 0
 
@@ -339,31 +339,31 @@ def counting_sam(tmp_path, monkeypatch):
     return CountingSam
 
 
-def asked_by(sam, pictures, out, **changes):
-    """How many pictures SAM is asked about by two epochs of `paper`, pseudo-anomalies included."""
+def asked_by(sam, images, out, **changes):
+    """How many images SAM is asked about by two epochs of `paper`, pseudo-anomalies included."""
     recipe = dataclasses.replace(RECIPES["paper"], epochs=2, validations=1)
     before = sam.asked
-    train(dataclasses.replace(job(pictures, teacher="vit_t", **changes), recipe=recipe), out)
+    train(dataclasses.replace(job(images, teacher="vit_t", **changes), recipe=recipe), out)
     return sam.asked - before
 
 
-def test_sams_answers_to_clean_pictures_are_kept_for_the_next_run(counting_sam, pictures, tmp_path):
-    first = asked_by(counting_sam, pictures, tmp_path / "first")
-    second = asked_by(counting_sam, pictures, tmp_path / "second")
-    assert first - second == 12  # each of the clean pictures once, in the first run only
+def test_sams_answers_to_clean_images_are_kept_for_the_next_run(counting_sam, images, tmp_path):
+    first = asked_by(counting_sam, images, tmp_path / "first")
+    second = asked_by(counting_sam, images, tmp_path / "second")
+    assert first - second == 12  # each of the clean images once, in the first run only
     assert len(list((tmp_path / "cache").rglob("*.maps"))) == 12
 
 
-def test_of_a_category_that_is_turned_no_answer_is_kept(counting_sam, pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "data" / "bottle")
+def test_of_a_category_that_is_turned_no_answer_is_kept(counting_sam, images, tmp_path):
+    shutil.copytree(images, tmp_path / "data" / "bottle")
     turned = asked_by(counting_sam, tmp_path / "data" / "bottle", tmp_path / "turned")
-    assert turned >= 24  # each clean picture in both epochs
+    assert turned >= 24  # each clean image in both epochs
     assert not list((tmp_path / "cache").rglob("*.maps"))
 
 
-def test_standard_with_sam_learns_from_sam(counting_sam, pictures, tmp_path):
+def test_standard_with_sam_learns_from_sam(counting_sam, images, tmp_path):
     recipe = dataclasses.replace(RECIPES["standard"], steps=4, batch=2)
-    asked = dataclasses.replace(job(pictures, teacher="vit_t", init=str(a_start(tmp_path))), recipe=recipe)
+    asked = dataclasses.replace(job(images, teacher="vit_t", init=str(a_start(tmp_path))), recipe=recipe)
     began = load_file(a_start(tmp_path))
     trained = load_file(train(asked, tmp_path / "run"))
     assert counting_sam.asked
@@ -371,7 +371,7 @@ def test_standard_with_sam_learns_from_sam(counting_sam, pictures, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["denoising_target"] == "teacher"
 
 
-def test_a_full_disk_ends_the_training_with_one_line(pictures, tmp_path):
+def test_a_full_disk_ends_the_training_with_one_line(images, tmp_path):
     script = (
         "import resource, sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']; from pathlib import Path\n"
         "from test_train import job, train\nfrom stlm_edge.errors import exit_with_one_line\n"
@@ -379,7 +379,7 @@ def test_a_full_disk_ends_the_training_with_one_line(pictures, tmp_path):
         "with exit_with_one_line():\n"
         "    train(job(Path(sys.argv[2])), Path(sys.argv[3]))"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(pictures), str(tmp_path / "run")]
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(images), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -388,43 +388,43 @@ def test_a_full_disk_ends_the_training_with_one_line(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.15, 8), (0.5, 10), (0.9, 12)])
-def test_val_fraction_decides_what_is_held_out(pictures, tmp_path, fraction, held_out):
-    chosen, trained_on = split(job(pictures, val_fraction=fraction))
+def test_val_fraction_decides_what_is_held_out(images, tmp_path, fraction, held_out):
+    chosen, trained_on = split(job(images, val_fraction=fraction))
     assert (len(chosen), len(trained_on)) == (held_out, 20 - held_out)
     assert not set(chosen) & set(trained_on)
 
 
-def test_an_impossible_val_fraction(pictures, tmp_path):
+def test_an_impossible_val_fraction(images, tmp_path):
     with pytest.raises(UsageError, match=r"--val-fraction 1\.5: expected a share between 0 and 1"):
-        train(job(pictures, val_fraction=1.5), tmp_path / "run")
+        train(job(images, val_fraction=1.5), tmp_path / "run")
 
 
-def test_a_worker_that_dies_ends_the_training_with_one_line(pictures, tmp_path, monkeypatch):
+def test_a_worker_that_dies_ends_the_training_with_one_line(images, tmp_path, monkeypatch):
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(AnomalousPictures, "__getitem__", die)
-    with pytest.raises(JobError, match="a process that makes the pictures died"):
-        train(job(pictures, workers=1), tmp_path / "run")
+    monkeypatch.setattr(AnomalousImages, "__getitem__", die)
+    with pytest.raises(JobError, match="a process that makes the images died"):
+        train(job(images, workers=1), tmp_path / "run")
 
 
-def test_init_takes_a_start_of_ones_own(pictures, tmp_path):
+def test_init_takes_a_start_of_ones_own(images, tmp_path):
     mine = a_start(tmp_path)
     recipe = dataclasses.replace(RECIPES["quick"], steps=2, batch=2)
-    trained = load_file(train(dataclasses.replace(job(pictures, init=str(mine)), recipe=recipe), tmp_path / "run"))
+    trained = load_file(train(dataclasses.replace(job(images, init=str(mine)), recipe=recipe), tmp_path / "run"))
     assert torch.equal(trained["plain.neck.0.weight"].half(), load_file(mine)["plain.neck.0.weight"])
 
 
-def test_textures_without_pictures(pictures, tmp_path):
+def test_textures_without_images(images, tmp_path):
     (tmp_path / "textures").mkdir()
     with pytest.raises(UsageError, match="textures"):
-        train(job(pictures, textures=tmp_path / "textures"), tmp_path / "run")
+        train(job(images, textures=tmp_path / "textures"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_long_training_says_so(pictures, tmp_path, capfd, monkeypatch):
+def test_a_long_training_says_so(images, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(train_module, "LONG", 0)
     short = dataclasses.replace(RECIPES["paper"], epochs=None, steps=4)
-    train(dataclasses.replace(job(pictures), recipe=short), tmp_path / "run")
+    train(dataclasses.replace(job(images), recipe=short), tmp_path / "run")
     warning = " ".join(capfd.readouterr().err.split())
     assert "warning: this will take about 0 hours on this CPU; --recipe quick takes minutes" in warning

@@ -1,4 +1,4 @@
-"""Validation on held-out pictures: the same ones each time, and figures that tell a good model from a useless one."""
+"""Validation on held-out images: the same ones each time, and figures that tell a good model from a useless one."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def validation():
 
 
 class Model:
-    """Says how far each pixel is from the even grey of the normal pictures, or always the same."""
+    """Says how far each pixel is from the even grey of the normal images, or always the same."""
 
     pixel_mean = torch.zeros(1)
 
@@ -28,7 +28,7 @@ class Model:
         return Answer(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
 
-def test_normal_and_pseudo_anomalous_pictures_in_turn_the_same_every_time(validation):
+def test_normal_and_pseudo_anomalous_images_in_turn_the_same_every_time(validation):
     first, second = list(validation), list(validation)
     assert [bool(mask.any()) for _, mask in first] == [False, True] * 6
     for (one, _), (two, _) in zip(first, second, strict=True):

@@ -74,7 +74,7 @@ async function judge(page, file) {
   return { ...(await verdict(page)), problems: await problems(page) };
 }
 
-/** Pictures of the page, narrow and wide; resolves to what axe says against either. */
+/** Images of the page, narrow and wide; resolves to what axe says against either. */
 async function look(page, name) {
   const found = [];
   await page.evaluate(axe); // by the debugger, which no Content-Security-Policy hinders
@@ -112,13 +112,13 @@ const scenarios = {
     const found = { ready_ms: Date.now() - began, where: await page.textContent("#where"), axe: [], judged: {} };
     found.isolated = await page.evaluate(() => crossOriginIsolated);
     found.axe.push(...(await look(page, "empty")));
-    for (const file of config.pictures) {
+    for (const file of config.images) {
       const judged = await judge(page, file);
       found.first_verdict_ms ??= Date.now() - began;
       found.judged[file] = judged;
     }
     // One more, dropped as from a file manager.
-    const bytes = [...(await readFile(config.pictures[0]))];
+    const bytes = [...(await readFile(config.images[0]))];
     await page.evaluate((content) => {
       const carried = new DataTransfer();
       carried.items.add(new File([new Uint8Array(content)], "dropped.png"));
@@ -146,15 +146,15 @@ const scenarios = {
     return { ...found, ...seen };
   },
 
-  async pictures() {
+  async images() {
     const { context, page } = await open("tiny/");
     await ready(page);
     const refused = {};
     for (const [name, file] of Object.entries(config.refused)) refused[name] = (await judge(page, file)).problems;
     const axe = await look(page, "refused");
     const read = async ([path, size]) => {
-      const { loadFile } = await import("./picture.js");
-      const file = await (await fetch(`/pictures/${path}`)).blob();
+      const { loadFile } = await import("./image.js");
+      const file = await (await fetch(`/images/${path}`)).blob();
       const { square } = await loadFile(file, size);
       return btoa(Array.from(square, (byte) => String.fromCharCode(byte)).join(""));
     };
@@ -170,7 +170,7 @@ const scenarios = {
       const { context, page } = await open(path);
       await page.waitForSelector("#problems li");
       found[path] = await problems(page);
-      await page.setInputFiles("#files", config.pictures[0]);
+      await page.setInputFiles("#files", config.images[0]);
       await page.waitForFunction(() => !document.getElementById("files").value);
       found[path].push(...(await problems(page)));
       await context.close();
@@ -182,7 +182,7 @@ const scenarios = {
     const { context, page } = await open("slow/");
     await modelAsked;
     await page.waitForFunction(() => document.getElementById("loaded").value > 0); // the runtime has come
-    const found = { early: (await judge(page, config.pictures[0])).problems, axe: await look(page, "loading") };
+    const found = { early: (await judge(page, config.images[0])).problems, axe: await look(page, "loading") };
     release();
     await ready(page);
     found.loading_hidden = await page.isHidden("#loading");
@@ -196,7 +196,7 @@ const scenarios = {
     for (const path of ["isolated/", "no-icon/"]) {
       const { context, page } = await open(path);
       await ready(page);
-      found[path] = { offline: false, judged: await judge(page, config.pictures[0]) };
+      found[path] = { offline: false, judged: await judge(page, config.images[0]) };
       if (path === "isolated/") {
         await page.waitForFunction(() => document.getElementById("facts").textContent.includes("without a network"));
         found[path].offline = await page.evaluate(async (model) => Boolean(await caches.match(model)), "fp32/model.onnx");
@@ -213,15 +213,15 @@ const scenarios = {
     const { context, page } = await open("updated/");
     const kept = () => document.getElementById("facts").textContent.includes("without a network");
     await page.waitForFunction(kept);
-    const found = { before: await judge(page, config.pictures[0]) };
+    const found = { before: await judge(page, config.images[0]) };
     found.before.threshold = await page.textContent("#threshold");
     await exportAnew("second");
     await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).update()); // browsers do so by themselves, later
     await page.waitForFunction(() => document.getElementById("newer").textContent);
-    found.offered = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    found.offered = { ...(await judge(page, config.images[0])), threshold: await page.textContent("#threshold") };
     await page.reload();
     await page.waitForFunction(kept);
-    found.after = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    found.after = { ...(await judge(page, config.images[0])), threshold: await page.textContent("#threshold") };
     found.caches = await page.evaluate(async () => (await caches.keys()).length);
 
     await page.evaluate(async () => {
@@ -230,7 +230,7 @@ const scenarios = {
     await exportAnew("third");
     await page.reload();
     await page.waitForFunction(kept);
-    found.interrupted = { ...(await judge(page, config.pictures[0])), threshold: await page.textContent("#threshold") };
+    found.interrupted = { ...(await judge(page, config.images[0])), threshold: await page.textContent("#threshold") };
     await context.close();
     return found;
   },
@@ -271,7 +271,7 @@ const scenarios = {
     await page.click("#keep");
     found.kept = await page.locator("#strip button").count();
 
-    await page.setInputFiles("#files", config.pictures[0]);
+    await page.setInputFiles("#files", config.images[0]);
     await ended();
     await page.waitForFunction(() => document.querySelectorAll("#strip li").length === 2);
     await page.waitForTimeout(500);
@@ -287,8 +287,8 @@ const scenarios = {
 
     await page.evaluate(() => (HTMLMediaElement.prototype.play = () => Promise.reject(new DOMException("no", "AbortError"))));
     await page.click("#camera");
-    await page.waitForFunction(() => document.querySelector("#problems li")?.textContent.includes("no picture"));
-    found.no_picture = { problems: await problems(page), running: await running() };
+    await page.waitForFunction(() => document.querySelector("#problems li")?.textContent.includes("no image"));
+    found.no_image = { problems: await problems(page), running: await running() };
     await context.close();
     return { ...found, console: seen.console };
   },
@@ -298,20 +298,20 @@ const scenarios = {
     const { context, page, seen } = await open("site/?backend=webgpu");
     await page.waitForSelector("#check:enabled, #problems li");
     const found = { where: await page.textContent("#where"), problems: await problems(page), judged: {} };
-    for (const file of config.pictures) found.judged[file] = await judge(page, file);
+    for (const file of config.images) found.judged[file] = await judge(page, file);
     await context.close();
     return { ...found, ...seen };
   },
 
-  // As fast as verdicts come when one picture follows the other.
+  // As fast as verdicts come when one image follows the other.
   async speed() {
     const began = Date.now();
     const { context, page } = await open("site/");
     await ready(page);
-    await judge(page, config.pictures[0]);
+    await judge(page, config.images[0]);
     const found = { first_verdict_ms: Date.now() - began, where: await page.textContent("#where") };
     const started = Date.now();
-    await page.setInputFiles("#files", Array.from({ length: 20 }, (_, index) => config.pictures[index % config.pictures.length]));
+    await page.setInputFiles("#files", Array.from({ length: 20 }, (_, index) => config.images[index % config.images.length]));
     await page.waitForFunction(() => document.querySelectorAll("#strip li").length === 21);
     found.verdicts_per_second = 20 / ((Date.now() - started) / 1e3);
     await context.close();
@@ -328,7 +328,7 @@ const scenarios = {
     });
     await page.reload();
     await ready(page);
-    const found = { where: await page.textContent("#where"), judged: await judge(page, config.pictures[0]) };
+    const found = { where: await page.textContent("#where"), judged: await judge(page, config.images[0]) };
     await context.close();
     return found;
   },

@@ -99,7 +99,7 @@ def browse(node: str, chromium: str, runtime: None, tools: Path) -> Callable[...
         shots = root / "screenshots"
         shots.mkdir(exist_ok=True)
         places = {"chromium": chromium, "tools": str(tools), "root": str(root), "shots": str(shots)}
-        config = json.dumps({**places, "scenarios": scenarios, "pictures": [], **given})
+        config = json.dumps({**places, "scenarios": scenarios, "images": [], **given})
         done = subprocess.run([node, HERE / "browser.mjs", config], capture_output=True, text=True, timeout=850)
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_picture
+from tiny import tiny_image
 
 from stlm_edge import heatmap
 from stlm_edge.bench.percentiles import early_stopping, percentile
@@ -31,21 +31,21 @@ def text(data: bytes) -> str:
 def test_resize_is_pythons_within_one_grey_level(in_node: Ask) -> None:
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (63, 200), (500, 31), (1, 1), (2, 700), (1280, 3), (300, 300)]
-    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
+    images = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
     tasks = [
         {
             "task": "resize",
-            "width": picture.shape[1],
-            "height": picture.shape[0],
+            "width": image.shape[1],
+            "height": image.shape[0],
             "size": 64,
-            "rgba": text(np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]).tobytes()),
+            "rgba": text(np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]).tobytes()),
         }
-        for picture in pictures
+        for image in images
     ]
-    for picture, answer in zip(pictures, in_node(tasks), strict=True):
+    for image, answer in zip(images, in_node(tasks), strict=True):
         square = np.frombuffer(base64.b64decode(answer["answer"]), np.uint8).reshape(64, 64, 3)
-        expected = resize(Image.fromarray(picture), 64)
-        assert np.abs(square.astype(int) - expected).max() <= 1, picture.shape
+        expected = resize(Image.fromarray(image), 64)
+        assert np.abs(square.astype(int) - expected).max() <= 1, image.shape
 
 
 def test_the_score_is_the_mean_of_the_100_highest(in_node: Ask) -> None:
@@ -191,28 +191,28 @@ def test_damaged_manifests_never_show_another_error(in_node: Ask, tiny_bundle: P
     assert sum("problem" in answer for answer in answers) > 200
 
 
-def test_a_pictures_header_tells_its_size_and_orientation(in_node: Ask) -> None:
-    picture = tiny_picture(1, width=70, height=50)
+def test_a_images_header_tells_its_size_and_orientation(in_node: Ask) -> None:
+    image = tiny_image(1, width=70, height=50)
     tasks, expected = [], []
     for kind in ("JPEG", "PNG", "WEBP", "BMP"):
         for orientation in (1, 3, 6, 8) if kind != "BMP" else (1,):
             exif = Image.Exif()
             exif[0x0112] = orientation
             buffer = io.BytesIO()
-            picture.save(buffer, kind, **({} if kind == "BMP" else {"exif": exif}))
+            image.save(buffer, kind, **({} if kind == "BMP" else {"exif": exif}))
             tasks.append({"task": "header", "file": text(buffer.getvalue())})
             expected.append({"answer": {"width": 70, "height": 50, "orientation": orientation}})
     assert in_node(tasks) == expected
 
 
-def test_damaged_pictures_are_refused_or_read_but_never_break_the_reader(in_node: Ask) -> None:
+def test_damaged_images_are_refused_or_read_but_never_break_the_reader(in_node: Ask) -> None:
     rng = np.random.default_rng(4)
     tasks, cut = [], []
     for kind in ("JPEG", "PNG", "WEBP"):
         exif = Image.Exif()
         exif[0x0112] = 6
         buffer = io.BytesIO()
-        tiny_picture(1).save(buffer, kind, exif=exif)
+        tiny_image(1).save(buffer, kind, exif=exif)
         whole = buffer.getvalue()
         for share in (0.1, 0.5, 0.9):
             cut.append({"task": "header", "file": text(whole[: int(len(whole) * share)])})

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from small_run import write_small_run
-from tiny import tiny_picture
+from tiny import tiny_image
 
 import stlm_edge
 from stlm_edge import strict_json
@@ -44,9 +44,9 @@ BROKEN = {
 }
 NEW_THRESHOLDS = {"second": 0.61, "third": 0.62}
 REFUSED = {
-    "text.png": "text.png: not a picture that this page can read; expected JPEG, PNG, WebP or BMP",
+    "text.png": "text.png: not an image that this page can read; expected JPEG, PNG, WebP or BMP",
     "empty.png": "the file is empty",
-    "huge.jpg": "huge.jpg: 12000×9000, more than 100,000,000 pixels; scale the picture down or crop it first",
+    "huge.jpg": "huge.jpg: 12000×9000, more than 100,000,000 pixels; scale the image down or crop it first",
     "cut.jpg": "truncated or damaged",
     "cmyk.jpg": "CMYK",
     "clear.png": "see-through in places",
@@ -57,19 +57,19 @@ REFUSED = {
 
 def refused(folder: Path) -> dict[str, str]:
     """Files by name, each of which the page refuses."""
-    (folder / "text.png").write_text("this is no picture\n")
+    (folder / "text.png").write_text("this is no image\n")
     (folder / "empty.png").touch()
     Image.new("L", (12_000, 9_000), 90).save(folder / "huge.jpg", quality=5)
-    picture = tiny_picture(1)
-    picture.save(folder / "whole.jpg")
+    image = tiny_image(1)
+    image.save(folder / "whole.jpg")
     whole = (folder / "whole.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
-    picture.convert("CMYK").save(folder / "cmyk.jpg")
-    clear = picture.convert("RGBA")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    clear = image.convert("RGBA")
     clear.putalpha(128)
     clear.save(folder / "clear.png")
-    picture.save(folder / "a.tif")
-    picture.save(folder / "damaged.png")
+    image.save(folder / "a.tif")
+    image.save(folder / "damaged.png")
     damaged = bytearray((folder / "damaged.png").read_bytes())
     damaged[60:400] = bytes(340)
     (folder / "damaged.png").write_bytes(damaged)
@@ -77,33 +77,33 @@ def refused(folder: Path) -> dict[str, str]:
 
 
 def of_many_kinds(folder: Path) -> list[str]:
-    """Names of pictures whose decoding differs: kinds, orientations, depths, sizes beyond one tile."""
-    picture = tiny_picture(303, defect=True, width=97, height=61)
+    """Names of images whose decoding differs: kinds, orientations, depths, sizes beyond one tile."""
+    image = tiny_image(303, defect=True, width=97, height=61)
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        picture.save(folder / f"turned-{orientation}.jpg", exif=exif, quality=92)
-        picture.save(folder / f"turned-{orientation}.png", exif=exif)
-        picture.save(folder / f"turned-{orientation}.webp", exif=exif, lossless=True)
-    picture.save(folder / "a.bmp")
-    picture.save(folder / "grey.jpg")
-    picture.convert("L").save(folder / "grey.png")
-    picture.quantize(16).save(folder / "palette.png")
+        image.save(folder / f"turned-{orientation}.jpg", exif=exif, quality=92)
+        image.save(folder / f"turned-{orientation}.png", exif=exif)
+        image.save(folder / f"turned-{orientation}.webp", exif=exif, lossless=True)
+    image.save(folder / "a.bmp")
+    image.save(folder / "grey.jpg")
+    image.convert("L").save(folder / "grey.png")
+    image.quantize(16).save(folder / "palette.png")
     gamma = PngInfo()
     gamma.add(b"gAMA", struct.pack(">I", 100_000))
-    picture.save(folder / "gamma.png", pnginfo=gamma)
+    image.save(folder / "gamma.png", pnginfo=gamma)
     for kind in ("jpg", "png", "webp"):
-        picture.save(folder / f"profile.{kind}", icc_profile=linear_profile(), quality=92)
+        image.save(folder / f"profile.{kind}", icc_profile=linear_profile(), quality=92)
     Image.fromarray(np.linspace(0, 65535, 90 * 70).astype(np.uint16).reshape(70, 90)).save(folder / "deep.png")
-    tiny_picture(5, width=4600, height=300).save(folder / "wide.jpg", quality=85)
+    tiny_image(5, width=4600, height=300).save(folder / "wide.jpg", quality=85)
     exif = Image.Exif()
     exif[0x0112] = 6
-    tiny_picture(6, width=1100, height=800).save(folder / "photo.jpg", exif=exif, subsampling="4:2:0")
+    tiny_image(6, width=1100, height=800).save(folder / "photo.jpg", exif=exif, subsampling="4:2:0")
     return sorted(path.name for path in folder.iterdir())
 
 
 def linear_profile() -> bytes:
-    """sRGB's primaries without its curve: a reader that applies it makes another picture."""
+    """sRGB's primaries without its curve: a reader that applies it makes another image."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exponents = [struct.pack(">i", round(exponent * 65536)) for exponent in (2.4, 1.0)]
     assert exponents[0] in profile
@@ -174,7 +174,7 @@ def break_site(site: Path, how: str) -> None:
 def root(
     runtime: None, exported_for_web: dict[str, Exported], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What is served: site/, tiny/ with a model of a few nodes, the broken ones, pictures/."""
+    """What is served: site/, tiny/ with a model of a few nodes, the broken ones, images/."""
     root = tmp_path_factory.mktemp("served")
     shutil.copytree(exported_for_web["int8"].folder.parent, root / "site")
     shutil.copytree(tiny_bundle, root / "tiny" / "fp32")
@@ -187,20 +187,20 @@ def root(
     (root / "no-icon" / "icon.svg").unlink()
     for name, threshold in NEW_THRESHOLDS.items():
         export_anew(root, name, threshold)
-    for name in ("pictures", "refused", "judged"):
+    for name in ("images", "refused", "judged"):
         (root / name).mkdir()
     return root
 
 
 @pytest.fixture(scope="module")
 def judged(root: Path, exported_for_web: dict[str, Exported]) -> dict[str, stlm_edge.Verdict]:
-    """Python's verdicts on some pictures by path: two of each kind, none near to the threshold."""
+    """Python's verdicts on some images by path: two of each kind, none near to the threshold."""
     bundle = stlm_edge.open(exported_for_web["int8"].folder)
     found: dict[bool, dict[str, Any]] = {False: {}, True: {}}
     for seed in range(100, 112):
         for suffix, defect in ((".png", True), (".jpg", False)):
             path = root / "judged" / f"{seed}{suffix}"
-            tiny_picture(seed, defect).save(path)
+            tiny_image(seed, defect).save(path)
             verdict = bundle.predict(path)
             if abs(verdict.score - verdict.threshold) > 0.002 and len(found[verdict.anomalous]) < 2:
                 found[verdict.anomalous][str(path)] = verdict
@@ -212,16 +212,16 @@ def judged(root: Path, exported_for_web: dict[str, Exported]) -> dict[str, stlm_
 def seen(browse: Callable[..., Seen], root: Path, judged: dict[str, Any]) -> Seen:
     return browse(
         root,
-        ["use", "pictures", "broken", "loading", "served", "updated", "camera", "offline"],
-        pictures=list(judged),
+        ["use", "images", "broken", "loading", "served", "updated", "camera", "offline"],
+        images=list(judged),
         refused=refused(root / "refused"),
-        squares=of_many_kinds(root / "pictures"),
+        squares=of_many_kinds(root / "images"),
         broken=[f"{name}/" for name in BROKEN],
         size=SIZE,
     )
 
 
-def test_a_picture_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
+def test_a_image_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
     for path, verdict in judged.items():
         shown = seen["use"]["judged"][path]
         assert shown["problems"] == []
@@ -263,7 +263,7 @@ def test_the_self_check_finds_the_parity_that_python_finds(seen: Seen, exported_
     expected = exported_for_web["int8"].golden_parity
     assert row.parity.max_abs_diff == pytest.approx(expected.max_abs_diff, abs=1e-3)
     assert row.parity.cosine == pytest.approx(expected.cosine, abs=1e-4)
-    assert (row.parity.verdict_failures, row.parity.pictures) == (0, len(golden))
+    assert (row.parity.verdict_failures, row.parity.images) == (0, len(golden))
     assert row.parity.resize_max_diff <= 1
     assert row.latency_ms is not None
     assert row.latency_ms.p50 <= row.latency_ms.p90 <= row.latency_ms.p99
@@ -280,7 +280,7 @@ def test_the_page_answers_while_the_model_runs(seen: Seen) -> None:
     assert seen["camera"]["unresponsive_ms"] < 1000
 
 
-@pytest.mark.parametrize("scenario", ["use", "pictures", "loading", "camera"])
+@pytest.mark.parametrize("scenario", ["use", "images", "loading", "camera"])
 def test_it_is_accessible_and_fits_narrow_and_wide_screens(seen: Seen, scenario: str) -> None:
     assert seen[scenario]["axe"] == []
 
@@ -292,25 +292,25 @@ def test_while_it_loads_it_says_so_and_then_it_is_there(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_readable_picture_is_refused_in_words(seen: Seen, name: str) -> None:
-    (message,) = seen["pictures"]["refused"][name]
+def test_what_is_no_readable_image_is_refused_in_words(seen: Seen, name: str) -> None:
+    (message,) = seen["images"]["refused"][name]
     assert message.startswith(f"{name}: ")
     assert REFUSED[name] in message
 
 
 def test_decoding_and_resizing_is_pythons_within_one_grey_level(seen: Seen, root: Path) -> None:
-    squares = seen["pictures"]["squares"]
+    squares = seen["images"]["squares"]
     assert len(squares) > 30
     for name, square in squares.items():
         mine = np.frombuffer(base64.b64decode(square), np.uint8).reshape(SIZE, SIZE, 3).astype(int)
-        assert np.abs(mine - load(root / "pictures" / name, SIZE)).max() <= 1, name
+        assert np.abs(mine - load(root / "images" / name, SIZE)).max() <= 1, name
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_site_says_what_is_wrong(seen: Seen, name: str) -> None:
-    message, when_a_picture_is_dropped = seen["broken"][f"{name}/"]
+    message, when_a_image_is_dropped = seen["broken"][f"{name}/"]
     assert BROKEN[name] in message
-    assert when_a_picture_is_dropped == message
+    assert when_a_image_is_dropped == message
 
 
 def test_it_works_where_the_server_isolates_pages_and_where_no_service_worker_can_be(seen: Seen) -> None:
@@ -344,9 +344,9 @@ def test_the_camera_is_opened_once_and_given_back(seen: Seen, judged: dict[str, 
     assert (camera["dropped"]["name"], camera["dropped"]["running"]) == (Path(next(iter(judged))).name, 0)
     (gone,) = camera["gone"]
     assert gone.startswith("Camera: it is gone; plug it in")
-    (no_picture,) = camera["no_picture"]["problems"]
-    assert no_picture.startswith("Camera: it gives no picture")
-    assert camera["no_picture"]["running"] == 0
+    (no_image,) = camera["no_image"]["problems"]
+    assert no_image.startswith("Camera: it gives no image")
+    assert camera["no_image"]["running"] == 0
 
 
 def test_it_works_when_the_server_is_gone(seen: Seen, judged: dict[str, Any], tiny_bundle: Path) -> None:
@@ -367,9 +367,9 @@ def test_a_network_of_full_size_keeps_the_pages_budget(browse: Callable[..., See
     assert loaded <= model.bytes + 4_000_000
     if os.getloadavg()[0] > 1.5:  # the export's own is 1
         pytest.skip(f"load average {os.getloadavg()[0]:.1f}: how fast the page is can't be told while others compute")
-    picture = tmp_path / "a.png"
-    tiny_picture(1, width=640, height=480).save(picture)
-    speed = browse(tmp_path, ["speed"], pictures=[str(picture)])["speed"]
+    image = tmp_path / "a.png"
+    tiny_image(1, width=640, height=480).save(image)
+    speed = browse(tmp_path, ["speed"], images=[str(image)])["speed"]
     assert speed["first_verdict_ms"] <= 5000, speed
     assert speed["verdicts_per_second"] >= 3, speed
 
@@ -383,7 +383,7 @@ def test_webgpu_gives_pythons_verdicts_on_an_adapter_that_the_processor_plays(
     add_page(tmp_path / "site", [tmp_path / "site" / "fp32"])
     path = next(iter(judged))
     args = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
-    seen = browse(tmp_path, ["webgpu"], pictures=[path], args=args, timeout=300_000)["webgpu"]
+    seen = browse(tmp_path, ["webgpu"], images=[path], args=args, timeout=300_000)["webgpu"]
     if any("no graphics adapter" in problem or "no WebGPU" in problem for problem in seen["problems"]):
         pytest.skip(f"this Chromium has no WebGPU on the processor: {seen['problems']}")
     assert seen["problems"] == []

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def seen(node: str, chromium: str, tools: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What a browser makes of a report that has everything: devices, one of them lost, all charts, pictures, files."""
+    """What a browser makes of a report that has everything: devices, one of them lost, all charts, images, files."""
     folder = tmp_path_factory.mktemp("report")
     bundle = open_bundle(tiny_bundle)
     _, answers, _ = parity_of(bundle.runtime, bundle, "fp32")

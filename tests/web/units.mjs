@@ -8,7 +8,7 @@ const page = (name) => import(pathToFileURL(join(process.argv[2], name)));
 const { openBundle, readManifest } = await page("bundle.js");
 const { layer } = await page("heatmap.js");
 const { earlyStopping, percentile } = await page("percentiles.js");
-const { readHeader } = await page("picture_header.js");
+const { readHeader } = await page("image_header.js");
 const { Resizer } = await page("resize.js");
 const { Problem } = await page("strict_json.js");
 const { compareOne, problems, scoreOfMap, total } = await page("verdict.js");

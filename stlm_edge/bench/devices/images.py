@@ -1,4 +1,4 @@
-"""Test pictures on their way to a device, and its maps on their way back: what both ends of the line agree on."""
+"""Test images on their way to a device, and its maps on their way back: what both ends of the line agree on."""
 
 import base64
 import binascii
@@ -15,13 +15,13 @@ from stlm_edge.files import sha256_of
 _PART = 48_000  # characters of a map on one line
 
 
-def digest_of(pictures: Sequence[Path]) -> str:
+def digest_of(images: Sequence[Path]) -> str:
     """What these files, in their order, are called on a device."""
-    return hashlib.sha256("".join(map(sha256_of, pictures)).encode()).hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, images)).encode()).hexdigest()
 
 
 def name_of(number: int) -> str:
-    """The n-th picture's there, so that names in order are pictures in order."""
+    """The n-th image's there, so that names in order are images in order."""
     return f"{number:06}"
 
 

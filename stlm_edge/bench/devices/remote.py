@@ -44,7 +44,7 @@ Progress = Callable[[str], None]
 class Job:
     """What every device is asked: bundles, the bench's own arguments, and what is left behind on the device.
 
-    `samples`: the labelled pictures that accuracy is measured on; none: it isn't.
+    `samples`: the labelled images that accuracy is measured on; none: it isn't.
     """
 
     bundles: tuple[Bundle, ...]
@@ -69,7 +69,7 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
     keep = "keep" if job.keep else "remove"
     try:
         copy_missing(ssh, job, progress)
-        pictures = copy_pictures(ssh, job, progress)
+        images = copy_images(ssh, job, progress)
         state = _start(ssh, run, text, progress)
         while state.get("phase") == "running":
             state = patiently(ssh, progress, _follow, ssh, run, progress)
@@ -80,7 +80,7 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
             raise JobError(f"its bench.json: {len(bench.rows)} rows, expected {len(job.bundles)}")
         if job.samples:
             pairs = zip(bench.rows, job.bundles, strict=True)
-            judged = [with_accuracy(ssh, (run, pictures), row, bundle, job, progress) for row, bundle in pairs]
+            judged = [with_accuracy(ssh, (run, images), row, bundle, job, progress) for row, bundle in pairs]
             bench = replace(bench, rows=tuple(judged))
     except Lost as lost:
         raise JobError(f"lost: {lost}; if it still runs it goes on, and the same command picks its result up") from None
@@ -183,26 +183,26 @@ def _send_files(ssh: Ssh, command: str, digest: str, files: dict[str, Path]) -> 
         return ssh.ask(command, digest, source=file, time_limit_s=_COPY_LIMIT_S)
 
 
-def copy_pictures(ssh: Ssh, job: Job, progress: Progress) -> str:
-    """Copy the test pictures, as they are, unless the device has them; what they are called there."""
+def copy_images(ssh: Ssh, job: Job, progress: Progress) -> str:
+    """Copy the test images, as they are, unless the device has them; what they are called there."""
     if not job.samples:
         return ""
-    paths = [sample.picture for sample in job.samples]
+    paths = [sample.image for sample in job.samples]
     size = sum(path.stat().st_size for path in paths)
     if size > LARGEST_TAR:
-        raise JobError(f"--data: {size >> 20} MB of pictures, a device takes at most {LARGEST_TAR >> 20}")
+        raise JobError(f"--data: {size >> 20} MB of images, a device takes at most {LARGEST_TAR >> 20}")
     digest = digest_of(paths)
-    if patiently(ssh, progress, ssh.ask, "have-pictures", digest).get("have") is not True:
-        progress(f"copying {len(paths)} test pictures")
+    if patiently(ssh, progress, ssh.ask, "have-images", digest).get("have") is not True:
+        progress(f"copying {len(paths)} test images")
         files = {name_of(number): path for number, path in enumerate(paths)}
-        patiently(ssh, progress, _send_files, ssh, "receive-pictures", digest, files)
+        patiently(ssh, progress, _send_files, ssh, "receive-images", digest, files)
     return digest
 
 
 def with_accuracy(
-    ssh: Ssh, run_and_pictures: tuple[str, str], row: Row, bundle: Bundle, job: Job, progress: Progress
+    ssh: Ssh, run_and_images: tuple[str, str], row: Row, bundle: Bundle, job: Job, progress: Progress
 ) -> Row:
-    """The row with what the device's own maps are worth, if it answered the golden pictures as far as a wrong row does.
+    """The row with what the device's own maps are worth, if it answered the golden images as far as a wrong row does.
 
     What fails there fails the row. Raises Lost.
     """
@@ -210,9 +210,9 @@ def with_accuracy(
         return replace(row, accuracy=None)
     from stlm_edge.bench.accuracy import Judged
 
-    run, pictures = run_and_pictures
+    run, images = run_and_images
     judged = Judged(job.samples, bundle.manifest.input.size, bundle.folder.name, progress)
-    words = (run, _digest(bundle), pictures, str(row.threads))
+    words = (run, _digest(bundle), images, str(row.threads))
     try:
         ends = time.monotonic() + job.time_limit_s
         patiently(ssh, progress, _judge, ssh, words, judged, len(job.samples), ends, progress)
@@ -224,16 +224,16 @@ def with_accuracy(
 
 
 def _judge(ssh: Ssh, words: tuple[str, ...], judged: "Judged", total: int, ends: float, progress: Progress) -> None:
-    """Take the device's answers on the pictures that aren't judged yet."""
+    """Take the device's answers on the images that aren't judged yet."""
     text = ""
     for answer in ssh.listen("judge", *words, str(len(judged))):
         progress("")  # where an interruption is heard of
         if time.monotonic() > ends:
-            raise JobError(f"{len(judged)} of {total} pictures judged within the time limit")
+            raise JobError(f"{len(judged)} of {total} images judged within the time limit")
         if "error" in answer:
             raise JobError(printable(str(answer["error"])))
-        if answer.get("picture", len(judged)) != len(judged):
-            raise JobError(f"the device answered {printable(str(answer['picture']))}, expected picture {len(judged)}")
+        if answer.get("image", len(judged)) != len(judged):
+            raise JobError(f"the device answered {printable(str(answer['image']))}, expected image {len(judged)}")
         if isinstance(part := answer.get("part", ""), str):
             text += part
         if len(text) > longest(judged.size):
@@ -246,7 +246,7 @@ def _judge(ssh: Ssh, words: tuple[str, ...], judged: "Judged", total: int, ends:
             text = ""
         if len(judged) == total:
             return
-    raise JobError(f"the device ended after {len(judged)} of {total} pictures")
+    raise JobError(f"the device ended after {len(judged)} of {total} images")
 
 
 def _clean(ssh: Ssh, run: str, keep: str) -> None:

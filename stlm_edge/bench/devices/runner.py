@@ -6,8 +6,8 @@
     python3 runner.pyz start RUN JSON          begin a run that outlives the connection, or find it begun
     python3 runner.pyz watch RUN               tell how it goes, until it is over
     python3 runner.pyz fetch RUN               its bench.json
-    python3 runner.pyz have-pictures SET       are these test pictures (pictures.digest_of) here, and whole?
-    python3 runner.pyz receive-pictures SET    take them as a tar from standard input
+    python3 runner.pyz have-images SET       are these test images (images.digest_of) here, and whole?
+    python3 runner.pyz receive-images SET    take them as a tar from standard input
     python3 runner.pyz judge RUN BUNDLE SET THREADS FIRST
                                                a finished run's bundle's maps and scores of them, from the n-th on
     python3 runner.pyz clean RUN KEEP          end it if it still runs, and remove it; KEEP: keep, remove (all else)
@@ -45,7 +45,7 @@ _STATE, _BENCH, _LOG = "state.json", "bench.json", "progress"
 _STARTING_S = 20.0  # in which a worker takes its lock
 _GRACE_S = 60.0  # at most, beyond the time limit, which the bench keeps by itself unless it hangs
 _LEAVING_S = 20.0  # from a SIGTERM to the end
-LARGEST_TAR = 1 << 31  # bytes of the files of a bundle, and of a set of pictures
+LARGEST_TAR = 1 << 31  # bytes of the files of a bundle, and of a set of images
 _FULL = 1 << 20  # bytes free, below which a disk counts as full: what failed there cannot even be written down
 
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     known: dict[str, Callable[..., None]] = {
         **{"have": _have, "receive": _receive, "start": _start, "watch": _watch, "fetch": _fetch, "clean": _clean},
         **{"host": _host, "work": _work, "judge": _judge},
-        **{"have-pictures": _have_pictures, "receive-pictures": _receive_pictures},
+        **{"have-images": _have_images, "receive-images": _receive_images},
     }
     try:
         known[command](*given)
@@ -82,8 +82,8 @@ def _bundle(digest: str) -> Path:
     return home() / "bundles" / digest
 
 
-def _pictures(digest: str) -> Path:
-    return home() / "pictures" / digest
+def _images(digest: str) -> Path:
+    return home() / "images" / digest
 
 
 def _run(name: str) -> Path:
@@ -144,24 +144,24 @@ def _arriving(place: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _have_pictures(digest: str) -> None:
+def _have_images(digest: str) -> None:
     from stlm_edge.bench.devices.images import digest_of
 
-    folder = _pictures(digest)
+    folder = _images(digest)
     _say({"have": folder.is_dir() and digest_of(sorted(folder.iterdir())) == digest})
 
 
-def _receive_pictures(digest: str) -> None:
+def _receive_images(digest: str) -> None:
     from stlm_edge.bench.devices.images import digest_of
 
-    with _arriving(_pictures(digest)) as part:
+    with _arriving(_images(digest)) as part:
         if digest_of(sorted(part.iterdir())) != digest:
-            raise JobError("the pictures arrived as others; their sha256 differ")
+            raise JobError("the images arrived as others; their sha256 differ")
     _say({"have": True})
 
 
-def _judge(run: str, bundle: str, pictures: str, threads: str, first: str) -> None:
-    """Say a map in parts, then its score, picture by picture. It holds the run's lock: no other bench is disturbed."""
+def _judge(run: str, bundle: str, images: str, threads: str, first: str) -> None:
+    """Say a map in parts, then its score, image by image. It holds the run's lock: no other bench is disturbed."""
     from stlm_edge.bench.devices.images import parts_of
     from stlm_edge.bundle import open_bundle
     from stlm_edge.images import load
@@ -174,12 +174,12 @@ def _judge(run: str, bundle: str, pictures: str, threads: str, first: str) -> No
         fcntl.flock(lock, fcntl.LOCK_EX)  # once another judge, whose line broke, has left
         _write(folder, {**_state(folder), "pid": os.getpid()})
         opened = open_bundle(_bundle(bundle), threads=int(threads))
-        for number, path in enumerate(sorted(_pictures(pictures).iterdir())):
+        for number, path in enumerate(sorted(_images(images).iterdir())):
             if number >= int(first):
                 anomaly_map, score = opened.runtime.run(load(path, opened.manifest.input.size))
                 for part in parts_of(anomaly_map):
-                    _say({"picture": number, "part": part})
-                _say({"picture": number, "score": score})
+                    _say({"image": number, "part": part})
+                _say({"image": number, "score": score})
 
 
 def _beat() -> None:

@@ -3,8 +3,8 @@
     LOOKS                              the layout in a few words, for people
     recognises(root)                   whether the folder looks like it
     categories(root)                   the names of its categories, none where the set isn't divided
-    training_samples(root, category)   the normal pictures to train on
-    test_samples(root, category)       the pictures to evaluate on, normal ones first
+    training_samples(root, category)   the normal images to train on
+    test_samples(root, category)       the images to evaluate on, normal ones first
 
 What a module knows of its set, it says with its source.
 """

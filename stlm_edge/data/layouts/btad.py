@@ -2,7 +2,7 @@
 
     01/train/ok/0000.bmp   01/test/ok/0000.bmp   01/test/ko/0000.bmp   01/ground_truth/ko/0000.png
 
-A mask is named as its picture, but not always of its type: pictures and masks are bmp and png in 01, png and png in 02,
+A mask is named as its image, but not always of its type: images and masks are bmp and png in 01, png and png in 02,
 bmp and bmp in 03. Sources: avires.dimi.uniud.it/papers/btad/btad.zip; the table of types in pull request 162 of
 github.com/open-edge-platform/anomalib.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.images import list_pictures
+from stlm_edge.images import list_images
 
 LOOKS = "01, 02, 03, each with train/ok, test/ok, test/ko, ground_truth/ko"
 
@@ -26,13 +26,13 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    return [normal(picture) for picture in list_pictures(_product_folder(root, category) / "train" / "ok")]
+    return [normal(image) for image in list_images(_product_folder(root, category) / "train" / "ok")]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
     """`test/ok`, then `test/ko` with masks, which are None where there is no `ground_truth` folder."""
     folder = _product_folder(root, category)
-    defective, truth = list_pictures(folder / "test" / "ko"), folder / "ground_truth"
+    defective, truth = list_images(folder / "test" / "ko"), folder / "ground_truth"
     masks = masks_by_stem(truth / "ko")
     refuse_lone_masks(masks, {path.stem for path in defective}, "the mask of test/ko/X to be X.png or X.bmp")
     for path in defective if truth.is_dir() else []:
@@ -40,7 +40,7 @@ def test_samples(root: Path, category: str | None) -> list[Sample]:
             raise UsageError(
                 f"{path}: no mask {truth}/ko/{path.stem}.png or .bmp; add it, or remove {truth} to do without masks"
             )
-    samples = [normal(path) for path in list_pictures(folder / "test" / "ok")]
+    samples = [normal(path) for path in list_images(folder / "test" / "ok")]
     return samples + [Sample(path, True, "ko", masks.get(path.stem)) for path in defective]
 
 

@@ -1,12 +1,12 @@
 """DAGM 2007 (competition "Weakly supervised learning for industrial optical inspection", 29th DAGM symposium):
 
-    Class1/Train/0576.PNG                  all pictures of a class, defective ones among them, in two halves
-    Class1/Train/Label/0576_label.PNG      one label file for each defective picture: an ellipse around the defect
+    Class1/Train/0576.PNG                  all images of a class, defective ones among them, in two halves
+    Class1/Train/Label/0576_label.PNG      one label file for each defective image: an ellipse around the defect
     Class1/Train/Label/Labels.txt          (not needed here)
     Class1/Test/0001.PNG  Class1/Test/Label/0003_label.PNG
 
-A picture without a label file is normal. For unsupervised detection the normal pictures of Train are trained on and all
-of Test is judged, Train's defective pictures left out. Sources: the competition's page at hci.iwr.uni-heidelberg.de;
+An image without a label file is normal. For unsupervised detection the normal images of Train are trained on and all
+of Test is judged, Train's defective images left out. Sources: the competition's page at hci.iwr.uni-heidelberg.de;
 zenodo.org/records/12750201; for label files, data/input_dagm.py of github.com/vicoslab/mixed-segdec-net-comind2021.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.images import list_pictures
+from stlm_edge.images import list_images
 
 LOOKS = "ClassN/Train, ClassN/Test, each with Label/NNNN_label.PNG"
 _CLASS = re.compile(r"Class(\d+)")
@@ -33,27 +33,23 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The pictures of Train that no label file marks as defective."""
+    """The images of Train that no label file marks as defective."""
     return [sample for sample in _samples(_class_folder(root, category) / "Train") if not sample.anomalous]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """All pictures of Test, normal ones first."""
+    """All images of Test, normal ones first."""
     samples = _samples(_class_folder(root, category) / "Test")
-    return sorted(samples, key=lambda sample: (sample.anomalous, sample.picture))
+    return sorted(samples, key=lambda sample: (sample.anomalous, sample.image))
 
 
 def _samples(half: Path) -> list[Sample]:
-    pictures = list_pictures(half)
+    images = list_images(half)
     if not (half / "Label").is_dir():
-        raise UsageError(
-            f"{half}: no Label folder in it; its label files say which pictures are defective, copy it too"
-        )
+        raise UsageError(f"{half}: no Label folder in it; its label files say which images are defective, copy it too")
     labels = masks_by_stem(half / "Label", "_label")
-    refuse_lone_masks(labels, {path.stem for path in pictures}, "the label of X.PNG to be Label/X_label.PNG")
-    return [
-        Sample(path, True, "defect", labels[path.stem]) if path.stem in labels else normal(path) for path in pictures
-    ]
+    refuse_lone_masks(labels, {path.stem for path in images}, "the label of X.PNG to be Label/X_label.PNG")
+    return [Sample(path, True, "defect", labels[path.stem]) if path.stem in labels else normal(path) for path in images]
 
 
 def _class_folder(root: Path, category: str | None) -> Path:

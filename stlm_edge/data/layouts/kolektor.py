@@ -1,11 +1,11 @@
-"""KolektorSDD (D. Tabernik et al., Journal of Intelligent Manufacturing 31, 2020): 50 commutators, 399 pictures.
+"""KolektorSDD (D. Tabernik et al., Journal of Intelligent Manufacturing 31, 2020): 50 commutators, 399 images.
 
     kos01/Part0.jpg   kos01/Part0_label.bmp   …   kos50/Part7.jpg   kos50/Part7_label.bmp
 
-Every picture has a label file, an empty one where it is normal; any value above 0 is a defect. The set has no split
+Every image has a label file, an empty one where it is normal; any value above 0 is a defect. The set has no split
 for unsupervised detection. Taken is anomalib's (src/anomalib/data/datasets/image/kolektor.py of
-github.com/open-edge-platform/anomalib), picture by picture: 80% of the normal ones, drawn by scikit-learn's
-train_test_split with seed 42, are trained on; the other normal ones and all defective ones are judged. Pictures of one
+github.com/open-edge-platform/anomalib), image by image: 80% of the normal ones, drawn by scikit-learn's
+train_test_split with seed 42, are trained on; the other normal ones and all defective ones are judged. Images of one
 commutator thus stand on both sides.
 """
 
@@ -17,14 +17,14 @@ import numpy as np
 from stlm_edge.data.layouts.listing import folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.images import is_picture, read_picture
+from stlm_edge.images import is_image, read_image
 
 LOOKS = "kosNN/PartM.jpg with kosNN/PartM_label.bmp"
 TRAINED_ON, SEED = 0.8, 42
 
 
 def recognises(root: Path) -> bool:
-    return any(next(_pictures(path), None) is not None for path in _items(root))
+    return any(next(_images(path), None) is not None for path in _items(root))
 
 
 def categories(root: Path) -> list[str]:
@@ -32,39 +32,37 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """Four of five normal pictures, by name."""
+    """Four of five normal images, by name."""
     return _split(root, category)[0]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The other normal pictures, then all defective ones."""
+    """The other normal images, then all defective ones."""
     return _split(root, category)[1]
 
 
 def _split(root: Path, category: str | None) -> tuple[list[Sample], list[Sample]]:
     if category is not None:
         raise UsageError(f"{root}: no category {category} in it; KolektorSDD is not divided, leave out --category")
-    pictures, defective = [], []
+    images, defective = [], []
     for item in _items(root):
         labels = masks_by_stem(item, "_label")
-        found = list(_pictures(item))
+        found = list(_images(item))
         refuse_lone_masks(labels, {path.stem for path in found}, "the label of PartM.jpg to be PartM_label.bmp")
         for path in found:
             if path.stem not in labels:
                 raise UsageError(
                     f"{path}: no {path.stem}_label.bmp beside it; it says whether there is a defect, copy it"
                 )
-            if np.asarray(read_picture(labels[path.stem])).any():
+            if np.asarray(read_image(labels[path.stem])).any():
                 defective.append(Sample(path, True, "defect", labels[path.stem]))
             else:
-                pictures.append(path)
-    if not pictures:
-        raise UsageError(
-            f"{root}: no normal pictures in it; expected {LOOKS}, with label files that are empty for them"
-        )
-    order = np.random.RandomState(SEED).permutation(len(pictures))  # as train_test_split draws
-    judged = len(pictures) - int(TRAINED_ON * len(pictures))
-    held_out, trained_on = ([normal(pictures[i]) for i in sorted(part)] for part in (order[:judged], order[judged:]))
+                images.append(path)
+    if not images:
+        raise UsageError(f"{root}: no normal images in it; expected {LOOKS}, with label files that are empty for them")
+    order = np.random.RandomState(SEED).permutation(len(images))  # as train_test_split draws
+    judged = len(images) - int(TRAINED_ON * len(images))
+    held_out, trained_on = ([normal(images[i]) for i in sorted(part)] for part in (order[:judged], order[judged:]))
     return trained_on, held_out + defective
 
 
@@ -72,5 +70,5 @@ def _items(root: Path) -> list[Path]:
     return [path for path in folders(root) if path.name.startswith("kos")]
 
 
-def _pictures(item: Path) -> Iterator[Path]:
-    return (path for path in sorted(item.glob("Part*")) if is_picture(path) and not path.stem.endswith("_label"))
+def _images(item: Path) -> Iterator[Path]:
+    return (path for path in sorted(item.glob("Part*")) if is_image(path) and not path.stem.endswith("_label"))

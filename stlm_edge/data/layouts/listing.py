@@ -1,10 +1,10 @@
-"""What all layouts do with folders: list them, choose a category, and pair masks with pictures."""
+"""What all layouts do with folders: list them, choose a category, and pair masks with images."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stlm_edge.errors import UsageError
-from stlm_edge.images import is_picture
+from stlm_edge.images import is_image
 
 
 def folders(folder: Path) -> list[Path]:
@@ -26,14 +26,14 @@ def found(names: Sequence[str]) -> str:
 
 
 def masks_by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
-    """The pictures of a folder by their names without suffix and `ending`; those without that ending are left out.
+    """The images of a folder by their names without suffix and `ending`; those without that ending are left out.
 
-    Empty where there is no such folder. Raises UsageError for two masks of one picture, and for a JPEG, in which hardly
+    Empty where there is no such folder. Raises UsageError for two masks of one image, and for a JPEG, in which hardly
     a value stays 0.
     """
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if is_picture(path) and path.stem.endswith(ending):
+        if is_image(path) and path.stem.endswith(ending):
             stem = path.stem.removesuffix(ending)
             if path.suffix.lower() in (".jpg", ".jpeg"):
                 raise UsageError(f"{path}: a mask saved as JPEG, whose values are smeared; save it as PNG")
@@ -44,7 +44,7 @@ def masks_by_stem(folder: Path, ending: str = "") -> dict[str, Path]:
 
 
 def refuse_lone_masks(masks: dict[str, Path], stems: Collection[str], rule: str) -> None:
-    """Raise UsageError for a mask whose picture isn't among `stems`; `rule` says how the two are named."""
+    """Raise UsageError for a mask whose image isn't among `stems`; `rule` says how the two are named."""
     for stem, mask in masks.items():
         if stem not in stems:
-            raise UsageError(f"{mask}: a mask without its picture; expected {rule}")
+            raise UsageError(f"{mask}: a mask without its image; expected {rule}")

@@ -1,9 +1,9 @@
 """MVTec AD (P. Bergmann et al., CVPR 2019) and what is laid out like it, in `root` itself or one folder per category:
 
-    train/good/*.png   test/good/*.png   test/<defect>/*.png   ground_truth/<defect>/<name of the picture>_mask.png
+    train/good/*.png   test/good/*.png   test/<defect>/*.png   ground_truth/<defect>/<name of the image>_mask.png
 
 VisA converted by its authors' prepare_data.py (github.com/amazon-science/spot-diff) looks the same, with two kinds of
-test pictures, `good` and `bad`, and masks that are named as their pictures: `ground_truth/bad/000.png`.
+test images, `good` and `bad`, and masks that are named as their images: `ground_truth/bad/000.png`.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.images import list_pictures
+from stlm_edge.images import list_images
 
 LOOKS = "train/good, test/good, test/<defect>, ground_truth/<defect>/X_mask.png (or one such folder per category)"
 _PARTS = ("train", "test", "ground_truth")
@@ -26,47 +26,47 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The pictures of `train/good`. Raises UsageError where there is none."""
+    """The images of `train/good`. Raises UsageError where there is none."""
     folder = _category_folder(root, category, "train")
     good = folder / "train" / "good"
     if not good.is_dir():
-        raise UsageError(f"{folder}: no train/good in it; put the normal pictures to train on into {good}")
-    return [normal(picture) for picture in list_pictures(good)]
+        raise UsageError(f"{folder}: no train/good in it; put the normal images to train on into {good}")
+    return [normal(image) for image in list_images(good)]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The pictures of the folders of `test`, `good` first.
+    """The images of the folders of `test`, `good` first.
 
-    Where there is a `ground_truth` folder, every defective picture has a mask in it and every mask its picture;
+    Where there is a `ground_truth` folder, every defective image has a mask in it and every mask its image;
     without one, masks are None. Raises UsageError where that does not hold.
     """
     folder = _category_folder(root, category, "test")
     if not (folder / "test").is_dir():
         raise UsageError(
-            f"{folder}: neither test/ nor good/ in it; expected the normal test pictures in {folder}/test/good and "
+            f"{folder}: neither test/ nor good/ in it; expected the normal test images in {folder}/test/good and "
             "each kind of defect in a folder beside it"
         )
     return labelled(folder / "test", folder / "ground_truth")
 
 
-def labelled(pictures: Path, truth: Path) -> list[Sample]:
-    """The pictures of every folder in `pictures`, `good` first, with their masks from the folders of `truth`."""
-    kinds = sorted((path.name for path in folders(pictures)), key=lambda name: (name != "good", name))
+def labelled(images: Path, truth: Path) -> list[Sample]:
+    """The images of every folder in `images`, `good` first, with their masks from the folders of `truth`."""
+    kinds = sorted((path.name for path in folders(images)), key=lambda name: (name != "good", name))
     if not kinds:
-        raise UsageError(f"{pictures}: empty; expected good/ and one folder per kind of defect")
+        raise UsageError(f"{images}: empty; expected good/ and one folder per kind of defect")
     rule = "the mask of X.png to be X_mask.png"
     samples: list[Sample] = []
     for kind in kinds:
         if kind == "good":  # some sets ship empty masks of these
-            samples += map(normal, list_pictures(pictures / kind))
+            samples += map(normal, list_images(images / kind))
             continue
         masks, used = masks_by_stem(truth / kind), set()
-        for picture in list_pictures(pictures / kind):
-            name = f"{picture.stem}_mask" if f"{picture.stem}_mask" in masks else picture.stem
+        for image in list_images(images / kind):
+            name = f"{image.stem}_mask" if f"{image.stem}_mask" in masks else image.stem
             if name not in masks and truth.is_dir():
-                wanted = truth / kind / f"{picture.stem}_mask.png"
-                raise UsageError(f"{picture}: no mask {wanted}; add it, or remove {truth} to do without masks")
-            samples.append(Sample(picture, True, kind, masks.get(name)))
+                wanted = truth / kind / f"{image.stem}_mask.png"
+                raise UsageError(f"{image}: no mask {wanted}; add it, or remove {truth} to do without masks")
+            samples.append(Sample(image, True, kind, masks.get(name)))
             used.add(name)
         refuse_lone_masks(masks, used, rule)
     for folder in folders(truth) if truth.is_dir() else []:

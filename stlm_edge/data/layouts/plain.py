@@ -1,4 +1,4 @@
-"""Plain folders: one of normal pictures to train on; one with `good/` and a folder per defect to test on, no masks."""
+"""Plain folders: one of normal images to train on; one with `good/` and a folder per defect to test on, no masks."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from stlm_edge.data.layouts.listing import folders, found
 from stlm_edge.data.layouts.mvtec import labelled
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
-from stlm_edge.images import is_picture, list_pictures
+from stlm_edge.images import is_image, list_images
 
-LOOKS = "normal pictures to train on, or good/ and a folder per defect to test on"
+LOOKS = "normal images to train on, or good/ and a folder per defect to test on"
 
 
 def recognises(root: Path) -> bool:
-    return _has_pictures(root) or (root / "good").is_dir()
+    return _has_images(root) or (root / "good").is_dir()
 
 
 def categories(root: Path) -> list[str]:
@@ -20,29 +20,29 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """All pictures of the folder. Raises UsageError where there are none, or only folders of them."""
+    """All images of the folder. Raises UsageError where there are none, or only folders of them."""
     _refuse_category(root, category)
-    if (root / "good").is_dir() and not _has_pictures(root):
-        raise UsageError(f"{root}: no pictures in it, only folders; to train on the normal ones, give {root}/good")
-    return [normal(picture) for picture in list_pictures(root)]
+    if (root / "good").is_dir() and not _has_images(root):
+        raise UsageError(f"{root}: no images in it, only folders; to train on the normal ones, give {root}/good")
+    return [normal(image) for image in list_images(root)]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The pictures of every folder, those of `good` first. Raises UsageError without `good`."""
+    """The images of every folder, those of `good` first. Raises UsageError without `good`."""
     _refuse_category(root, category)
     if not (root / "good").is_dir():
         raise UsageError(
-            f"{root}: neither test/ nor good/ in it; expected the normal test pictures in {root}/test/good and "
+            f"{root}: neither test/ nor good/ in it; expected the normal test images in {root}/test/good and "
             "each kind of defect in a folder beside it"
         )
     return labelled(root, root / "ground_truth")
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(is_picture(path) for path in folder.iterdir())
+def _has_images(folder: Path) -> bool:
+    return any(is_image(path) for path in folder.iterdir())
 
 
 def _refuse_category(root: Path, category: str | None) -> None:
     if category is not None:
         names = found([path.name for path in folders(root)])
-        raise UsageError(f"{root}: no category {category} in it, plain pictures have none; {names}")
+        raise UsageError(f"{root}: no category {category} in it, plain images have none; {names}")

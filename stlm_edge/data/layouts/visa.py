@@ -1,6 +1,6 @@
 """VisA (Y. Zou et al., "SPot-the-Difference", ECCV 2022) as its archive unpacks: a folder per category, and the splits.
 
-    split_csv/1cls.csv                     object,split,label,image,mask: which picture is for what
+    split_csv/1cls.csv                     object,split,label,image,mask: which image is for what
     candle/Data/Images/Normal/0836.JPG     label normal, without a mask
     candle/Data/Images/Anomaly/000.JPG     label anomaly, in the test split only
     candle/Data/Masks/Anomaly/000.png      its mask, whose values are 0 and the numbers of the kinds of defect
@@ -31,40 +31,40 @@ def categories(root: Path) -> list[str]:
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The normal pictures of the split `train`, by name."""
+    """The normal images of the split `train`, by name."""
     root, category = _chosen(root, category)
     rows = [row for row in _rows(root) if row["object"] == category and row["split"] == "train"]
     if any(row["label"] != "normal" for row in rows):
-        raise UsageError(f"{root / SPLIT}: anomalous training pictures of {category}; expected the 1-class split")
-    samples = sorted((normal(_inside(root, row["image"])) for row in rows), key=lambda sample: sample.picture)
+        raise UsageError(f"{root / SPLIT}: anomalous training images of {category}; expected the 1-class split")
+    samples = sorted((normal(_inside(root, row["image"])) for row in rows), key=lambda sample: sample.image)
     if not samples:
-        raise UsageError(f"{root / SPLIT}: no training pictures of {category}; expected the 1-class split, whole")
+        raise UsageError(f"{root / SPLIT}: no training images of {category}; expected the 1-class split, whole")
     return samples
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The pictures of the split `test`, normal ones first, by name; masks are None where there is no Masks folder."""
+    """The images of the split `test`, normal ones first, by name; masks are None where there is no Masks folder."""
     root, category = _chosen(root, category)
     masks = root / category / "Data" / "Masks"
     samples = []
     for row in _rows(root):
         if row["object"] != category or row["split"] != "test":
             continue
-        picture = _inside(root, row["image"])
+        image = _inside(root, row["image"])
         if row["label"] == "normal":
-            samples.append(normal(picture))
+            samples.append(normal(image))
         elif masks.is_dir():
             if not row["mask"] or not (root / row["mask"]).is_file():
                 wanted = root / row["mask"] if row["mask"] else f"in {root / SPLIT}"
-                raise UsageError(f"{picture}: no mask {wanted}; add it, or remove {masks} to do without masks")
-            samples.append(Sample(picture, True, "anomaly", _inside(root, row["mask"])))
+                raise UsageError(f"{image}: no mask {wanted}; add it, or remove {masks} to do without masks")
+            samples.append(Sample(image, True, "anomaly", _inside(root, row["mask"])))
         else:
-            samples.append(Sample(picture, True, "anomaly", None))
+            samples.append(Sample(image, True, "anomaly", None))
     if not samples:
-        raise UsageError(f"{root / SPLIT}: no test pictures of {category}; expected the 1-class split, whole")
-    stems = {sample.picture.stem for sample in samples if sample.anomalous}
+        raise UsageError(f"{root / SPLIT}: no test images of {category}; expected the 1-class split, whole")
+    stems = {sample.image.stem for sample in samples if sample.anomalous}
     refuse_lone_masks(masks_by_stem(masks / "Anomaly"), stems, "the mask of Images/Anomaly/X.JPG to be X.png")
-    return sorted(samples, key=lambda sample: (sample.anomalous, sample.picture))
+    return sorted(samples, key=lambda sample: (sample.anomalous, sample.image))
 
 
 def _chosen(root: Path, category: str | None) -> tuple[Path, str]:
@@ -81,9 +81,9 @@ def _is_category(root: Path) -> bool:
 def _rows(root: Path) -> list[dict[str, str]]:
     path = root / SPLIT
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected VisA's list of pictures, as its archive unpacks it")
+        raise UsageError(f"{path}: no such file; expected VisA's list of images, as its archive unpacks it")
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path}: {path.stat().st_size:,} bytes; expected VisA's list of pictures, of less than a MB")
+        raise UsageError(f"{path}: {path.stat().st_size:,} bytes; expected VisA's list of images, of less than a MB")
     try:
         rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -99,7 +99,7 @@ def _rows(root: Path) -> list[dict[str, str]]:
         if row["object"] in ("", "..") or PurePosixPath(row["object"]).name != row["object"]:
             raise UsageError(f"{path}, line {number}: object {row['object'][:40]}; expected the name of a folder")
     if not rows:
-        raise UsageError(f"{path}: no pictures in it; copy VisA's own anew")
+        raise UsageError(f"{path}: no images in it; copy VisA's own anew")
     return rows
 
 

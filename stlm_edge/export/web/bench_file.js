@@ -20,8 +20,8 @@ export async function benchFile(model, found) {
 /** Whether this browser gives the trained model's verdicts, and how fast, in one line. */
 function headline(row) {
   if (!row.passed) return `${row.name} FAILED: ${row.failure}`;
-  const { pictures, verdict_flips: flips } = row.parity;
-  let line = `${row.name}: same verdicts as the trained model on ${pictures - flips} of ${pictures} pictures`;
+  const { images, verdict_flips: flips } = row.parity;
+  let line = `${row.name}: same verdicts as the trained model on ${images - flips} of ${images} images`;
   if (flips) line += ` (${flips} within the tolerance of the threshold)`;
   if (row.latency_ms) line += `; p50 ${row.latency_ms.p50.toFixed(row.latency_ms.p50 < 20 ? 1 : 0)} ms`;
   return line;

@@ -74,7 +74,7 @@ function contradiction(manifest) {
   if (Math.abs(manifest.verdict_delta - delta) > Math.max(1e-6 * delta, 1e-12)) {
     return `verdict_delta: expected ${delta} of this calibration`;
   }
-  const used = new Set(golden.flatMap((each) => [each.picture, each.tensor.file, each.map.file]));
+  const used = new Set(golden.flatMap((each) => [each.image, each.tensor.file, each.map.file]));
   for (const path of used) if (!bytes.has(path)) return `golden: ${path} is not in files`;
   const total = [...used].reduce((sum, path) => sum + bytes.get(path), 0);
   if (total > MAX_GOLDEN_BYTES) return `golden: ${total} bytes in all, at most ${MAX_GOLDEN_BYTES} are allowed`;

@@ -2,9 +2,9 @@
 
 const WHY_NOT = {
   NotAllowedError: "the browser or you refused the camera; allow it for this page in the address bar, then try again",
-  NotFoundError: "there is no camera; plug one in, or drop pictures",
+  NotFoundError: "there is no camera; plug one in, or drop images",
   NotReadableError: "the camera is used by another program; close that, then try again",
-  OverconstrainedError: "there is no camera that suits; plug another in, or drop pictures",
+  OverconstrainedError: "there is no camera that suits; plug another in, or drop images",
 };
 
 /** A running camera. `frame()` resolves to an ImageBitmap, or to null after `stop()`, and throws when it is gone. */
@@ -32,7 +32,7 @@ export async function openCamera() {
     await video.play();
   } catch (error) {
     stop();
-    throw new Error(`Camera: it gives no picture (${error.message}); try again, or drop pictures`);
+    throw new Error(`Camera: it gives no image (${error.message}); try again, or drop images`);
   }
   const frame = async () => {
     if (stopped) return null;

@@ -1,14 +1,14 @@
-// Golden pictures: real inputs with the trained model's answers, by which a device proves itself.
+// Golden images: real inputs with the trained model's answers, by which a device proves itself.
 
-import { loadFile, loadPixels } from "./picture.js";
+import { loadFile, loadPixels } from "./image.js";
 
 /**
- * One of them: its manifest `entry`, the picture's `file`, the stored `tensor` size×size×3, the trained model's sampled
+ * One of them: its manifest `entry`, the image's `file`, the stored `tensor` size×size×3, the trained model's sampled
  * `map`, and by how many grey levels this browser's decoding and resizing differ from the tensor.
  */
 export async function readGolden(entry, manifest, read) {
   const size = manifest.input.size;
-  const file = new Blob([await read(entry.picture)]);
+  const file = new Blob([await read(entry.image)]);
   const stored = await read(entry.tensor.file);
   const tensor = entry.tensor.encoding === "raw" ? stored : await loadPixels(stored, size);
   const view = new DataView((await read(entry.map.file)).buffer);

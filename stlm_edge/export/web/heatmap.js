@@ -1,4 +1,4 @@
-// Anomaly maps as pictures: a dark-to-bright colour scale with the threshold in its middle.
+// Anomaly maps as images: a dark-to-bright colour scale with the threshold in its middle.
 
 const MOST_DRAWN = 640; // longer side; the screen enlarges it
 const ANCHORS = [
@@ -18,7 +18,7 @@ for (let level = 0; level < 256; level++) {
 }
 const PIXELS = new Uint32Array(COLOURS.buffer);
 
-/** A bitmap to lay over that of a picture: the map S×S in colours, as large as the screen needs. */
+/** A bitmap to lay over that of an image: the map S×S in colours, as large as the screen needs. */
 export function heatmapOver(shown, map, calibration) {
   const scale = Math.min(1, MOST_DRAWN / Math.max(shown.width, shown.height));
   const width = Math.max(1, Math.round(shown.width * scale)), height = Math.max(1, Math.round(shown.height * scale));
@@ -28,7 +28,7 @@ export function heatmapOver(shown, map, calibration) {
   return canvas.transferToImageBitmap();
 }
 
-/** RGBA width×height to lay over the picture. Normal surface stays clear; from the threshold on the colour is all there. */
+/** RGBA width×height to lay over the image. Normal surface stays clear; from the threshold on the colour is all there. */
 export function layer(map, side, calibration, width, height) {
   const levels = new Float32Array(map.length);
   const span = Math.max(calibration.map_high - calibration.map_low, 1e-9);

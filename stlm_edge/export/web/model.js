@@ -102,7 +102,7 @@ async function openOn(backend, site, schema, threads, progress) {
   return { name: listed.name, manifest, read, runtime, loadMs: performance.now() - began };
 }
 
-/** A graphics driver that computes wrongly is found out before it gives a verdict: by one golden picture. */
+/** A graphics driver that computes wrongly is found out before it gives a verdict: by one golden image. */
 async function prove(manifest, read, runtime) {
   const golden = await readGolden(manifest.golden[0], manifest, read);
   const row = compareOne(golden, await runtime.run(golden.tensor), manifest.input.size, manifest);

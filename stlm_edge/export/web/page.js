@@ -1,4 +1,4 @@
-// The page: pictures in, verdicts out. What takes long happens in the worker.
+// The page: images in, verdicts out. What takes long happens in the worker.
 
 import { openCamera } from "./camera.js";
 import { Engine } from "./engine.js";
@@ -12,7 +12,7 @@ const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 let engine = null;
 let model = null;
-let failure = "The model is not loaded yet; wait for it, then drop the pictures again";
+let failure = "The model is not loaded yet; wait for it, then drop the images again";
 let live = null;
 let filming = false; // from the press on: while the browser asks whether it may, too
 

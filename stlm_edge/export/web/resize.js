@@ -2,12 +2,12 @@
 //
 // Each target pixel is a mean of source pixels under a triangle whose half width is the scale (at least 1), along rows
 // first and then along columns, in fixed point with rounding to 8 bits after each. (Pillow 13 chooses the order of the
-// two by the picture's shape, so it may differ by 1 from this and from its older releases.)
+// two by the image's shape, so it may differ by 1 from this and from its older releases.)
 
 const PRECISION = 22;
 const HALF = 1 << (PRECISION - 1);
 
-/** Takes an upright picture row by row (`row`: RGBA), from top to bottom, and gives size×size×3, RGB. */
+/** Takes an upright image row by row (`row`: RGBA), from top to bottom, and gives size×size×3, RGB. */
 export class Resizer {
   constructor(width, height, size) {
     this.size = size;

@@ -1,12 +1,12 @@
-// Parity on the golden pictures, then latency: does this browser say what the trained model said, and how fast?
+// Parity on the golden images, then latency: does this browser say what the trained model said, and how fast?
 
 import { readGolden } from "./golden.js";
 import { latency, median } from "./percentiles.js";
-import { loadFile } from "./picture.js";
+import { loadFile } from "./image.js";
 import { compareOne, isAnomalous, problems, total } from "./verdict.js";
 
 const ROUNDS = 10, WARM_UP_QUERIES = 8, MOST_WARM_UP_ROUNDS = 25;
-const MAX_PICTURES = 8; // golden pictures that the queries take in turn
+const MAX_IMAGES = 8; // golden images that the queries take in turn
 
 /**
  * Runs it on an opened model as stlm-bench does: warm-up until the medians settle, then ten rounds of at least `queries`
@@ -15,7 +15,7 @@ const MAX_PICTURES = 8; // golden pictures that the queries take in turn
 export async function selfCheck(model, { queries = 128, seconds = 10, evenIfWrong = false }, progress) {
   const { manifest, read, runtime } = model;
   const size = manifest.input.size;
-  const answers = [], pictures = [];
+  const answers = [], images = [];
   let firstInferenceMs = null;
   for (const entry of manifest.golden) {
     progress("parity", answers.length, manifest.golden.length);
@@ -24,24 +24,24 @@ export async function selfCheck(model, { queries = 128, seconds = 10, evenIfWron
     const answer = await runtime.run(golden.tensor);
     firstInferenceMs ??= performance.now() - began;
     answers.push(compareOne(golden, answer, size, manifest));
-    if (pictures.length < MAX_PICTURES) pictures.push(golden);
+    if (images.length < MAX_IMAGES) images.push(golden);
   }
   const parity = total(answers);
   const wrong = problems(parity, manifest.precision);
   const found = { answers, parity, wrong, firstInferenceMs, timing: null };
   if (wrong.length && !evenIfWrong) return found;
 
-  const graph = (picture) => runtime.run(picture.tensor);
-  const whole = async (picture) => {
-    const { score } = await runtime.run((await loadFile(picture.file, size, false)).square);
+  const graph = (image) => runtime.run(image.tensor);
+  const whole = async (image) => {
+    const { score } = await runtime.run((await loadFile(image.file, size, false)).square);
     return isAnomalous(score, manifest.calibration.threshold);
   };
   const round = async (query, count) => {
     const taken = [];
     for (let number = -1; number < count; number++) {
-      const picture = pictures.at(number % pictures.length);
+      const image = images.at(number % images.length);
       const began = performance.now();
-      await query(picture);
+      await query(image);
       if (number >= 0) taken.push(Math.round((performance.now() - began) * 1e4) / 1e4);
     }
     return taken;

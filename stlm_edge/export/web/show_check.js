@@ -25,7 +25,7 @@ export function showCheck(bench) {
     ),
     line([
       "all",
-      `${row.parity.pictures - row.parity.verdict_flips} of ${row.parity.pictures} same`,
+      `${row.parity.images - row.parity.verdict_flips} of ${row.parity.images} same`,
       `differs by ≤ ${small(row.parity.score_max_diff)}`,
       "",
       small(row.parity.max_abs_diff),
@@ -42,7 +42,7 @@ export function showCheck(bench) {
   );
   const settled = row.steady ? "" : ", which did not become steady";
   $("how").textContent = row.queries
-    ? `${row.queries} queries in ${row.seconds.toFixed(0)} s after ${row.warmup} for warm-up${settled}, one picture at a time.`
+    ? `${row.queries} queries in ${row.seconds.toFixed(0)} s after ${row.warmup} for warm-up${settled}, one image at a time.`
     : "Not timed: a fast wrong answer is no news.";
   URL.revokeObjectURL($("download").href);
   $("download").href = URL.createObjectURL(new Blob([`${JSON.stringify(bench, null, 2)}\n`], { type: "application/json" }));

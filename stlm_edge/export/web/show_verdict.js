@@ -1,12 +1,12 @@
-// A verdict on the screen: picture, heatmap, score against the threshold; and the strip of those before it.
+// A verdict on the screen: image, heatmap, score against the threshold; and the strip of those before it.
 
 const MOST_REMEMBERED = 24;
 const $ = (id) => document.getElementById(id);
 
 /** `found`: name, anomalous, score, milliseconds, and the bitmaps `shown` and `heat`. */
 export function show(found, calibration) {
-  const picture = $("picture"), heat = $("heat");
-  draw(picture, found.shown);
+  const image = $("image"), heat = $("heat");
+  draw(image, found.shown);
   draw(heat, found.heat);
   heat.style.opacity = $("opacity").value / 100;
 
@@ -14,7 +14,7 @@ export function show(found, calibration) {
   verdict.textContent = found.anomalous ? "✗ Anomalous" : "✓ Normal";
   verdict.className = kind(found);
   $("name").textContent = found.name;
-  picture.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
+  image.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
   $("score").textContent = found.score.toFixed(5);
   $("threshold").textContent = calibration.threshold.toFixed(5);
   $("time").textContent = `${found.milliseconds.toFixed(0)} ms`;

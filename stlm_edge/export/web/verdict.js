@@ -11,13 +11,13 @@ export function scoreOfMap(map) {
   return highest.reduce((sum, value) => sum + value, 0) / highest.length;
 }
 
-/** A picture is anomalous when its score is above the threshold; at the threshold it is normal. */
+/** An image is anomalous when its score is above the threshold; at the threshold it is normal. */
 export function isAnomalous(score, threshold) {
   return score > threshold;
 }
 
 /**
- * One golden picture: an answer (map S×S, score) against the trained model's (`golden`: entry of the manifest, its map).
+ * One golden image: an answer (map S×S, score) against the trained model's (`golden`: entry of the manifest, its map).
  * Differences that are not finite are null, and such a verdict has failed.
  */
 export function compareOne(golden, answer, side, manifest) {
@@ -53,7 +53,7 @@ export function compareOne(golden, answer, side, manifest) {
   };
 }
 
-/** All golden pictures together: maxima, means, counts. */
+/** All golden images together: maxima, means, counts. */
 export function total(answers) {
   const of = (key) => answers.map((answer) => answer[key]);
   const finite = !of("max_abs_diff").includes(null);
@@ -66,7 +66,7 @@ export function total(answers) {
     verdict_failures: of("verdict").filter((verdict) => verdict === "failure").length,
     score_max_diff: Math.max(...answers.map((answer) => Math.abs(answer.score - answer.expected_score))),
     resize_max_diff: Math.max(...of("resize_max_diff")),
-    pictures: answers.length,
+    images: answers.length,
   };
 }
 
@@ -78,7 +78,7 @@ export function problems(parity, precision) {
   else if (parity.max_abs_diff > limit) {
     found.push(`${precision} map differs by ${parity.max_abs_diff.toPrecision(2)}, at most ${limit} is allowed`);
   }
-  if (parity.verdict_failures) found.push(`${parity.verdict_failures} of ${parity.pictures} verdicts fail`);
+  if (parity.verdict_failures) found.push(`${parity.verdict_failures} of ${parity.images} verdicts fail`);
   if (parity.resize_max_diff > RESIZE_LIMIT) {
     found.push(
       `decoding and resizing differ by ${parity.resize_max_diff} grey levels, at most ${RESIZE_LIMIT} is allowed`,

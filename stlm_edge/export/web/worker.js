@@ -3,7 +3,7 @@
 import { benchFile } from "./bench_file.js";
 import { heatmapOver } from "./heatmap.js";
 import { openModel } from "./model.js";
-import { loadFile, loadFrame } from "./picture.js";
+import { loadFile, loadFrame } from "./image.js";
 import { selfCheck } from "./self_check.js";
 import { Problem } from "./strict_json.js";
 import { checkFinite, isAnomalous } from "./verdict.js";
@@ -24,7 +24,7 @@ const tasks = {
     return { site, backend, threads, note, precision, size: input.size, calibration, teacher: provenance.teacher ?? null };
   },
 
-  /** The verdict on a file or a camera's frame, and two bitmaps to show: the picture and the heatmap over it. */
+  /** The verdict on a file or a camera's frame, and two bitmaps to show: the image and the heatmap over it. */
   async judge({ file, frame }) {
     const { runtime, manifest } = model;
     const began = performance.now();

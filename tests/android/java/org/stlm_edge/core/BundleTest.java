@@ -94,13 +94,13 @@ class BundleTest {
     @Test
     void linksAreRefused() throws Exception {
         Path bundle = bundle();
-        Path picture = bundle.resolve("golden/01.png");
+        Path image = bundle.resolve("golden/01.png");
         Path outside = folder.resolve("outside.png");
-        Files.move(picture, outside);
-        Files.createSymbolicLink(picture, outside);
+        Files.move(image, outside);
+        Files.createSymbolicLink(image, outside);
         assertTrue(refusal(bundle).contains("holds no links"));
-        Files.delete(picture);
-        Files.move(outside, picture);
+        Files.delete(image);
+        Files.move(outside, image);
         Files.move(bundle.resolve("golden"), folder.resolve("golden"));
         Files.createSymbolicLink(bundle.resolve("golden"), folder.resolve("golden"));
         assertTrue(refusal(bundle).contains("holds no links"));
@@ -164,7 +164,7 @@ class BundleTest {
         Bundle opened = Bundle.open(bundle.toFile());
         Manifest.Golden entry = opened.manifest.golden.get(0);
         Random random = new Random(0);
-        for (String path : new String[] {entry.picture, entry.tensor, entry.map}) {
+        for (String path : new String[] {entry.image, entry.tensor, entry.map}) {
             byte[] intact = Files.readAllBytes(bundle.resolve(path));
             for (int turn = 0; turn < 50; turn++) {
                 int length = turn % 2 == 0 ? random.nextInt(2 * intact.length) : intact.length;
@@ -173,11 +173,11 @@ class BundleTest {
                     damaged[random.nextInt(damaged.length)] ^= (byte) (1 + random.nextInt(255));
                 }
                 Files.write(bundle.resolve(path), damaged);
-                assertThrows(BundleException.class, () -> GoldenPicture.read(opened, entry, Fixture::decode));
+                assertThrows(BundleException.class, () -> GoldenImage.read(opened, entry, Fixture::decode));
             }
             Files.write(bundle.resolve(path), intact);
         }
-        GoldenPicture.read(opened, entry, Fixture::decode);
+        GoldenImage.read(opened, entry, Fixture::decode);
     }
 
     /** Bytes at random, and the intact manifest with bytes changed, cut and doubled. */
@@ -223,23 +223,23 @@ class BundleTest {
     }
 
     @Test
-    void aHugePictureIsRefusedByItsHeader() throws Exception {
+    void aHugeImageIsRefusedByItsHeader() throws Exception {
         Path bundle = bundle();
         Manifest.Golden entry = Bundle.open(bundle.toFile()).manifest.golden.get(0);
-        byte[] png = Files.readAllBytes(bundle.resolve(entry.picture));
+        byte[] png = Files.readAllBytes(bundle.resolve(entry.image));
         png[16] = 0x10; // width
-        Files.write(bundle.resolve(entry.picture), png);
+        Files.write(bundle.resolve(entry.image), png);
         Path manifest = bundle.resolve("manifest.json");
         String text = new String(Files.readAllBytes(manifest), StandardCharsets.UTF_8);
-        String before = Bundle.open(Fixture.bundle().toFile()).manifest.files.get(entry.picture).sha256;
+        String before = Bundle.open(Fixture.bundle().toFile()).manifest.files.get(entry.image).sha256;
         String after = String.format("%064x", new BigInteger(1, MessageDigest.getInstance("SHA-256").digest(png)));
         Files.write(manifest, text.replace(before, after).getBytes(StandardCharsets.UTF_8));
         Bundle changed = Bundle.open(bundle.toFile());
-        GoldenPicture.Decoder decoder = data -> {
+        GoldenImage.Decoder decoder = data -> {
             throw new AssertionError("was decoded");
         };
         BundleException problem =
-                assertThrows(BundleException.class, () -> GoldenPicture.read(changed, entry, decoder));
+                assertThrows(BundleException.class, () -> GoldenImage.read(changed, entry, decoder));
         assertTrue(problem.getMessage().contains("more than 1000000 pixels"), problem.getMessage());
     }
 }

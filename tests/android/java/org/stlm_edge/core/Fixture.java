@@ -47,15 +47,15 @@ public final class Fixture {
         return values;
     }
 
-    public static Picture decode(byte[] png) throws IOException {
-        return picture(ImageIO.read(new ByteArrayInputStream(png)));
+    public static Image decode(byte[] png) throws IOException {
+        return image(ImageIO.read(new ByteArrayInputStream(png)));
     }
 
-    static Picture picture(BufferedImage image) {
+    static Image image(BufferedImage image) {
         if (image == null) {
             return null;
         }
-        return new Picture() {
+        return new Image() {
             @Override
             public int width() {
                 return image.getWidth();

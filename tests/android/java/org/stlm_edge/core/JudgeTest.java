@@ -42,8 +42,8 @@ class JudgeTest {
         }
     };
 
-    /** A picture of one grey level. */
-    private static final class Grey implements Judge.Shot, Picture {
+    /** An image of one grey level. */
+    private static final class Grey implements Judge.Shot, Image {
         final int level;
 
         Grey(int level) {
@@ -51,7 +51,7 @@ class JudgeTest {
         }
 
         @Override
-        public Picture picture() {
+        public Image image() {
             return this;
         }
 
@@ -76,7 +76,7 @@ class JudgeTest {
         }
     }
 
-    /** Its models answer with the picture's brightness. */
+    /** Its models answer with the image's brightness. */
     private static final class Phone implements Judge.Engine {
         boolean wantsGpu;
         boolean gpuLoads = true;
@@ -180,7 +180,7 @@ class JudgeTest {
     }
 
     @Test
-    void aPictureIsJudgedByTheChosenThresholdOrTheBundlesOwn() throws Exception {
+    void aImageIsJudgedByTheChosenThresholdOrTheBundlesOwn() throws Exception {
         judge.listen(screen);
         judge.resume();
         assertEquals(only("ready on CPU"), settled());
@@ -275,7 +275,7 @@ class JudgeTest {
     }
 
     @Test
-    void aGpuThatIsLostLaterIsSaidAndTheNextPictureRunsOnTheCpu() throws Exception {
+    void aGpuThatIsLostLaterIsSaidAndTheNextImageRunsOnTheCpu() throws Exception {
         phone.wantsGpu = true;
         judge.listen(screen);
         judge.resume();
@@ -288,7 +288,7 @@ class JudgeTest {
     }
 
     @Test
-    void whatFailsIsSaidAndTriedAgainByTheNextPicture() throws Exception {
+    void whatFailsIsSaidAndTriedAgainByTheNextImage() throws Exception {
         phone.damaged = true;
         judge.listen(screen);
         judge.resume();
@@ -301,9 +301,9 @@ class JudgeTest {
         assertEquals(phone.loads, phone.closed, "no broken model stays");
         phone.breaks = null;
         judge.judge(() -> {
-            throw new IOException("no picture");
+            throw new IOException("no image");
         });
-        assertEquals(Arrays.asList("ready on CPU", "failed: no picture"), settled());
+        assertEquals(Arrays.asList("ready on CPU", "failed: no image"), settled());
         phone.breaks = new OutOfMemoryError();
         judge.judge(() -> new Grey(0));
         assertEquals(only("failed: memory is full"), settled());

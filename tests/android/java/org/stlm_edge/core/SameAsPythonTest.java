@@ -43,7 +43,7 @@ class SameAsPythonTest {
                 cases++;
             }
         }
-        assertTrue(cases >= 20, cases + " pictures");
+        assertTrue(cases >= 20, cases + " images");
     }
 
     /** A frame of 37×21 whose rows are padded, its colours interleaved as cameras do. */
@@ -53,7 +53,7 @@ class SameAsPythonTest {
         byte[] colour = Files.readAllBytes(Fixture.FOLDER.resolve("frame.uv"));
         byte[] expected = Files.readAllBytes(Fixture.FOLDER.resolve("frame.rgb"));
         byte[] v = Arrays.copyOfRange(colour, 1, colour.length);
-        Picture frame = new YuvPicture(37, 21, bright, 48, colour, v, 64, 2);
+        Image frame = new YuvImage(37, 21, bright, 48, colour, v, 64, 2);
         int[] row = new int[frame.width()];
         for (int y = 0; y < frame.height(); y++) {
             frame.row(y, row);
@@ -142,7 +142,7 @@ class SameAsPythonTest {
                     return Fixture.floats(Fixture.FOLDER.resolve("answers").resolve(i + ".f32"));
                 }
             }
-            throw new AssertionError("an unknown picture");
+            throw new AssertionError("an unknown image");
         };
         SelfCheck check = checked(bundle, playback, new SelfCheck.Effort(25, 0, false));
         BenchFile.Device device = new BenchFile.Device();
@@ -187,14 +187,14 @@ class SameAsPythonTest {
 
     /** Each line: the file in base64, and its size and orientation, why it is refused, or ? for a damaged one. */
     @Test
-    void headersOfPictures() throws Exception {
+    void headersOfImages() throws Exception {
         StringBuilder answers = new StringBuilder();
         for (String line : Fixture.text("headers.txt").trim().split("\n")) {
             String expected = line.split(" ", 2)[1];
             ByteBuffer file = ByteBuffer.wrap(Base64.getDecoder().decode(line.split(" ")[0]));
             String answer;
             try {
-                PictureHeader header = PictureHeader.read(file);
+                ImageHeader header = ImageHeader.read(file);
                 answer = header.width + " " + header.height + " " + header.orientation;
                 assertTrue(expected.equals("?") || expected.equals(answer), expected + ", not " + answer);
             } catch (IOException refused) {

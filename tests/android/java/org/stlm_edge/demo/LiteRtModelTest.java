@@ -21,7 +21,7 @@ import org.stlm_edge.core.BenchFile;
 import org.stlm_edge.core.Bundle;
 import org.stlm_edge.core.BundleException;
 import org.stlm_edge.core.Fixture;
-import org.stlm_edge.core.GoldenPicture;
+import org.stlm_edge.core.GoldenImage;
 import org.stlm_edge.core.SelfCheck;
 import org.stlm_edge.core.TfliteMetadata;
 import org.stlm_edge.core.Vitals;
@@ -49,7 +49,7 @@ class LiteRtModelTest {
             double loadMs = (System.nanoTime() - started) / 1e6;
             float largest = 0;
             for (int i = 0; i < bundle.manifest.golden.size(); i++) {
-                GoldenPicture golden = GoldenPicture.read(bundle, bundle.manifest.golden.get(i), Fixture::decode);
+                GoldenImage golden = GoldenImage.read(bundle, bundle.manifest.golden.get(i), Fixture::decode);
                 float[] expected = Fixture.floats(BUNDLES.resolve(precision + "-maps").resolve(i + ".f32"));
                 float[] found = model.run(golden.tensor);
                 assertEquals(expected.length, found.length);
@@ -85,11 +85,11 @@ class LiteRtModelTest {
     @Test
     void theChosenThreadsRun() throws Exception {
         Bundle bundle = bundle("fp32");
-        byte[] picture = new byte[bundle.manifest.size * bundle.manifest.size * 3];
+        byte[] image = new byte[bundle.manifest.size * bundle.manifest.size * 3];
         int before = nativeThreads();
         for (int threads : new int[] {1, 2, 4}) {
             try (LiteRtModel model = new LiteRtModel(new Context(), bundle, false, threads)) {
-                model.run(picture);
+                model.run(image);
                 assertEquals(threads - 1, nativeThreads() - before, threads + " threads");
             }
         }
@@ -119,10 +119,10 @@ class LiteRtModelTest {
         LiteRtModel model = new LiteRtModel(new Context(), bundle, false, 1);
         model.close();
         model.close();
-        byte[] picture = new byte[bundle.manifest.size * bundle.manifest.size * 3];
-        assertThrows(IllegalStateException.class, () -> model.run(picture));
+        byte[] image = new byte[bundle.manifest.size * bundle.manifest.size * 3];
+        assertThrows(IllegalStateException.class, () -> model.run(image));
         try (LiteRtModel again = new LiteRtModel(new Context(), bundle, false, 1)) {
-            assertEquals(picture.length / 3, again.run(picture).length);
+            assertEquals(image.length / 3, again.run(image).length);
         }
     }
 

@@ -19,16 +19,16 @@ import android.view.Surface;
 import java.nio.ByteBuffer;
 import java.util.Collections;
 import org.stlm_edge.core.Orientation;
-import org.stlm_edge.core.YuvPicture;
+import org.stlm_edge.core.YuvImage;
 
-/** Camera2's frames, each as a picture with the EXIF orientation that turns it upright. */
+/** Camera2's frames, each as an image with the EXIF orientation that turns it upright. */
 final class Camera {
     /** Called on the camera's thread. */
     interface Listener {
         /** False: no frame is wanted now, and none is copied. */
         boolean wants();
 
-        void frame(YuvPicture picture, int orientation);
+        void frame(YuvImage image, int orientation);
 
         /** The camera is closed; words for people. */
         void failed(String words);
@@ -131,7 +131,7 @@ final class Camera {
             try {
                 CaptureRequest.Builder request = device.createCaptureRequest(CameraDevice.TEMPLATE_PREVIEW);
                 request.addTarget(reader.getSurface());
-                request.set(CaptureRequest.CONTROL_AF_MODE, CaptureRequest.CONTROL_AF_MODE_CONTINUOUS_PICTURE);
+                request.set(CaptureRequest.CONTROL_AF_MODE, CaptureRequest.CONTROL_AF_MODE_CONTINUOUS_IMAGE);
                 device.createCaptureSession(
                         Collections.singletonList(reader.getSurface()), new Started(request.build()), handler);
             } catch (CameraAccessException | RuntimeException refused) {
@@ -178,16 +178,16 @@ final class Camera {
     }
 
     private void read(ImageReader from) {
-        try (Image image = from.acquireLatestImage()) { // every image is closed, or the source stalls
-            if (image == null || closed || !listener.wants()) {
+        try (Image raw = from.acquireLatestImage()) { // every image is closed, or the source stalls
+            if (raw == null || closed || !listener.wants()) {
                 return;
             }
-            Image.Plane[] planes = image.getPlanes();
-            YuvPicture picture = new YuvPicture(
-                    image.getWidth(), image.getHeight(),
+            Image.Plane[] planes = raw.getPlanes();
+            YuvImage image = new YuvImage(
+                    raw.getWidth(), raw.getHeight(),
                     bytes(planes[0]), planes[0].getRowStride(),
                     bytes(planes[1]), bytes(planes[2]), planes[1].getRowStride(), planes[1].getPixelStride());
-            listener.frame(picture, Orientation.ofCamera(mounted, front, displayDegrees()));
+            listener.frame(image, Orientation.ofCamera(mounted, front, displayDegrees()));
         } catch (IllegalStateException gone) {
             // The reader was closed meanwhile.
         } catch (OutOfMemoryError full) {

@@ -15,7 +15,7 @@ import android.widget.SeekBar;
 import android.widget.TextView;
 import java.util.concurrent.Executors;
 import org.stlm_edge.core.Judge;
-import org.stlm_edge.core.YuvPicture;
+import org.stlm_edge.core.YuvImage;
 
 /** Point at a part, or pick a photo: verdict, score, heatmap. */
 @SuppressWarnings("deprecation") // framework classes alone: androidx has newer ways
@@ -26,7 +26,7 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
     private Judge<Shot> judge; // outlives a rotation, and says again then what it said last
     private Camera camera;
     private boolean live;
-    private VerdictView picture;
+    private VerdictView image;
     private TextView verdict;
     private TextView details;
     private Button cameraButton;
@@ -35,7 +35,7 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
     protected void onCreate(Bundle saved) {
         super.onCreate(saved);
         setContentView(R.layout.main);
-        picture = (VerdictView) findViewById(R.id.picture);
+        image = (VerdictView) findViewById(R.id.image);
         verdict = (TextView) findViewById(R.id.verdict);
         details = (TextView) findViewById(R.id.details);
         cameraButton = (Button) findViewById(R.id.camera);
@@ -44,8 +44,8 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
         findViewById(R.id.settings).setOnClickListener(view -> show(SettingsActivity.class));
         findViewById(R.id.self_check).setOnClickListener(view -> show(SelfCheckActivity.class));
         SeekBar opacity = (SeekBar) findViewById(R.id.opacity);
-        opacity.setOnSeekBarChangeListener(new Slider(value -> picture.setOpacity(value / 100f)));
-        picture.setOpacity(opacity.getProgress() / 100f);
+        opacity.setOnSeekBarChangeListener(new Slider(value -> image.setOpacity(value / 100f)));
+        image.setOpacity(opacity.getProgress() / 100f);
         live = saved != null && saved.getBoolean("live");
         @SuppressWarnings("unchecked")
         Judge<Shot> kept = (Judge<Shot>) getLastNonConfigurationInstance();
@@ -156,7 +156,7 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
             }
 
             @Override
-            public void frame(YuvPicture frame, int orientation) {
+            public void frame(YuvImage frame, int orientation) {
                 judge.judge(() -> Shot.of(frame, orientation));
             }
 
@@ -179,19 +179,19 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
     public void opened(String running) {
         verdict.setText(R.string.welcome);
         verdict.setTextColor(details.getCurrentTextColor());
-        picture.show(null);
+        image.show(null);
         details.setText(getString(R.string.ready, running));
     }
 
     @Override
     public void judged(Judge.Result<Shot> result) {
-        picture.show(result);
+        image.show(result);
         String word = getString(result.verdict.anomalous ? R.string.anomalous : R.string.normal);
         if (!word.contentEquals(verdict.getText())) { // TalkBack reads it whenever it is set
             verdict.setText(word);
             verdict.setTextColor(getResources().getColor(
                     result.verdict.anomalous ? R.color.anomalous : R.color.normal, getTheme()));
-            picture.setContentDescription(getString(R.string.picture_of, word));
+            image.setContentDescription(getString(R.string.image_of, word));
         }
         details.setText(getString(
                 R.string.details, result.verdict.score, result.verdict.threshold, Words.milliseconds(result.modelMs),
@@ -202,8 +202,8 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
     public void failed(String words) {
         live = false;
         stopCamera();
-        picture.show(null);
-        picture.setContentDescription(getString(R.string.picture));
+        image.show(null);
+        image.setContentDescription(getString(R.string.image));
         verdict.setText(R.string.no_verdict);
         verdict.setTextColor(getResources().getColor(R.color.failed, getTheme()));
         details.setText(words);

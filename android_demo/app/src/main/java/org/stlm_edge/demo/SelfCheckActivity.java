@@ -158,7 +158,7 @@ public final class SelfCheckActivity extends Activity {
         row.manifest = bundle.manifest;
         try (LiteRtModel model = new LiteRtModel(context, bundle, gpu, row.threads)) {
             row.loadMs = (System.nanoTime() - started) / 1e6;
-            row.check = SelfCheck.run(bundle, model, BitmapPicture::decode, effort, new PhoneMeters(context), this::at);
+            row.check = SelfCheck.run(bundle, model, BitmapImage::decode, effort, new PhoneMeters(context), this::at);
             Double peak = Vitals.peakMemoryMb(STATUS);
             row.peakMemoryMb = before == null || peak == null || peak <= before ? null : peak; // not another's peak
         }

@@ -17,10 +17,10 @@ import java.io.RandomAccessFile;
 import java.nio.channels.FileChannel;
 import org.stlm_edge.core.Judge;
 import org.stlm_edge.core.Orientation;
-import org.stlm_edge.core.Picture;
-import org.stlm_edge.core.PictureHeader;
+import org.stlm_edge.core.Image;
+import org.stlm_edge.core.ImageHeader;
 
-/** A picture from the camera or a file, as it lies, and the EXIF orientation that turns it upright. */
+/** An image from the camera or a file, as it lies, and the EXIF orientation that turns it upright. */
 final class Shot implements Judge.Shot {
     private static final long MAX_FILE_BYTES = 256_000_000;
     private static final long MAX_DECODED_PIXELS = 24_000_000; // 96 MB
@@ -29,18 +29,18 @@ final class Shot implements Judge.Shot {
     /** Upright, small enough to show. */
     final Bitmap preview;
 
-    private final Picture picture;
+    private final Image image;
     private final int orientation;
 
-    private Shot(Picture picture, int orientation, Bitmap preview) {
-        this.picture = picture;
+    private Shot(Image image, int orientation, Bitmap preview) {
+        this.image = image;
         this.orientation = orientation;
         this.preview = preview;
     }
 
     @Override
-    public Picture picture() {
-        return picture;
+    public Image image() {
+        return image;
     }
 
     @Override
@@ -49,7 +49,7 @@ final class Shot implements Judge.Shot {
     }
 
     /** A camera frame. */
-    static Shot of(Picture frame, int orientation) {
+    static Shot of(Image frame, int orientation) {
         int[] pixels = new int[frame.width() * frame.height()];
         int[] row = new int[frame.width()];
         for (int y = 0; y < frame.height(); y++) {
@@ -75,11 +75,11 @@ final class Shot implements Judge.Shot {
     }
 
     private static Shot read(Context context, File file) throws IOException {
-        PictureHeader header;
+        ImageHeader header;
         try (RandomAccessFile opened = new RandomAccessFile(file, "r")) {
-            header = PictureHeader.read(opened.getChannel().map(FileChannel.MapMode.READ_ONLY, 0, opened.length()));
+            header = ImageHeader.read(opened.getChannel().map(FileChannel.MapMode.READ_ONLY, 0, opened.length()));
         }
-        BitmapFactory.Options options = BitmapPicture.options();
+        BitmapFactory.Options options = BitmapImage.options();
         options.inSampleSize = 1;
         long pixels = (long) header.width * header.height;
         while (pixels / options.inSampleSize / options.inSampleSize > MAX_DECODED_PIXELS) {
@@ -87,9 +87,9 @@ final class Shot implements Judge.Shot {
         }
         Bitmap bitmap = BitmapFactory.decodeFile(file.getPath(), options);
         if (bitmap == null) {
-            throw new IOException(context.getString(R.string.not_a_picture));
+            throw new IOException(context.getString(R.string.not_a_image));
         }
-        return new Shot(new BitmapPicture(bitmap), header.orientation, upright(bitmap, header.orientation));
+        return new Shot(new BitmapImage(bitmap), header.orientation, upright(bitmap, header.orientation));
     }
 
     private static void copy(Context context, Uri photo, File file) throws IOException {

@@ -9,12 +9,12 @@ import android.util.AttributeSet;
 import android.view.View;
 import org.stlm_edge.core.Judge;
 
-/** The picture, as large as it fits, with the heatmap over it. */
+/** The image, as large as it fits, with the heatmap over it. */
 public final class VerdictView extends View {
     private final Paint smooth = new Paint(Paint.FILTER_BITMAP_FLAG);
     private final Paint layer = new Paint(Paint.FILTER_BITMAP_FLAG);
     private final RectF place = new RectF();
-    private Bitmap picture;
+    private Bitmap image;
     private Bitmap heatmap;
 
     public VerdictView(Context context, AttributeSet attributes) {
@@ -24,11 +24,11 @@ public final class VerdictView extends View {
     /** Null: nothing. */
     void show(Judge.Result<Shot> result) {
         if (result == null) {
-            picture = null;
+            image = null;
             invalidate();
             return;
         }
-        picture = result.shot.preview;
+        image = result.shot.preview;
         heatmap = Bitmap.createBitmap(result.heatmap, result.size, result.size, Bitmap.Config.ARGB_8888);
         invalidate();
     }
@@ -41,15 +41,15 @@ public final class VerdictView extends View {
 
     @Override
     protected void onDraw(Canvas canvas) {
-        if (picture == null) {
+        if (image == null) {
             return;
         }
-        float scale = Math.min((float) getWidth() / picture.getWidth(), (float) getHeight() / picture.getHeight());
-        float width = picture.getWidth() * scale;
-        float height = picture.getHeight() * scale;
+        float scale = Math.min((float) getWidth() / image.getWidth(), (float) getHeight() / image.getHeight());
+        float width = image.getWidth() * scale;
+        float height = image.getHeight() * scale;
         place.set(0, 0, width, height);
         place.offset((getWidth() - width) / 2, (getHeight() - height) / 2);
-        canvas.drawBitmap(picture, null, place, smooth);
+        canvas.drawBitmap(image, null, place, smooth);
         canvas.drawBitmap(heatmap, null, place, layer);
     }
 }

@@ -103,7 +103,7 @@ public final class BenchFile {
         Parity parity = row.check.parity;
         int all = parity.rows.size();
         String line = row.name + ": same verdicts as the trained model on " + (all - parity.flips()) + " of " + all
-                + " pictures";
+                + " images";
         if (parity.flips() > 0) {
             line += " (" + parity.flips() + " within the tolerance of the threshold)";
         }
@@ -247,7 +247,7 @@ public final class BenchFile {
         json.name("verdict_failures").value(parity.failures());
         json.name("score_max_diff").value(parity.scoreMaxDiff());
         json.name("resize_max_diff").value(parity.resizeMaxDiff());
-        json.name("pictures").value(parity.rows.size());
+        json.name("images").value(parity.rows.size());
         json.endObject();
     }
 

@@ -10,12 +10,12 @@ import java.util.concurrent.atomic.AtomicInteger;
  * The model and the one thread that it lives on: opened, given back in the background, opened again, and from a GPU
  * that fails to the CPU. What was last said is said again to a listener that comes later, as after a rotation.
  *
- * @param <S> a picture as the app has it
+ * @param <S> an image as the app has it
  */
 public final class Judge<S extends Judge.Shot> {
-    /** A picture as it lies, and the EXIF orientation that turns it upright. */
+    /** An image as it lies, and the EXIF orientation that turns it upright. */
     public interface Shot {
-        Picture picture();
+        Image image();
 
         int orientation();
     }
@@ -62,17 +62,17 @@ public final class Judge<S extends Judge.Shot> {
         void failed(String words);
     }
 
-    /** A picture's verdict, and what it took. */
+    /** An image's verdict, and what it took. */
     public static final class Result<S extends Shot> {
         public final S shot;
         public final Verdict verdict;
-        /** Clear where normal, to lay over the picture: size×size. */
+        /** Clear where normal, to lay over the image: size×size. */
         public final int[] heatmap;
 
         public final int size;
         /** The network alone. */
         public final double modelMs;
-        /** From the decoded picture to the verdict. */
+        /** From the decoded image to the verdict. */
         public final double totalMs;
         /** What ran it. */
         public final String running;
@@ -128,7 +128,7 @@ public final class Judge<S extends Judge.Shot> {
         }
     }
 
-    /** Frees the model, and drops the pictures that come until {@link #resume}. */
+    /** Frees the model, and drops the images that come until {@link #resume}. */
     public void pause() {
         paused = true;
         work(() -> {
@@ -142,7 +142,7 @@ public final class Judge<S extends Judge.Shot> {
         worker.shutdown();
     }
 
-    /** True while a picture waits: a camera drops its frames then. */
+    /** True while an image waits: a camera drops its frames then. */
     public boolean busy() {
         return waiting.get() > 0;
     }
@@ -159,7 +159,7 @@ public final class Judge<S extends Judge.Shot> {
             S taken = shot.call();
             long started = System.nanoTime();
             int size = bundle.manifest.size;
-            byte[] rgb = Orientation.upright(Resize.toSquare(taken.picture(), size), size, taken.orientation());
+            byte[] rgb = Orientation.upright(Resize.toSquare(taken.image(), size), size, taken.orientation());
             long resized = System.nanoTime();
             float[] map = run(rgb);
             double modelMs = (System.nanoTime() - resized) / 1e6;
@@ -198,7 +198,7 @@ public final class Judge<S extends Judge.Shot> {
         }
     }
 
-    /** A model that a first picture doesn't get through is none. */
+    /** A model that a first image doesn't get through is none. */
     private void load() throws Exception {
         close();
         engine.begin();

@@ -2,7 +2,7 @@ package org.stlm_edge.core;
 
 import java.util.Arrays;
 
-/** Percentiles of milliseconds per picture. */
+/** Percentiles of milliseconds per image. */
 public final class Latency {
     private static final double CONFIDENCE = 0.99;
 

@@ -27,7 +27,7 @@ public final class Manifest {
 
     /** Where the threshold between normal and anomalous lies; scores and map values are 0 to 1. */
     public static final class Calibration {
-        /** A picture whose score is above it is anomalous. */
+        /** An image whose score is above it is anomalous. */
         public final double threshold;
 
         public final double medianScore;
@@ -42,7 +42,7 @@ public final class Manifest {
             mapLow = fields.number("map_low");
             mapHigh = fields.number("map_high");
             fields.number("false_alarm_rate", 0, 1);
-            fields.integer("pictures", 1, Long.MAX_VALUE);
+            fields.integer("images", 1, Long.MAX_VALUE);
             fields.oneOf("method", "quantile", "maximum plus margin");
             fields.number("margin", 0, Double.MAX_VALUE);
             fields.oneOf("source", "training", "site");
@@ -67,11 +67,11 @@ public final class Manifest {
         }
     }
 
-    /** A picture and what the trained model said of it: its score, and its map at [offset::stride] on both axes. */
+    /** An image and what the trained model said of it: its score, and its map at [offset::stride] on both axes. */
     public static final class Golden {
         public final String name;
         public final boolean anomalous;
-        public final String picture;
+        public final String image;
         public final String tensor;
         /** True: {@link #tensor} is a PNG; false: raw bytes, size×size×3. */
         public final boolean tensorIsPng;
@@ -87,7 +87,7 @@ public final class Manifest {
         Golden(Fields fields, int size, Map<String, ListedFile> listed) throws BundleException {
             name = fields.string("name", WORD, "letters, digits, '.', '_' and '-'");
             anomalous = fields.bool("anomalous");
-            picture = fields.string("picture", PATH, "a plain path");
+            image = fields.string("image", PATH, "a plain path");
             score = fields.number("score");
             Fields stored = fields.object("tensor");
             tensor = stored.string("file", PATH, "a plain path");
@@ -108,7 +108,7 @@ public final class Manifest {
             if (mapSide == 0) {
                 throw new BundleException(sampled.at("offset") + ": " + offset + " lies outside the map");
             }
-            for (String path : new String[] {picture, tensor, map}) {
+            for (String path : new String[] {image, tensor, map}) {
                 if (!listed.containsKey(path)) {
                     throw new BundleException(fields.at(path) + " is not in files");
                 }
@@ -263,7 +263,7 @@ public final class Manifest {
         fields.number("cosine");
         fields.integer("verdict_flips", 0, Long.MAX_VALUE);
         fields.integer("verdict_failures", 0, Long.MAX_VALUE);
-        fields.integer("pictures", 1, Long.MAX_VALUE);
+        fields.integer("images", 1, Long.MAX_VALUE);
         fields.end();
     }
 
@@ -273,7 +273,7 @@ public final class Manifest {
         List<?> entries = fields.list("golden", 8, 64);
         for (int i = 0; i < entries.size(); i++) {
             Golden entry = new Golden(new Fields(entries.get(i), fields.at("golden[" + i + "]")), size, files);
-            Collections.addAll(used, entry.picture, entry.tensor, entry.map);
+            Collections.addAll(used, entry.image, entry.tensor, entry.map);
             golden.add(entry);
         }
         long total = 0;

@@ -15,7 +15,7 @@ public final class Parity {
     private static final double FP16_MAP_LIMIT = 5e-3;
     private static final int RESIZE_LIMIT = 1; // grey levels: rounding
 
-    /** One golden picture. */
+    /** One golden image. */
     public static final class Row {
         public final String name;
         public final boolean anomalous;
@@ -29,7 +29,7 @@ public final class Parity {
 
         public final int resizeMaxDiff;
 
-        Row(GoldenPicture golden, float[] map, int size, double threshold, double delta) {
+        Row(GoldenImage golden, float[] map, int size, double threshold, double delta) {
             name = golden.entry.name;
             anomalous = golden.entry.anomalous;
             expectedScore = golden.entry.score;
@@ -71,8 +71,8 @@ public final class Parity {
         this.manifest = manifest;
     }
 
-    /** Adds this device's map of a golden picture. */
-    public Row add(GoldenPicture golden, float[] map) {
+    /** Adds this device's map of a golden image. */
+    public Row add(GoldenImage golden, float[] map) {
         Row row = new Row(golden, map, manifest.size, manifest.calibration.threshold, manifest.verdictDelta);
         rows.add(row);
         return row;

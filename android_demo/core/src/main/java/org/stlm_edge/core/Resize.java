@@ -5,7 +5,7 @@ package org.stlm_edge.core;
  *
  * <p>Each target pixel is a mean of source pixels under a triangle whose half width is the scale (at least 1), along
  * rows first and then along columns, in fixed point with rounding to 8 bits after each. (Pillow 13 chooses the order of
- * the two by the picture's shape, so that it may differ by 1 from this and from its older releases.)
+ * the two by the image's shape, so that it may differ by 1 from this and from its older releases.)
  */
 public final class Resize {
     private static final int PRECISION = 22;
@@ -13,17 +13,17 @@ public final class Resize {
     private Resize() {}
 
     /** RGB of {@code size}×{@code size}, row by row, three bytes each. */
-    public static byte[] toSquare(Picture picture, int size) {
-        int width = picture.width();
-        int height = picture.height();
+    public static byte[] toSquare(Image image, int size) {
+        int width = image.width();
+        int height = image.height();
         Taps across = new Taps(width, size);
         if ((long) height * size * 3 > Integer.MAX_VALUE) {
-            throw new IllegalArgumentException("a picture of " + height + " rows is too large");
+            throw new IllegalArgumentException("an image of " + height + " rows is too large");
         }
         byte[] narrow = new byte[height * size * 3];
         int[] row = new int[width];
         for (int y = 0; y < height; y++) {
-            picture.row(y, row);
+            image.row(y, row);
             for (int x = 0; x < size; x++) {
                 int red = 1 << (PRECISION - 1);
                 int green = red;

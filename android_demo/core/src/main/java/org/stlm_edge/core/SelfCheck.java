@@ -5,9 +5,9 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 
-/** Parity on the golden pictures, then latency: does this device say what the trained model said, and how fast? */
+/** Parity on the golden images, then latency: does this device say what the trained model said, and how fast? */
 public final class SelfCheck {
-    private static final int MAX_PICTURES = 8; // golden pictures held for the queries, which take them in turn
+    private static final int MAX_IMAGES = 8; // golden images held for the queries, which take them in turn
     private static final int ROUNDS = 10;
     private static final int WARM_UP_QUERIES = 8;
     private static final int MOST_WARM_UP_ROUNDS = 25;
@@ -27,9 +27,9 @@ public final class SelfCheck {
     public int warmup;
     /** The warm-up ended because its medians had settled. */
     public boolean steady;
-    /** Milliseconds from a resized picture to its map and score; empty when it wasn't timed. */
+    /** Milliseconds from a resized image to its map and score; empty when it wasn't timed. */
     public double[] milliseconds = {};
-    /** Milliseconds from a picture's file to its verdict: decode, resize, run, judge. */
+    /** Milliseconds from an image's file to its verdict: decode, resize, run, judge. */
     public double[] wholeMilliseconds = {};
     /** Medians of ten rounds of {@link #milliseconds}: a device that heats up shows in them. */
     public final List<Double> roundMedians = new ArrayList<>();
@@ -71,7 +71,7 @@ public final class SelfCheck {
      * @throws Exception when the bundle can't be read or the model fails
      */
     public static SelfCheck run(
-            Bundle bundle, Model model, GoldenPicture.Decoder decoder, Effort effort, Vitals.Meters meters,
+            Bundle bundle, Model model, GoldenImage.Decoder decoder, Effort effort, Vitals.Meters meters,
             Progress progress)
             throws Exception {
         SelfCheck check = new SelfCheck(bundle.manifest, progress);
@@ -88,27 +88,27 @@ public final class SelfCheck {
         return parity.problems().isEmpty();
     }
 
-    private void compare(Bundle bundle, Model model, GoldenPicture.Decoder decoder) throws Exception {
+    private void compare(Bundle bundle, Model model, GoldenImage.Decoder decoder) throws Exception {
         List<Manifest.Golden> golden = bundle.manifest.golden;
         for (Manifest.Golden entry : golden) {
             progress.at("parity", parity.rows.size(), golden.size());
-            GoldenPicture picture = GoldenPicture.read(bundle, entry, decoder);
+            GoldenImage image = GoldenImage.read(bundle, entry, decoder);
             if (tensors.isEmpty()) {
-                firstInferenceMs = milliseconds(number -> model.run(picture.tensor), 0);
+                firstInferenceMs = milliseconds(number -> model.run(image.tensor), 0);
             }
-            if (tensors.size() < MAX_PICTURES) {
-                tensors.add(picture.tensor);
-                files.add(bundle.read(entry.picture));
+            if (tensors.size() < MAX_IMAGES) {
+                tensors.add(image.tensor);
+                files.add(bundle.read(entry.image));
             }
-            parity.add(picture, model.run(picture.tensor));
+            parity.add(image, model.run(image.tensor));
         }
     }
 
-    private void time(Manifest manifest, Model model, GoldenPicture.Decoder decoder, Effort effort) throws Exception {
+    private void time(Manifest manifest, Model model, GoldenImage.Decoder decoder, Effort effort) throws Exception {
         Query graph = number -> Verdict.scoreOf(model.run(tensors.get(number % tensors.size())));
         Query whole = number -> {
-            Picture picture = decoder.decode(files.get(number % files.size()));
-            Verdict.scoreOf(model.run(Resize.toSquare(picture, manifest.size)));
+            Image image = decoder.decode(files.get(number % files.size()));
+            Verdict.scoreOf(model.run(Resize.toSquare(image, manifest.size)));
         };
         List<Double> medians = new ArrayList<>();
         while (!steady && medians.size() < MOST_WARM_UP_ROUNDS) {

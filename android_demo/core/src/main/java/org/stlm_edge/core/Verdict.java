@@ -2,14 +2,14 @@ package org.stlm_edge.core;
 
 import java.util.Arrays;
 
-/** What a model says of one picture. */
+/** What a model says of one image. */
 public final class Verdict {
     private static final int HIGHEST = 100;
 
     public final boolean anomalous;
     public final double score;
     public final double threshold;
-    /** S×S, row by row: the picture resized to a square, so its aspect ratio is not the picture's. */
+    /** S×S, row by row: the image resized to a square, so its aspect ratio is not the image's. */
     public final float[] map;
 
     private Verdict(float[] map, double score, double threshold) {
@@ -27,7 +27,7 @@ public final class Verdict {
         return new Verdict(map, scoreOf(map), threshold);
     }
 
-    /** A picture is anomalous when its score is above the threshold; at the threshold it is normal. */
+    /** An image is anomalous when its score is above the threshold; at the threshold it is normal. */
     public static boolean isAnomalous(double score, double threshold) {
         return score > threshold;
     }

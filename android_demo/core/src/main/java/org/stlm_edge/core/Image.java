@@ -1,10 +1,10 @@
 package org.stlm_edge.core;
 
 /**
- * A decoded picture, read row by row so that a large one needs no second copy. On Android that is
+ * A decoded image, read row by row so that a large one needs no second copy. On Android that is
  * {@code bitmap.getPixels(argb, 0, width, 0, y, width, 1)}, on a JVM {@code BufferedImage.getRGB}. Alpha is ignored.
  */
-public interface Picture {
+public interface Image {
     int width();
 
     int height();

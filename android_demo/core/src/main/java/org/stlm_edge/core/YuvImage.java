@@ -1,7 +1,7 @@
 package org.stlm_edge.core;
 
 /** A camera's YUV 4:2:0 frame (BT.601, full range, as JPEG has it): brightness for each pixel, colour for each 2×2. */
-public final class YuvPicture implements Picture {
+public final class YuvImage implements Image {
     private final int width;
     private final int height;
     private final byte[] y;
@@ -12,7 +12,7 @@ public final class YuvPicture implements Picture {
     private final int colourStep;
 
     /** Strides are from row to row, {@code colourStep} from one colour value to the next, all in bytes. */
-    public YuvPicture(
+    public YuvImage(
             int width, int height, byte[] y, int yStride, byte[] u, byte[] v, int colourStride, int colourStep) {
         this.width = width;
         this.height = height;

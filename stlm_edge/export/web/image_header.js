@@ -1,18 +1,18 @@
-// What a picture's file says of itself before anything is decoded: kind, size, orientation, whether it is whole.
+// What an image's file says of itself before anything is decoded: kind, size, orientation, whether it is whole.
 
 import { Problem } from "./strict_json.js";
 
 export const MAX_PIXELS = 100_000_000;
 
 /**
- * Of a picture's bytes: `width` and `height` as stored, EXIF `orientation` 1 to 8, `mayBeClear`, and `bytes` that say
+ * Of an image's bytes: `width` and `height` as stored, EXIF `orientation` 1 to 8, `mayBeClear`, and `bytes` that say
  * nothing of orientation, since not all browsers turn what Pillow turns.
  *
  * Throws a Problem for what is no JPEG, PNG, WebP or BMP, and for what is truncated, animated or too large.
  */
 export function readHeader(bytes) {
   const [kind, read] = KINDS.find(([, , begins]) => begins(bytes)) ?? [];
-  if (!kind) throw new Problem(`not a picture that this page can read${otherKind(bytes)}; expected JPEG, PNG, WebP or BMP`);
+  if (!kind) throw new Problem(`not an image that this page can read${otherKind(bytes)}; expected JPEG, PNG, WebP or BMP`);
   let header;
   try {
     header = read(bytes, new DataView(bytes.buffer, bytes.byteOffset, bytes.length));
@@ -24,7 +24,7 @@ export function readHeader(bytes) {
   if (!(width && height)) throw new Problem(`${width}×${height} pixels; expected at least one`);
   if (width * height > MAX_PIXELS) {
     const most = MAX_PIXELS.toLocaleString("en");
-    throw new Problem(`${width}×${height}, more than ${most} pixels; scale the picture down or crop it first`);
+    throw new Problem(`${width}×${height}, more than ${most} pixels; scale the image down or crop it first`);
   }
   return { orientation: 1, bytes, mayBeClear: true, ...header };
 }
@@ -44,11 +44,11 @@ function otherKind(bytes) {
 }
 
 function truncated(kind) {
-  return new Problem(`a ${kind} that is truncated or damaged; expected an intact picture, copy it anew from the camera`);
+  return new Problem(`a ${kind} that is truncated or damaged; expected an intact image, copy it anew from the camera`);
 }
 
 function animated() {
-  return new Problem("animated; expected a single picture, save one frame by itself");
+  return new Problem("animated; expected a single image, save one frame by itself");
 }
 
 function jpeg(bytes, view) {

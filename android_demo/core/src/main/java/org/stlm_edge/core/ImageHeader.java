@@ -10,10 +10,10 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * What a picture's file says of itself before anything is decoded: kind, size, orientation, whether it is whole. The
+ * What an image's file says of itself before anything is decoded: kind, size, orientation, whether it is whole. The
  * system's own decoder forgives a file that was cut off, and leaves its rest grey.
  */
-public final class PictureHeader {
+public final class ImageHeader {
     public static final int MAX_PIXELS = 100_000_000;
 
     private static final Pattern XMP_ORIENTATION = Pattern.compile("tiff:Orientation(?:=\"|>)([1-8])");
@@ -38,11 +38,11 @@ public final class PictureHeader {
      * @throws IOException in words for what is no JPEG, PNG, WebP or BMP, and for what is truncated, animated, CMYK or
      *     too large
      */
-    public static PictureHeader read(ByteBuffer file) throws IOException {
-        return new PictureHeader(file.slice().order(ByteOrder.BIG_ENDIAN));
+    public static ImageHeader read(ByteBuffer file) throws IOException {
+        return new ImageHeader(file.slice().order(ByteOrder.BIG_ENDIAN));
     }
 
-    private PictureHeader(ByteBuffer bytes) throws IOException {
+    private ImageHeader(ByteBuffer bytes) throws IOException {
         this.bytes = bytes;
         String kind = kind();
         try {
@@ -67,7 +67,7 @@ public final class PictureHeader {
         }
         if (wide * high > MAX_PIXELS) {
             throw new IOException(String.format(Locale.ENGLISH,
-                    "%d×%d, more than %,d pixels; scale the picture down or crop it first", wide, high, MAX_PIXELS));
+                    "%d×%d, more than %,d pixels; scale the image down or crop it first", wide, high, MAX_PIXELS));
         }
         width = (int) wide;
         height = (int) high;
@@ -93,17 +93,17 @@ public final class PictureHeader {
                 : begins.equals("II*\0") || begins.equals("MM\0*")
                         ? " (a TIFF)"
                         : begins.equals("GIF8") ? " (a GIF)" : text(4, 4).equals("ftyp") ? " (a HEIF or AVIF)" : "";
-        throw new IOException("not a picture that this app can read" + other + "; expected JPEG, PNG, WebP or BMP");
+        throw new IOException("not an image that this app can read" + other + "; expected JPEG, PNG, WebP or BMP");
     }
 
     private static IOException truncated(String kind) {
         return new IOException(
                 "a " + kind
-                        + " that is truncated or damaged; expected an intact picture, copy it anew from the camera");
+                        + " that is truncated or damaged; expected an intact image, copy it anew from the camera");
     }
 
     private static IOException animated() {
-        return new IOException("animated; expected a single picture, save one frame by itself");
+        return new IOException("animated; expected a single image, save one frame by itself");
     }
 
     private void jpeg() throws IOException {

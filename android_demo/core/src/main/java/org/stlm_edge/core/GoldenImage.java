@@ -4,8 +4,8 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 
-/** A golden picture of a bundle, read and verified: what the network is shown, and what the trained model said. */
-public final class GoldenPicture {
+/** A golden image of a bundle, read and verified: what the network is shown, and what the trained model said. */
+public final class GoldenImage {
     private static final int MAX_PIXELS = 1_000_000;
     private static final byte[] PNG = {
         (byte) 0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R'
@@ -13,7 +13,7 @@ public final class GoldenPicture {
 
     /** Decodes a PNG; throws when it can't. Its size was checked before. */
     public interface Decoder {
-        Picture decode(byte[] png) throws IOException;
+        Image decode(byte[] png) throws IOException;
     }
 
     public final Manifest.Golden entry;
@@ -24,7 +24,7 @@ public final class GoldenPicture {
     /** Largest difference, in grey levels, between this device's decoding and resizing and {@link #tensor}. */
     public final int resizeMaxDiff;
 
-    private GoldenPicture(Manifest.Golden entry, byte[] tensor, float[] map, int resizeMaxDiff) {
+    private GoldenImage(Manifest.Golden entry, byte[] tensor, float[] map, int resizeMaxDiff) {
         this.entry = entry;
         this.tensor = tensor;
         this.map = map;
@@ -32,29 +32,29 @@ public final class GoldenPicture {
     }
 
     /** Reads one of {@code bundle.manifest.golden}. */
-    public static GoldenPicture read(Bundle bundle, Manifest.Golden entry, Decoder decoder) throws IOException {
+    public static GoldenImage read(Bundle bundle, Manifest.Golden entry, Decoder decoder) throws IOException {
         int size = bundle.manifest.size;
         byte[] tensor = bundle.read(entry.tensor);
         if (entry.tensorIsPng) {
-            Picture picture = decode(tensor, entry.tensor, size * size, decoder);
-            if (picture.width() != size || picture.height() != size) {
+            Image image = decode(tensor, entry.tensor, size * size, decoder);
+            if (image.width() != size || image.height() != size) {
                 throw new BundleException(entry.tensor + ": not " + size + "×" + size + "; export the bundle anew");
             }
-            tensor = Resize.toSquare(picture, size);
+            tensor = Resize.toSquare(image, size);
         }
         ByteBuffer content = ByteBuffer.wrap(bundle.read(entry.map)).order(ByteOrder.LITTLE_ENDIAN);
         float[] map = new float[entry.mapSide * entry.mapSide];
         content.asFloatBuffer().get(map);
-        Picture picture = decode(bundle.read(entry.picture), entry.picture, MAX_PIXELS, decoder);
-        byte[] resized = Resize.toSquare(picture, size);
+        Image image = decode(bundle.read(entry.image), entry.image, MAX_PIXELS, decoder);
+        byte[] resized = Resize.toSquare(image, size);
         int largest = 0;
         for (int i = 0; i < tensor.length; i++) {
             largest = Math.max(largest, Math.abs((tensor[i] & 255) - (resized[i] & 255)));
         }
-        return new GoldenPicture(entry, tensor, map, largest);
+        return new GoldenImage(entry, tensor, map, largest);
     }
 
-    private static Picture decode(byte[] png, String path, int most, Decoder decoder) throws IOException {
+    private static Image decode(byte[] png, String path, int most, Decoder decoder) throws IOException {
         boolean intact = png.length > 24;
         for (int i = 0; i < PNG.length && intact; i++) {
             intact = png[i] == PNG[i];
@@ -68,10 +68,10 @@ public final class GoldenPicture {
         if (width < 1 || height < 1 || (long) width * height > most) {
             throw new BundleException(path + ": " + width + "×" + height + ", more than " + most + " pixels");
         }
-        Picture picture = decoder.decode(png);
-        if (picture == null || picture.width() != width || picture.height() != height) {
+        Image image = decoder.decode(png);
+        if (image == null || image.width() != width || image.height() != height) {
             throw new BundleException(path + ": not a readable PNG; export the bundle anew");
         }
-        return picture;
+        return image;
     }
 }

@@ -3,23 +3,23 @@ package org.stlm_edge.demo;
 import android.graphics.Bitmap;
 import android.graphics.BitmapFactory;
 import java.io.IOException;
-import org.stlm_edge.core.Picture;
+import org.stlm_edge.core.Image;
 
 /** An Android bitmap as the core reads it. */
-final class BitmapPicture implements Picture {
+final class BitmapImage implements Image {
     private final Bitmap bitmap;
 
-    BitmapPicture(Bitmap bitmap) {
+    BitmapImage(Bitmap bitmap) {
         this.bitmap = bitmap;
     }
 
-    /** Decodes a golden picture. */
-    static Picture decode(byte[] png) throws IOException {
+    /** Decodes a golden image. */
+    static Image decode(byte[] png) throws IOException {
         Bitmap bitmap = BitmapFactory.decodeByteArray(png, 0, png.length, options());
         if (bitmap == null) {
             throw new IOException("not a readable PNG");
         }
-        return new BitmapPicture(bitmap);
+        return new BitmapImage(bitmap);
     }
 
     /** Eight bits for each colour, pixels as they are in the file. */

@@ -1,6 +1,6 @@
-// Pictures from outside: decoded, upright, RGB, and resized as in training. What can't be read faithfully is refused.
+// Images from outside: decoded, upright, RGB, and resized as in training. What can't be read faithfully is refused.
 
-import { readHeader } from "./picture_header.js";
+import { readHeader } from "./image_header.js";
 import { Resizer } from "./resize.js";
 import { Problem } from "./strict_json.js";
 
@@ -8,7 +8,7 @@ const MAX_FILE_BYTES = 256e6;
 const TILE_WIDTH = 4096, TILE_HEIGHT = 128;
 const LEAST_SHOWN = 480, MOST_SHOWN = 1280; // longer side on the screen
 
-// How a stored picture of width w and height h is drawn upright (EXIF 2.3, tag Orientation): a canvas's transform.
+// How a stored image of width w and height h is drawn upright (EXIF 2.3, tag Orientation): a canvas's transform.
 const UPRIGHT = {
   1: () => [1, 0, 0, 1, 0, 0],
   2: (w) => [-1, 0, 0, 1, w, 0],
@@ -20,7 +20,7 @@ const UPRIGHT = {
   8: (w) => [0, -1, 1, 0, 0, w],
 };
 
-/** A picture's file: `square` size×size×3 RGB as the network takes it, and `shown`, an upright bitmap for the screen. */
+/** An image's file: `square` size×size×3 RGB as the network takes it, and `shown`, an upright bitmap for the screen. */
 export async function loadFile(file, size, show = true) {
   if (file.size > MAX_FILE_BYTES) throw new Problem(`${Math.round(file.size / 1e6)} MB; expected at most 256 MB`);
   let bytes;
@@ -36,7 +36,7 @@ export async function loadFile(file, size, show = true) {
     bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
     throw new Problem(
-      `${header.width}×${header.height}, and this browser can't decode it; expected an intact picture that fits into memory`,
+      `${header.width}×${header.height}, and this browser can't decode it; expected an intact image that fits into memory`,
     );
   }
   try {
@@ -97,7 +97,7 @@ function toSquare(bitmap, size, orientation, mayBeClear) {
 /** A canvas loses the colour of what is see-through; the Python package ignores alpha and keeps it. */
 function refuseClear(rgba) {
   for (let i = 3; i < rgba.length; i += 4) {
-    if (rgba[i] !== 255) throw new Problem("see-through in places; expected an opaque picture, save it without alpha");
+    if (rgba[i] !== 255) throw new Problem("see-through in places; expected an opaque image, save it without alpha");
   }
 }
 

@@ -1,4 +1,4 @@
-// A golden picture decoded and resized here as training did it, to see whether this device's way to the network differs.
+// A golden image decoded and resized here as training did it, to see whether this device's way to the network differs.
 // Never compiled and never run so far.
 
 import Foundation
@@ -27,11 +27,11 @@ func decoded(_ file: URL) throws -> Decoded {
 }
 
 /// size×size×3: the antialiased bilinear resize of Pillow, in its fixed point, rows first and then columns.
-func resizedPicture(_ file: URL, to size: Int) throws -> [UInt8] {
-    let picture = try decoded(file)
-    let narrow = resized(picture.rgb, rows: picture.height, from: picture.width, to: size)
-    let upright = transposed(narrow, rows: picture.height, columns: size)
-    let short = resized(upright, rows: size, from: picture.height, to: size)
+func resizedImage(_ file: URL, to size: Int) throws -> [UInt8] {
+    let image = try decoded(file)
+    let narrow = resized(image.rgb, rows: image.height, from: image.width, to: size)
+    let upright = transposed(narrow, rows: image.height, columns: size)
+    let short = resized(upright, rows: size, from: image.height, to: size)
     return transposed(short, rows: size, columns: size)
 }
 
