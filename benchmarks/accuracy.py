@@ -92,7 +92,7 @@ def measure_stlm(data: Path, seed: int, options: argparse.Namespace) -> dict:
     recipe = RECIPES[options.recipe].longer(options.longer)
     model = Torch(train(Job(data, recipe, size, seed=seed, init=options.init), run, resume=True))
     seconds = time.monotonic() - began
-    metrics = evaluate(model, test_samples(data), size, model.calibration, run / "evaluation", "checkpoint")
+    metrics = evaluate(model, test_samples(data), size, model.decision_threshold, run / "evaluation", "checkpoint")
     name = f"STLM {recipe.name}, {recipe.steps} steps, seed {seed}"
     return {"data": data.name, "method": name, "seconds": round(seconds), **{f: metrics[f] for f in FIGURES}}
 

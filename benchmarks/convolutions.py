@@ -4,14 +4,14 @@
 
 Simulated in torch: linear layers as `converters/quantization.py` has them (inputs uint8 with each image's range,
 weights int8 with a scale per output channel), beside them convolutions with uint8 inputs and int8 weights, in several
-ways: ranges from the calibration set (the largest values, or a quantile), each image's own range, only some
+ways: ranges from the quantization set (the largest values, or a quantile), each image's own range, only some
 convolutions, channels equalised (input channels divided by √(their largest value / largest weight), weights multiplied;
 exact where a norm or ReLU comes before, elsewhere it would cost a multiplication), chosen one by one, the least harmful
 first, and fine-tuned with the roundings in the forward pass against the float model's maps and features on the
-calibration set.
+quantization set.
 
 Judged on the run's held-out normal images and pseudo-anomalies made on them, by the export's gate. The fine-tuning
-sees the calibration set, which is made of the same normal images with other defects: what it shows is, if
+sees the quantization set, which is made of the same normal images with other defects: what it shows is, if
 anything, too good.
 
 Time: onnxruntime on one thread, its static quantization of linear layers and convolutions beside the shipped int8 file,
@@ -47,13 +47,13 @@ from stlm_edge.converters.onnx import quiet, to_onnx
 from stlm_edge.converters.shaping import folded
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.export.gate import FIGURES, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
-from stlm_edge.export.quantization_set import calibration_set
+from stlm_edge.export.quantization_set import quantization_set
 from stlm_edge.files import replacing
 from stlm_edge.images import list_images
 from stlm_edge.model import STLM, checkpoint
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
-RANGED = 24  # calibration images that ranges are from
+RANGED = 24  # quantization images that ranges are from
 RANKED = 4  # and those by which convolutions are ranked
 QUANTILE = 0.9999
 BATCH, RATE = 4, 3e-5
@@ -209,10 +209,10 @@ class Judge:
 
     def __init__(self, run: Path) -> None:
         opened = checkpoint.load(run / "checkpoint.safetensors")
-        assert opened.calibration is not None, "a finished run has a threshold"
-        self.model, self.calibration = opened.model.eval(), opened.calibration
+        assert opened.decision_threshold is not None, "a finished run has a threshold"
+        self.model, self.decision_threshold = opened.model.eval(), opened.decision_threshold
         size = opened.model.config.size
-        self.images = pseudo_anomalies_on(list_images(run / "calibration"), size)
+        self.images = pseudo_anomalies_on(list_images(run / "held_out"), size)
         reference = Simulated(self.model).turn_on(())
         reference.model = folded(self.model)
         self.figures = accuracy_on_pseudo_anomalies(reference, self.images)
@@ -223,7 +223,7 @@ class Judge:
 
     def __call__(self, way: str, simulated: Simulated) -> dict[str, Any]:
         answers = [simulated.run(image) for image, _ in self.images]
-        parity, rows = compare(self.golden, answers, self.calibration.threshold, self.calibration.delta)
+        parity, rows = compare(self.golden, answers, self.decision_threshold.value, self.decision_threshold.delta)
         figures = accuracy_on_pseudo_anomalies(_Known(answers, self.images, simulated.size), self.images)
         losses = lost_accuracy({"trained": self.figures, "packed": figures}, "int8", len(rows) ** 2 // 4)
         row = {
@@ -266,8 +266,8 @@ def by_damage(model: STLM, ranged: Simulated, images: Sequence[np.ndarray]) -> l
 def times(run: Path, rounds: int) -> dict[str, Any]:
     """Medians of ratios to float of onnxruntime's int8 files, one thread."""
     opened = checkpoint.load(run / "checkpoint.safetensors")
-    assert opened.calibration is not None
-    images = calibration_set(run / "calibration", opened.model.config.size).images[:2]
+    assert opened.decision_threshold is not None
+    images = quantization_set(run / "held_out", opened.model.config.size).images[:2]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -280,8 +280,8 @@ def times(run: Path, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = {label: folder / f"{label}.onnx" for label in ("float", "shipped", "convolutions")}
-        to_onnx(opened.model, paths["float"], opened.calibration)
-        quantization.to_int8(opened.model, paths["float"], paths["shipped"], opened.calibration)
+        to_onnx(opened.model, paths["float"], opened.decision_threshold)
+        quantization.to_int8(opened.model, paths["float"], paths["shipped"], opened.decision_threshold)
         with quiet():
             quantize_static(
                 paths["float"],
@@ -319,12 +319,12 @@ def main() -> None:
         before = system.moment()
         judge = Judge(options.run)
         model = judge.model
-        seen = calibration_set(options.run / "calibration", model.config.size).images
+        seen = quantization_set(options.run / "held_out", model.config.size).images
         ranged = evenly(seen, RANGED)
         rows = [judge("none: linear layers alone", Simulated(model).turn_on(()))]
 
         static = Simulated(model).take_ranges(ranged)
-        rows.append(judge("all, ranges of the calibration set", static))
+        rows.append(judge("all, ranges of the quantization set", static))
         for part, begins in PARTS.items():
             names = [name for name in static.convolutions if name.startswith(tuple(begins.split("|")))]
             rows.append(judge(f"those of the {part} alone", static.turn_on(names)))

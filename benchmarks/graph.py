@@ -170,15 +170,15 @@ def goals(side: int, seconds: dict[str, list[float]], rows: list[dict[str, Any]]
 
 def written(model: STLM, folder: Path) -> dict[str, Path]:
     """The files that are compared, by their labels."""
-    calibration, side = calibrate([0.5], [0.5]), model.config.size
+    decision_threshold, side = calibrate([0.5], [0.5]), model.config.size
     files = {label: folder / f"{index}.onnx" for index, label in enumerate((PLAIN, SHAPED, INT8))}
-    plain_onnx(model, files[PLAIN], calibration)
-    to_onnx(model, files[SHAPED], calibration)
-    quantization.to_int8(model, files[SHAPED], files[INT8], calibration)
+    plain_onnx(model, files[PLAIN], decision_threshold)
+    to_onnx(model, files[SHAPED], decision_threshold)
+    quantization.to_int8(model, files[SHAPED], files[INT8], decision_threshold)
     tflite = {label: folder / f"{index}.tflite" for index, label in enumerate((TFLITE, TFLITE_FP16, TFLITE_INT8))}
-    litert.to_tflite(model, tflite[TFLITE], calibration, {})
-    litert.to_fp16(tflite[TFLITE], tflite[TFLITE_FP16], calibration, side, {})
-    litert.to_int8(tflite[TFLITE], tflite[TFLITE_INT8], calibration, side, {})
+    litert.to_tflite(model, tflite[TFLITE], decision_threshold, {})
+    litert.to_fp16(tflite[TFLITE], tflite[TFLITE_FP16], decision_threshold, side, {})
+    litert.to_int8(tflite[TFLITE], tflite[TFLITE_INT8], decision_threshold, side, {})
     return files | tflite
 
 

@@ -49,14 +49,14 @@ from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
 from stlm_edge.export.gate import FIGURES, Figures
 from stlm_edge.export.ladder import WAYS, Order
 from stlm_edge.export.pipeline import flops
-from stlm_edge.export.quantization_set import calibration_set
+from stlm_edge.export.quantization_set import quantization_set
 from stlm_edge.files import replacing, write_text
 from stlm_edge.images import load
 from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.progress import step
 from stlm_edge.runtimes.torch import answer_of
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.threshold import Calibration, calibrate
+from stlm_edge.threshold import DecisionThreshold, calibrate
 
 HERE = Path(__file__).parent
 README = HERE / "results" / "README.md"
@@ -293,7 +293,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
             found.append(answer_of(model, image))
             advance()
     said = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
-    calibration = calibrated(said, images)
+    decision_threshold = calibrated(said, images)
     folder = images.folder / "stlm"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -305,20 +305,20 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         files[row.label] = folder / "checkpoint.safetensors"
         checkpoint.save(files[row.label], model, {})
         row.size_mb = megabytes(files[row.label])
-        judge(row, files[row.label], images, said, calibration)
+        judge(row, files[row.label], images, said, decision_threshold)
         rows.append(row)
     for precision in ("fp32", "int8"):
         row = replace(plain, precision=precision, notes=[])
         place = folder / precision
         place.mkdir()
-        seen = calibration_set(images.folder / "held-out", size).images
-        order = Order(model, precision, place / "model.onnx", calibration, {}, seen)
+        seen = quantization_set(images.folder / "held-out", size).images
+        order = Order(model, precision, place / "model.onnx", decision_threshold, {}, seen)
         with step(f"packing STLM at {size} in {precision}"):
             for made in WAYS["onnxruntime"].convert(order):
                 if made.precision != precision:
                     continue
                 row.notes = [f"in float: {', '.join(made.kept)}"] if made.kept else []
-                judge(row, made.artifact, images, said, calibration)
+                judge(row, made.artifact, images, said, decision_threshold)
                 files[row.label] = made.artifact
                 row.size_mb = megabytes(made.artifact)
                 if not row.gate:
@@ -348,7 +348,7 @@ def peer(
     plain.weights, plain.parameters, plain.memory_bank = about["weights"], about["parameters"], about["memory_bank"]
     plain.gflops = about["flops"] / 1e9
     trained = Answers(np.load(out / "maps.npy"), np.load(out / "scores.npy"))
-    calibration = calibrated(trained, images)
+    decision_threshold = calibrated(trained, images)
     exported = out / about["file"]
     for precision in ("fp32", "int8"):
         row = replace(plain, precision=precision, notes=[])
@@ -357,7 +357,7 @@ def peer(
             file = exported if precision == "fp32" else to_int8(exported, out / "int8", images)
             files[row.label] = file
             row.size_mb = megabytes(file)
-            judge(row, file, images, trained, calibration)
+            judge(row, file, images, trained, decision_threshold)
         except Exception as error:  # whatever a peer's file meets in onnxruntime is its row, not the run's end
             row.failure = " ".join(str(error).split())[-200:] or type(error).__name__
             files.pop(row.label, None)
@@ -400,12 +400,12 @@ def to_int8(exported: Path, folder: Path, images: Images) -> Path:
     return made
 
 
-def calibrated(trained: Answers, images: Images) -> Calibration:
+def calibrated(trained: Answers, images: Images) -> DecisionThreshold:
     held_out = slice(len(images.judged), None)
     return calibrate(trained.scores[held_out].tolist(), list(trained.maps[held_out]))
 
 
-def judge(row: Row, file: Path, images: Images, trained: Answers, calibration: Calibration) -> None:
+def judge(row: Row, file: Path, images: Images, trained: Answers, decision_threshold: DecisionThreshold) -> None:
     """Fill in parity, what the gate says of it, and accuracy where the weights are real."""
     answers = file.parent / "answers"
     answers.mkdir(exist_ok=True)
@@ -419,7 +419,7 @@ def judge(row: Row, file: Path, images: Images, trained: Answers, calibration: C
         )
     ]
     found = list(zip(maps, scores.tolist(), strict=True))[: len(golden)]
-    parity, _ = compare(golden, found, calibration.threshold, calibration.delta)
+    parity, _ = compare(golden, found, decision_threshold.value, decision_threshold.delta)
     row.parity = {name: value if np.isfinite(value) else None for name, value in asdict(parity).items()}
     row.gate = problems(parity, row.precision)
     if row.weights != "random" and images.size != PUBLISHED_SIZE:

@@ -28,7 +28,7 @@ from stlm_edge.formats.coreml import MANIFEST, MODEL, WEIGHTS, manifest_text
 from stlm_edge.model import STLM
 from stlm_edge.model.tiny_vit import LayerNorm2d
 from stlm_edge.runtimes.coreml import import_coremltools
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 ct = import_coremltools()
 
@@ -42,7 +42,7 @@ _END = ("sigmoid", "upsample_bilinear", "reshape", "topk", "reduce_mean")
 def to_coreml(
     model: STLM,
     path: Path,
-    calibration: Calibration,
+    decision_threshold: DecisionThreshold,
     precision: str = "fp16",
     in_float32: tuple[str, ...] = (),
     in_fp16: Sequence[str] = (),
@@ -55,7 +55,7 @@ def to_coreml(
     """
     with quiet(), _temporary_files_in(path.parent):
         package = compressed(converted(model, precision, in_float32), precision, in_fp16)
-        save(package, path, calibration, model.config.size)
+        save(package, path, decision_threshold, model.config.size)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def compressed(package: Any, precision: str, in_fp16: Sequence[str] = ()) -> Any
     )
 
 
-def save(package: Any, path: Path, calibration: Calibration, size: int) -> None:
+def save(package: Any, path: Path, decision_threshold: DecisionThreshold, size: int) -> None:
     """Write a package with its calibration and without what differs from one run to the next: dates, UUIDs, order."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".coreml-") as name:
         saved = Path(name) / "model.mlpackage"
@@ -142,6 +142,6 @@ def save(package: Any, path: Path, calibration: Calibration, size: int) -> None:
         "STLM: visual anomaly detection. An image whose score is above the threshold is anomalous."
     )
     metadata.author = "stlm-edge"
-    metadata.userDefined.update(stamp(calibration, size))
+    metadata.userDefined.update(stamp(decision_threshold, size))
     (path / MODEL).write_bytes(model.SerializeToString(deterministic=True))
     (path / MANIFEST).write_text(manifest_text(), encoding="utf-8")

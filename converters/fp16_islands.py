@@ -2,7 +2,7 @@
 
 By kind these are LayerNorm and the channel norms, softmax, the reductions, the normalised products that FA is fed, the
 image's normalisation, and the map and score. Beside them whatever overflows, or loses more than `LARGEST_ERROR`, on
-calibration images in `fp16_simulation.py`; and, where the map needs it, the convolutions whose float16 alone moves it
+quantization images in `fp16_simulation.py`; and, where the map needs it, the convolutions whose float16 alone moves it
 most.
 """
 
@@ -22,7 +22,7 @@ from stlm_edge.progress import step
 
 LARGEST_ERROR = 0.01  # of one operator alone, ‖in fp16 − in fp32‖ / ‖in fp32‖
 LARGEST_VALUE = 2.0**14  # a quarter of what float16 holds: other images may give larger ones
-WATCHED = 16  # calibration images that ranges and errors are measured on
+WATCHED = 16  # quantization images that ranges and errors are measured on
 JUDGED = 2  # and those that each convolution's damage to the map is measured on
 KEPT = (4, 12, 36)  # convolutions that stay in float32 because the map needs it: what an export tries in turn
 
@@ -49,7 +49,8 @@ _ELEMENTWISE = {"Abs", "Add", "Clip", "Concat", "Div", "Expand", "Max", "Mul", "
 class Island:
     """An operator that stays in float32: why, the largest value at it, and what it would lose in float16.
 
-    `error` is ‖in fp16 − in fp32‖ / ‖in fp32‖ on the calibration image that showed most, infinite where it overflows;
+    `error` is ‖in fp16 − in fp32‖ / ‖in fp32‖ on the image of the quantization set that showed most, infinite where
+    it overflows;
     `moves` by how much the operator's float16 alone moves the map, where that was measured.
     """
 

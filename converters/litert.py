@@ -30,7 +30,7 @@ from stlm_edge.formats import stamp
 from stlm_edge.formats.tflite import IDENTIFIER, METADATA_NAME, encode
 from stlm_edge.model import STLM
 from stlm_edge.runtimes.litert import LiteRT, hushed
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 try:
     with hushed(), quiet():
@@ -49,7 +49,7 @@ LINEAR, CONVOLUTIONS = ("FULLY_CONNECTED",), ("CONV_2D", "DEPTHWISE_CONV_2D")
 FP16 = (r"^(?!.*/(patch_embed|layers/0)/)", r"^(?!.*/(patch_embed|layers/[01])/)")
 
 
-def to_tflite(model: STLM, path: Path, calibration: Calibration, provenance: dict[str, Any]) -> None:
+def to_tflite(model: STLM, path: Path, decision_threshold: DecisionThreshold, provenance: dict[str, Any]) -> None:
     """Write the model, which is in evaluation mode and stays as it is, in float32.
 
     Raises JobError when the converter gives anything but a file that runs.
@@ -58,20 +58,25 @@ def to_tflite(model: STLM, path: Path, calibration: Calibration, provenance: dic
     with _silent(), torch.no_grad():
         converted = litert_torch.convert(_MapOnly(model).eval(), sample_kwargs={"image": torch.zeros(1, size, size, 3)})
         content = converted.model_content()
-    _save(content, path, _about(calibration, size, provenance))
+    _save(content, path, _about(decision_threshold, size, provenance))
 
 
 def to_fp16(
-    source: Path, path: Path, calibration: Calibration, size: int, provenance: dict[str, Any], layers: str = FP16[0]
+    source: Path,
+    path: Path,
+    decision_threshold: DecisionThreshold,
+    size: int,
+    provenance: dict[str, Any],
+    layers: str = FP16[0],
 ) -> None:
     """Write `source`, which `to_tflite` made, with these layers' weights in float16. Raises JobError like it."""
-    _save(_quantized(source, _half(layers)), path, _about(calibration, size, provenance), "FLOAT16")
+    _save(_quantized(source, _half(layers)), path, _about(decision_threshold, size, provenance), "FLOAT16")
 
 
 def to_int8(
     source: Path,
     path: Path,
-    calibration: Calibration,
+    decision_threshold: DecisionThreshold,
     size: int,
     provenance: dict[str, Any],
     in_float: Sequence[str] = (),
@@ -87,7 +92,7 @@ def to_int8(
         recipe.add_dynamic_config(f"^(?!{kept})", operator, 8)
     for operator in CONVOLUTIONS:
         recipe.add_weight_only_config(f"^(?!{kept}){FP16[0]}", operator, 8)
-    _save(_quantized(source, recipe), path, _about(calibration, size, provenance), "INT8", kept)
+    _save(_quantized(source, recipe), path, _about(decision_threshold, size, provenance), "INT8", kept)
 
 
 def _half(layers: str) -> recipe_manager.RecipeManager:
@@ -122,8 +127,8 @@ class _Constant(nn.Module):
         return self.value
 
 
-def _about(calibration: Calibration, size: int, provenance: dict[str, Any]) -> dict[str, str]:
-    return stamp(calibration, size) | {
+def _about(decision_threshold: DecisionThreshold, size: int, provenance: dict[str, Any]) -> dict[str, str]:
+    return stamp(decision_threshold, size) | {
         "stlm_edge.labels": json.dumps(LABELS),
         "stlm_edge.provenance": json.dumps(provenance, sort_keys=True, ensure_ascii=False),
     }

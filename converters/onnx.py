@@ -23,7 +23,7 @@ from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.formats import stamp
 from stlm_edge.model import STLM
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 try:
     import onnx
@@ -42,17 +42,17 @@ SPOKEN = {  # parts of modules' paths, as they are called in a node's name
 }
 
 
-def to_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
+def to_onnx(model: STLM, path: Path, decision_threshold: DecisionThreshold) -> None:
     """Write the model, which is in evaluation mode and stays as it is, with its threshold in the file's metadata.
 
     Raises JobError when the exporter gives anything but a valid file of opset 20.
     """
-    save(_exported(shaped(model), model.config.size), path, calibration, model.config.size)
+    save(_exported(shaped(model), model.config.size), path, decision_threshold, model.config.size)
 
 
-def plain_onnx(model: STLM, path: Path, calibration: Calibration) -> None:
+def plain_onnx(model: STLM, path: Path, decision_threshold: DecisionThreshold) -> None:
     """Write the model as it is but for its batch norms: what `benchmarks/graph.py` measures `to_onnx` against."""
-    save(_exported(folded(model), model.config.size), path, calibration, model.config.size)
+    save(_exported(folded(model), model.config.size), path, decision_threshold, model.config.size)
 
 
 def _exported(network: nn.Module, size: int) -> "onnx.ModelProto":
@@ -77,7 +77,7 @@ def _exported(network: nn.Module, size: int) -> "onnx.ModelProto":
     return simplified
 
 
-def save(proto: "onnx.ModelProto", path: Path, calibration: Calibration, size: int) -> None:
+def save(proto: "onnx.ModelProto", path: Path, decision_threshold: DecisionThreshold, size: int) -> None:
     """Check the graph and write it with its threshold. Raises JobError when it isn't what this release ships."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     if opsets.get("ai.onnx") != OPSET:
@@ -86,7 +86,7 @@ def save(proto: "onnx.ModelProto", path: Path, calibration: Calibration, size: i
     proto.producer_name, proto.producer_version, proto.doc_string = "stlm-edge", "", ""
     proto.graph.name = "stlm"
     del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, stamp(calibration, size))
+    onnx.helper.set_model_props(proto, stamp(decision_threshold, size))
     for node in proto.graph.node:  # the exporter leaves stack traces with this machine's paths there
         node.doc_string = ""
         del node.metadata_props[:]

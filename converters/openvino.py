@@ -1,7 +1,7 @@
 """STLM as an OpenVINO IR, a folder of `model.xml` and `model.bin`, made from the ONNX file that `to_onnx` writes.
 
 Input and outputs are those of the ONNX file. fp16: the weights, computed in float32. int8: linear layers with static
-ranges from the calibration set (NNCF); weights in 7 bits, so that processors without VNNI don't saturate; convolutions
+ranges from the quantization set (NNCF); weights in 7 bits, so that processors without VNNI don't saturate; convolutions
 store int8 weights alone, the rest float16. In float32 stay the first convolutions and the first stages, where nearly
 all of the map's error came from. Where the gate does not hold, the export keeps convolutions' weights in float first:
 they are half of the score's error. Why convolutions are not computed in int8: benchmarks/results, `convolutions.json`.
@@ -23,7 +23,7 @@ from stlm_edge.errors import UsageError
 from stlm_edge.formats import stamp
 from stlm_edge.formats.openvino import GRAPH
 from stlm_edge.runtimes.openvino import import_openvino
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 openvino = import_openvino()
 
@@ -32,15 +32,17 @@ SMALL = 4096  # values; what is smaller stays in float32
 PALETTE = 256
 
 
-def to_openvino(source: Path, folder: Path, calibration: Calibration, size: int, half: bool = False) -> None:
+def to_openvino(
+    source: Path, folder: Path, decision_threshold: DecisionThreshold, size: int, half: bool = False
+) -> None:
     """Write the ONNX file `source` as an IR, `half`: with its weights in fp16. Raises UsageError without openvino."""
-    _save(_read(source), folder, calibration, size, half)
+    _save(_read(source), folder, decision_threshold, size, half)
 
 
 def to_int8(
     source: Path,
     folder: Path,
-    calibration: Calibration,
+    decision_threshold: DecisionThreshold,
     size: int,
     images: Sequence[np.ndarray],
     in_float: Sequence[str] = (),
@@ -82,7 +84,7 @@ def to_int8(
             mode=nncf.CompressWeightsMode.INT8_SYM,
             ignored_scope=nncf.IgnoredScope(names=others, validate=False),
         )
-    _save(model, folder, calibration, size, half=True)
+    _save(model, folder, decision_threshold, size, half=True)
 
 
 def _read(source: Path) -> Any:
@@ -92,7 +94,7 @@ def _read(source: Path) -> Any:
     return model
 
 
-def _save(model: Any, folder: Path, calibration: Calibration, size: int, half: bool) -> None:
+def _save(model: Any, folder: Path, decision_threshold: DecisionThreshold, size: int, half: bool) -> None:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.f32:
             _shrink(node, half)
@@ -100,7 +102,7 @@ def _save(model: Any, folder: Path, calibration: Calibration, size: int, half: b
     model.set_friendly_name("stlm")
     for name in list(model.get_rt_info().keys()):
         del model.get_rt_info()[name]
-    for key, value in stamp(calibration, size).items():
+    for key, value in stamp(decision_threshold, size).items():
         model.set_rt_info(value, key.split("."))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -21,7 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from stlm_edge.converters.onnx import quiet, save
 from stlm_edge.model import STLM
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 LAYERS = ["Gemm", "MatMul"]
 IN_FLOAT32 = r"/(patch_embed|stage0)/"
@@ -29,7 +29,9 @@ SMALL = 4096  # values; what is smaller stays as it is
 TABLE = 256  # columns
 
 
-def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: Sequence[str] = ()) -> None:
+def to_int8(
+    model: STLM, source: Path, path: Path, decision_threshold: DecisionThreshold, in_float: Sequence[str] = ()
+) -> None:
     """Quantize `source`, the ONNX file that `to_onnx` made of `model`, into `path`. Raises JobError like `to_onnx`.
 
     `in_float`: linear layers whose names begin with one of these stay in float.
@@ -52,7 +54,7 @@ def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_
         )
     quantized = onnx.load(path)
     shrink(quantized.graph)
-    save(quantized, path, calibration, model.config.size)
+    save(quantized, path, decision_threshold, model.config.size)
 
 
 def shrink(graph: onnx.GraphProto) -> None:

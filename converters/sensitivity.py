@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 
-IMAGES = 8  # of the calibration set, evenly from normal and pseudo-anomalous ones
+IMAGES = 8  # of the quantization set, evenly from normal and pseudo-anomalous ones
 # A group is what one of these finds in layers' names.
 LINEAR = (
     r"^(plain|denoising)\.layers\.\d+\.blocks\.\d+\.(attn\.|mlp\.fc1|mlp\.fc2)",

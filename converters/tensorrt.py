@@ -22,7 +22,7 @@ from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.converters.typed_onnx import cast_first, typed
 from stlm_edge.errors import JobError
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 
 def read(source: Path) -> onnx.ModelProto:
@@ -30,24 +30,26 @@ def read(source: Path) -> onnx.ModelProto:
     return cast_first(onnx.load(source))
 
 
-def to_fp32(proto: onnx.ModelProto, path: Path, calibration: Calibration) -> None:
+def to_fp32(proto: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold) -> None:
     """Write the graph as it is. Raises JobError when it breaks a rule of TensorRT's."""
-    _save(proto, path, calibration, "fp32")
+    _save(proto, path, decision_threshold, "fp32")
 
 
-def to_fp16(proto: onnx.ModelProto, path: Path, calibration: Calibration, islands: Sequence[Island]) -> None:
+def to_fp16(
+    proto: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, islands: Sequence[Island]
+) -> None:
     """Write the graph in float16 but for `islands`. Raises JobError when it breaks a rule of TensorRT's."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     into_tables(copy.graph)
     typed(copy, {island.node for island in islands})
-    _save(copy, path, calibration, "fp16")
+    _save(copy, path, decision_threshold, "fp16")
 
 
 def to_int8(
     proto: onnx.ModelProto,
     path: Path,
-    calibration: Calibration,
+    decision_threshold: DecisionThreshold,
     islands: Sequence[Island],
     reach: dict[str, float],
     in_float: Sequence[str] = (),
@@ -63,10 +65,10 @@ def to_int8(
     quantize(copy, reach, in_float, within)
     into_tables(copy.graph)
     typed(copy, within)
-    _save(copy, path, calibration, "int8")
+    _save(copy, path, decision_threshold, "int8")
 
 
-def _save(proto: onnx.ModelProto, path: Path, calibration: Calibration, precision: str) -> None:
+def _save(proto: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, precision: str) -> None:
     if problems := check(proto):
         raise JobError(f"the {precision} file breaks TensorRT's rules: {'; '.join(problems[:3])}; report this")
-    save(proto, path, calibration, proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    save(proto, path, decision_threshold, proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value)

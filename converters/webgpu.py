@@ -19,7 +19,7 @@ from stlm_edge.converters.onnx import OPSET, save
 from stlm_edge.converters.quantization import into_tables
 from stlm_edge.converters.typed_onnx import cast_first, float_input, typed, without_score
 from stlm_edge.errors import JobError
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 OPERATORS = {
     "Abs",
@@ -67,23 +67,25 @@ _ON_THE_CPU = {"Clip", "Expand", "Pad", "ReduceL2", "ReduceMean", "ReduceSum", "
 _ON_THE_CPU |= {"Slice", "Split", "Squeeze", "Unsqueeze", "Gather"}  # their later inputs are sizes, read beforehand
 
 
-def to_browser(source: Path, path: Path, calibration: Calibration) -> onnx.ModelProto:
+def to_browser(source: Path, path: Path, decision_threshold: DecisionThreshold) -> onnx.ModelProto:
     """Write the float32 file `source`, which `to_onnx` wrote, with a float32 image and no score; returns the graph.
 
     Raises JobError when WebGPU could not run it whole.
     """
     proto = float_input(cast_first(without_score(onnx.load(source))))
-    _save(proto, path, calibration)
+    _save(proto, path, decision_threshold)
     return proto
 
 
-def to_fp16(proto: onnx.ModelProto, path: Path, calibration: Calibration, islands: Sequence[Island]) -> None:
+def to_fp16(
+    proto: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, islands: Sequence[Island]
+) -> None:
     """Write the graph of `to_browser` in float16 but for `islands`. Raises JobError likewise."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     into_tables(copy.graph)
     typed(copy, {island.node for island in islands})
-    _save(copy, path, calibration)
+    _save(copy, path, decision_threshold)
 
 
 def check(proto: onnx.ModelProto) -> list[str]:
@@ -128,7 +130,7 @@ def _named(values: list[tuple[str, int]]) -> str:
     return ", ".join(f"{name} {TensorProto.DataType.Name(kind)}" for name, kind in values) or "none"
 
 
-def _save(proto: onnx.ModelProto, path: Path, calibration: Calibration) -> None:
+def _save(proto: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold) -> None:
     if problems := check(proto):
         raise JobError(f"WebGPU could not run the whole file: {'; '.join(problems[:3])}; report this")
-    save(proto, path, calibration, proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    save(proto, path, decision_threshold, proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value)

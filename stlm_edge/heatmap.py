@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 # Anchors of the scale at equal steps: near-black, violet, red, orange, pale yellow; lightness rises evenly.
 _ANCHORS = np.array(
@@ -24,27 +24,27 @@ _TABLE = _TABLE.round().astype(np.uint8)
 _FADE = np.clip((_STEPS - 0.25) / 0.25, 0, 1)  # nothing below a quarter of the scale, all of it from the threshold on
 
 
-def colour(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:
+def colour(anomaly_map: np.ndarray, decision_threshold: DecisionThreshold) -> np.ndarray:
     """Map H×W to RGB uint8 H×W×3, its colours spread from map_low to map_high."""
-    return _TABLE[_levels(anomaly_map, calibration)]
+    return _TABLE[_levels(anomaly_map, decision_threshold)]
 
 
 def overlay(
-    image: Image.Image, anomaly_map: np.ndarray, calibration: Calibration, opacity: float = 0.65
+    image: Image.Image, anomaly_map: np.ndarray, decision_threshold: DecisionThreshold, opacity: float = 0.65
 ) -> Image.Image:
     """The image at its own size with the map laid over it.
 
     Normal surface stays as it is; the colour fades in towards the threshold and from there on has the full `opacity`,
     0 to 1.
     """
-    levels = Image.fromarray(_levels(anomaly_map, calibration)).resize(image.size, Image.Resampling.BILINEAR)
+    levels = Image.fromarray(_levels(anomaly_map, decision_threshold)).resize(image.size, Image.Resampling.BILINEAR)
     colours = levels.copy()
     colours.putpalette(_TABLE.tobytes())
     alpha = levels.point((255 * opacity * _FADE).round().astype(int).tolist())
     return Image.composite(colours.convert("RGB"), image.convert("RGB"), alpha)
 
 
-def _levels(anomaly_map: np.ndarray, calibration: Calibration) -> np.ndarray:
-    span = max(calibration.map_high - calibration.map_low, 1e-9)
-    values = (np.asarray(anomaly_map, dtype=np.float32) - calibration.map_low) / span
+def _levels(anomaly_map: np.ndarray, decision_threshold: DecisionThreshold) -> np.ndarray:
+    span = max(decision_threshold.map_high - decision_threshold.map_low, 1e-9)
+    values = (np.asarray(anomaly_map, dtype=np.float32) - decision_threshold.map_low) / span
     return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)

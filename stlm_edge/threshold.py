@@ -14,26 +14,26 @@ MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DecisionThreshold:
     """The threshold between normal and anomalous, and how it was found on normal images alone.
 
     Scores and map values are in the model's own unit, 0 to 1. `delta` is how near to the threshold a verdict may flip
     between the trained model and a packed one.
     """
 
-    threshold: Annotated[float, "an image whose score is above it is anomalous"]
-    median_score: Annotated[float, "median score of the normal calibration images"]
+    value: Annotated[float, "an image whose score is above it is anomalous"]
+    median_score: Annotated[float, "median score of the held-out normal images"]
     map_low: Annotated[float, "map value shown as the lowest colour"]
     map_high: Annotated[float, "map value shown as the highest colour; the threshold lies in the middle"]
     false_alarm_rate: Annotated[float, Between(0, 1), "share of normal images that may be called anomalous"]
-    images: Annotated[int, Between(1), "how many normal images the calibration saw"]
+    images: Annotated[int, Between(1), "number of normal images it was chosen from"]
     method: Literal["quantile", "maximum plus margin"]
     margin: Annotated[float, Between(0), "what was added to the highest score; 0 for a quantile"]
     source: Annotated[Literal["training", "site"], "held-out training images, or images taken on site"]
 
     @property
     def delta(self) -> float:
-        return 0.01 * (self.threshold - self.median_score)
+        return 0.01 * (self.value - self.median_score)
 
 
 def calibrate(
@@ -41,7 +41,7 @@ def calibrate(
     maps: Sequence[np.ndarray | float],
     false_alarm_rate: float = 0.01,
     source: Literal["training", "site"] = "training",
-) -> Calibration:
+) -> DecisionThreshold:
     """The threshold of a model from the scores of n held-out normal images and the median of each one's map.
 
     With n ≥ 1/rate it is the score of rank ⌈(1 − rate)(n + 1)⌉ counted from the lowest: of images like these a share
@@ -56,11 +56,11 @@ def calibrate(
     """
     check_rate(false_alarm_rate)
     if not len(scores):
-        raise UsageError("calibration: no normal images; give at least one, better 1/(false-alarm rate) of them")
+        raise UsageError("threshold: no normal images; give at least one, better 1/(false-alarm rate) of them")
     medians = [float(np.median(anomaly_map)) for anomaly_map in maps]
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     if not (np.isfinite(ordered).all() and np.isfinite(medians).all()):
-        raise UsageError("calibration: a score is not finite; train or export the model anew")
+        raise UsageError("threshold: a score is not finite; train or export the model anew")
     count, median = len(ordered), float(np.median(ordered))
     enough = count * false_alarm_rate >= 1 - 1e-9
     if enough:
@@ -71,8 +71,8 @@ def calibrate(
         margin = min(MARGIN * (highest - median), max(0.0, (1 - highest) / 2))
     threshold = highest + margin
     map_low = min(float(np.median(medians)), threshold)
-    return Calibration(
-        threshold=threshold,
+    return DecisionThreshold(
+        value=threshold,
         median_score=median,
         map_low=map_low,
         map_high=2 * threshold - map_low,
@@ -84,16 +84,16 @@ def calibrate(
     )
 
 
-def describe(calibration: Calibration) -> str:
-    """The calibration in a line for people: the threshold and what it rests on."""
-    images = f"{calibration.images} normal images"
-    if calibration.method == "quantile":
-        rate = f"{calibration.false_alarm_rate:g}"
-        return f"threshold {calibration.threshold:.4g} from {images}, for a false-alarm rate of {rate}"
-    needed = math.ceil(1 / calibration.false_alarm_rate - 1e-9)
+def describe(chosen: DecisionThreshold) -> str:
+    """One line for people: the threshold and what it rests on."""
+    images = f"{chosen.images} normal images"
+    if chosen.method == "quantile":
+        rate = f"{chosen.false_alarm_rate:g}"
+        return f"threshold {chosen.value:.4g} from {images}, for a false-alarm rate of {rate}"
+    needed = math.ceil(1 / chosen.false_alarm_rate - 1e-9)
     return (
-        f"threshold {calibration.threshold:.4g}, the maximum of {images} plus a margin of {calibration.margin:.2g}, "
-        f"because a false-alarm rate of {calibration.false_alarm_rate:g} needs {needed}"
+        f"threshold {chosen.value:.4g}, the maximum of {images} plus a margin of {chosen.margin:.2g}, "
+        f"because a false-alarm rate of {chosen.false_alarm_rate:g} needs {needed}"
     )
 
 

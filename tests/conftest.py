@@ -171,13 +171,13 @@ def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("coreml")
     opened = checkpoint.load(even_checkpoint)
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     with quiet():
         for precision in ("fp32", "fp16"):
             package = coreml.converted(opened.model, precision)
-            coreml.save(package, folder / f"{precision}.mlpackage", opened.calibration, opened.model.config.size)
+            coreml.save(package, folder / f"{precision}.mlpackage", opened.decision_threshold, opened.model.config.size)
         package = coreml.compressed(package, "int8")
-        coreml.save(package, folder / "int8.mlpackage", opened.calibration, opened.model.config.size)
+        coreml.save(package, folder / "int8.mlpackage", opened.decision_threshold, opened.model.config.size)
     return folder
 
 
@@ -189,7 +189,7 @@ def exported_for_ios(
     from stlm_edge.converters import coreml
     from stlm_edge.export.pipeline import export
 
-    def copied(model: object, path: Path, calibration: object, precision: str, *_: object) -> None:
+    def copied(model: object, path: Path, decision_threshold: object, precision: str, *_: object) -> None:
         shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
 
     folder = tmp_path_factory.mktemp("exported-for-ios")
@@ -210,9 +210,9 @@ def even_onnx(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     from stlm_edge.model import checkpoint
 
     trained = checkpoint.load(even_checkpoint)
-    assert trained.calibration is not None
+    assert trained.decision_threshold is not None
     path = tmp_path_factory.mktemp("even") / "model.onnx"
-    to_onnx(trained.model, path, trained.calibration)
+    to_onnx(trained.model, path, trained.decision_threshold)
     return path
 
 

@@ -17,7 +17,7 @@ ConvertBy = Callable[[Damage | None], None]
 def convert_to(file: Path, patch: pytest.MonkeyPatch, damage: Damage | None = None) -> None:
     """Let every conversion to ONNX, which takes long, give this file, damaged."""
 
-    def to_onnx(model: object, path: Path, calibration: object) -> None:
+    def to_onnx(model: object, path: Path, decision_threshold: object) -> None:
         shutil.copyfile(file, path)
         if damage:
             rewrite(path, damage)

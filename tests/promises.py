@@ -25,7 +25,7 @@ def says_what_the_trained_model_says(bundle: Bundle, checkpoint: Path, limit: fl
     for image in bundle.golden():
         anomaly_map, score = trained.run(image.tensor.copy())
         verdict = bundle.predict(image.image_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert verdict.anomalous == (score > bundle.manifest.decision_threshold.value)
         assert np.abs(verdict.map - anomaly_map).max() < limit
 
 
@@ -42,8 +42,8 @@ def is_calibrated_on_site(done: Exported, images: Path, folder: Path) -> float:
     calibrated = run("calibrate", "--bundle", folder, "--data", images, "--json")
     assert (calibrated.returncode, calibrated.stderr) == (0, "")
     manifest = stlm_edge.open(folder).manifest
-    threshold = json.loads(calibrated.stdout)["calibration"]["threshold"]
-    assert manifest.calibration.threshold == threshold != manifest.training_calibration.threshold
+    threshold = json.loads(calibrated.stdout)["decision_threshold"]["value"]
+    assert manifest.decision_threshold.value == threshold != manifest.exported_threshold.value
     return threshold
 
 
@@ -51,7 +51,7 @@ def predicts_and_is_benched(done: Exported, runtime: str, image: Path, out: Path
     """By the commands; returns the packages whose versions the bench names."""
     predicted = run("predict", "--bundle", done.folder, image, "--json")
     assert (predicted.returncode, predicted.stderr) == (0, "")
-    assert json.loads(predicted.stdout)["threshold"] == done.manifest.calibration.threshold
+    assert json.loads(predicted.stdout)["threshold"] == done.manifest.decision_threshold.value
     benched = run("bench", "--bundle", done.folder, "--queries", queries, "--seconds", 0, "--out", out)
     assert benched.returncode == 0, benched.stderr
     bench = json.loads((out / "bench.json").read_text())

@@ -10,7 +10,7 @@ from torch import nn
 from stlm_edge.images import load
 from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.model.tiny_vit import LayerNorm2d
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.training import run_folder
 
 SMALL_SIZE = 64
@@ -26,7 +26,7 @@ def write_small_run(
     weight's rounding to fp16 alone moves some by 0.1.
     """
     for number, seed in enumerate(SEEDS):
-        for folder, defect in (("calibration", False), ("golden/normal", False), ("golden/anomalous", True)):
+        for folder, defect in (("held_out", False), ("golden/normal", False), ("golden/anomalous", True)):
             (run / folder).mkdir(parents=True, exist_ok=True)
             tiny_image(seed, defect).save(run / folder / f"{number:02}.png")
     images = np.stack([load(tiny_image(seed, defect), size) for defect in (False, True) for seed in SEEDS])
@@ -36,8 +36,8 @@ def write_small_run(
     ordered = np.sort(scores)[4:-4]
     widest = int(np.argmax(np.diff(ordered)))
     threshold = float(ordered[widest : widest + 2].mean())
-    calibration = Calibration(
-        threshold=threshold,
+    decision_threshold = DecisionThreshold(
+        value=threshold,
         median_score=threshold - 0.1,
         map_low=0.1,
         map_high=0.9,
@@ -48,7 +48,7 @@ def write_small_run(
         source="training",
     )
     path = run / run_folder.CHECKPOINT
-    checkpoint.save(path, model, {"recipe": "random weights", "seed": 0}, calibration)
+    checkpoint.save(path, model, {"recipe": "random weights", "seed": 0}, decision_threshold)
     return path
 
 

@@ -94,7 +94,7 @@ def test_it_calibrates_on_site(place: Path, tiny_bundle: Path, tiny_images: Path
     shutil.copytree(tiny_bundle, place / "site")
     answer = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_images / "good", "--json")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert json.loads(answer.stdout)["calibration"]["images"] == 24
+    assert json.loads(answer.stdout)["decision_threshold"]["images"] == 24
 
 
 def test_it_benches_a_bundle(place: Path, tiny_bundle: Path) -> None:

@@ -84,7 +84,7 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
     write_tiny_onnx(artifact, size, with_score=bool(options.get("score_output", True)))
     runtime = OnnxRuntime(artifact, threads=1)
     normal = [runtime.run(load(tiny_image(seed), size)) for seed in range(30)]
-    calibration = calibrate([score for _, score in normal], [float(np.median(m)) for m, _ in normal], 0.05)
+    decision_threshold = calibrate([score for _, score in normal], [float(np.median(m)) for m, _ in normal], 0.05)
     candidates = []
     for seed in range(100, 110):
         for defect in (False, True):
@@ -92,14 +92,14 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
             tensor = load(image, size)
             name = f"{'spot' if defect else 'good'}-{seed}"
             candidates.append(GoldenCandidate(name, image, defect, tensor, *runtime.run(tensor)))
-    golden = fit_golden(select_golden(candidates, calibration.threshold), runtime.run)
+    golden = fit_golden(select_golden(candidates, decision_threshold.value), runtime.run)
     answers = [runtime.run(candidate.tensor) for candidate in golden]
-    parity, _ = compare(golden, answers, calibration.threshold, calibration.delta)
+    parity, _ = compare(golden, answers, decision_threshold.value, decision_threshold.delta)
     fields: dict = {
         "target": "cpu",
         "runtime": "onnxruntime",
         "precision": precision,
-        "calibration": calibration,
+        "decision_threshold": decision_threshold,
         "parity": parity,
         "provenance": {"recipe": "tiny", "seed": 0},
         "tool_versions": {"stlm-edge": "0.1.0"},

@@ -16,7 +16,7 @@ struct Problem: Error, CustomStringConvertible {
 // What is read of manifest.json; the names are the manifest's own.
 struct Manifest: Decodable {
     struct Input: Decodable { let size: Int }
-    struct Calibration: Decodable { let threshold: Double }
+    struct DecisionThreshold: Decodable { let value: Double }
     struct Tensor: Decodable { let file: String, encoding: String }
     struct Map: Decodable { let file: String, shape: [Int], stride: Int, offset: Int }
     struct Golden: Decodable {
@@ -25,7 +25,7 @@ struct Manifest: Decodable {
     struct File: Decodable { let path: String, bytes: Int }
     struct Teacher: Decodable { let teacher: String? }
     let target: String, runtime: String, precision: String, artifact: String
-    let input: Input, calibration: Calibration, verdict_delta: Double
+    let input: Input, decision_threshold: DecisionThreshold, verdict_delta: Double
     let provenance: Teacher, files: [File], golden: [Golden]
 }
 
@@ -48,7 +48,7 @@ func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 
     let model = try await MLModel.load(contentsOf: compiled, configuration: configuration)
     let loadTime = milliseconds(clock.now - start)
     guard let said = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String],
-        let stamped = said["stlm_edge.threshold"].flatMap(Double.init), stamped == manifest.calibration.threshold
+        let stamped = said["stlm_edge.threshold"].flatMap(Double.init), stamped == manifest.decision_threshold.value
     else { throw Problem(description: "\(manifest.artifact): its threshold is not the manifest's; export anew") }
 
     var firstTime: Double?
@@ -217,7 +217,7 @@ struct Compared {
 func compare(_ image: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ score: Double, _ expected: [Float])
     throws -> Compared
 {
-    let size = manifest.input.size, threshold = manifest.calibration.threshold
+    let size = manifest.input.size, threshold = manifest.decision_threshold.value
     let places = stride(from: image.map.offset, to: size, by: image.map.stride)
     let sampled = places.flatMap { y in places.map { x in Double(map[y * size + x]) } }
     guard sampled.count == expected.count else { throw Problem(description: "\(image.map.file): another shape") }
@@ -272,7 +272,7 @@ func benchRow(
         "teacher": orNull(manifest.provenance.teacher), "input_size": manifest.input.size,
         "size_mb": Double(bytes) / 1e6, "threads": ProcessInfo.processInfo.activeProcessorCount,
         "passed": wrong.isEmpty, "failure": orNull(wrong.isEmpty ? nil : wrong.joined(separator: "; ")),
-        "parity": parity, "threshold": manifest.calibration.threshold, "verdict_delta": manifest.verdict_delta,
+        "parity": parity, "threshold": manifest.decision_threshold.value, "verdict_delta": manifest.verdict_delta,
         "golden": golden, "load_ms": loadTime, "first_inference_ms": orNull(firstTime),
         "peak_memory_mb": NSNull(), "timed_even_if_wrong": false, "placement": placed, "warmup": timing.warmup,
         "steady": orNull(times.isEmpty ? nil : timing.steady), "queries": times.count,

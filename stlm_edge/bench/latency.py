@@ -185,7 +185,7 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
     parity, images = compare(
         bundle.golden(),
         (runtime.run(golden.tensor) for golden in bundle.golden()),
-        manifest.calibration.threshold,
+        manifest.decision_threshold.value,
         manifest.verdict_delta,
     )
     answers = [
@@ -284,7 +284,7 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
     worst = worst_of(runtime, bundle, golden)
     answered = [asdict(answer) for answer in golden]
     say({"parity": asdict(parity), "golden": answered, "wrong": wrong, "worst": asdict(worst)})
-    threshold = bundle.manifest.calibration.threshold
+    threshold = bundle.manifest.decision_threshold.value
     paths = [golden.image_path for golden, _ in zip(bundle.golden(), images, strict=False)]
 
     def graph(number: int) -> None:

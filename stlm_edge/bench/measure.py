@@ -84,7 +84,7 @@ def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
         passed=False,
         failure="not measured",
         parity=None,
-        threshold=manifest.calibration.threshold,
+        threshold=manifest.decision_threshold.value,
         verdict_delta=manifest.verdict_delta,
         golden=(),
         load_ms=None,

@@ -5,7 +5,6 @@ added, removed or given another meaning makes a new version; a release that no l
 release does. The JSON Schema of each version stands in `stlm_edge/schemas/`.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from stlm_edge import strict_json
 from stlm_edge.bundle.parity import Parity
 from stlm_edge.errors import UsageError
 from stlm_edge.strict_json import Between, Items, Pattern
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 FORMAT_VERSIONS = (1,)
 MANIFEST = "manifest.json"
@@ -131,8 +130,10 @@ class Manifest:
     input: Input
     outputs: Outputs
     score_rule: str
-    calibration: Calibration
-    training_calibration: Annotated[Calibration, "what the export shipped; equals `calibration` until redone on site"]
+    decision_threshold: DecisionThreshold
+    exported_threshold: Annotated[
+        DecisionThreshold, "what the export shipped; equals `decision_threshold` until recalibrated on site"
+    ]
     verdict_delta: Annotated[float, Between(0), "1% of threshold − median_score: how near to it a verdict may flip"]
     provenance: Annotated[dict[str, Any], "where the model comes from: data digest, seed, recipe, teacher"]
     parameters: Count
@@ -157,12 +158,15 @@ class Manifest:
             raise _contradiction("outputs.anomaly_map.shape", f"expected [1, 1, {side}, {side}]")
         if not self.artifact_files:
             raise _contradiction("artifact", f"{self.artifact} is not in files")
-        for name in ("calibration", "training_calibration"):
-            calibration: Calibration = getattr(self, name)
-            if calibration.threshold < calibration.median_score or calibration.map_high < calibration.map_low:
-                raise _contradiction(name, "threshold < median_score, or map_high < map_low")
-        if not math.isclose(self.verdict_delta, self.calibration.delta, rel_tol=1e-6, abs_tol=1e-12):
-            raise _contradiction("verdict_delta", f"expected {self.calibration.delta!r} of this calibration")
+        for name in ("decision_threshold", "exported_threshold"):
+            decision_threshold: DecisionThreshold = getattr(self, name)
+            if (
+                decision_threshold.value < decision_threshold.median_score
+                or decision_threshold.map_high < decision_threshold.map_low
+            ):
+                raise _contradiction(name, "value < median_score, or map_high < map_low")
+        if not math.isclose(self.verdict_delta, self.decision_threshold.delta, rel_tol=1e-6, abs_tol=1e-12):
+            raise _contradiction("verdict_delta", f"expected {self.decision_threshold.delta!r} of this threshold")
         for index, golden in enumerate(self.golden):
             _check_golden(f"golden[{index}]", golden, side, listed)
         used = {path for g in self.golden for path in (g.image, g.tensor.file, g.map.file)}
@@ -206,8 +210,3 @@ def _check_golden(where: str, golden: Golden, side: int, listed: dict[str, int])
         raise _contradiction(f"{where}.map.shape", f"expected [{count}, {count}] for its stride and offset")
     if listed[sampled.file] != count * count * 4:
         raise _contradiction(f"{where}.map", f"{listed[sampled.file]} bytes, expected {count * count * 4}")
-
-
-if __name__ == "__main__":
-    place = Path(__file__).parents[1] / "schemas" / "manifest-1.schema.json"
-    place.write_text(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

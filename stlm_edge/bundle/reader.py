@@ -55,7 +55,7 @@ class Bundle:
         Raises UsageError for an image that can't be read, JobError when the model's answer isn't finite.
         """
         answer = self.runtime.run(load(image, self.manifest.input.size))
-        return verdict_of(answer, self.manifest.calibration.threshold)
+        return verdict_of(answer, self.manifest.decision_threshold.value)
 
     def golden(self) -> Iterator[GoldenImage]:
         """The golden images, one at a time, each file verified again as it is read."""
@@ -131,7 +131,7 @@ def _check_meaning(folder: Path, manifest: Manifest) -> None:
             )
     artifact = folder / manifest.artifact
     if (metadata := read_metadata(artifact)) is not None:
-        for key, expected in stamp(manifest.calibration, manifest.input.size).items():
+        for key, expected in stamp(manifest.decision_threshold, manifest.input.size).items():
             if (found := metadata.get(key, "nothing")) != expected:
                 raise UsageError(
                     f"{artifact}: its metadata says {found[:60]!r} for {key}, the manifest {expected!r}; {_AGAIN}"

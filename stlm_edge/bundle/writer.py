@@ -20,7 +20,7 @@ from stlm_edge.files import sha256_of
 from stlm_edge.formats import files_of, replace_metadata, stamp
 from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT
 from stlm_edge.strict_json import dump
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import SCORE_RULE
 
 
@@ -32,7 +32,7 @@ def write_bundle(
     target: str,
     runtime: str,
     precision: str,
-    calibration: Calibration,
+    decision_threshold: DecisionThreshold,
     parity: Parity,
     provenance: dict[str, Any],
     tool_versions: dict[str, str],
@@ -57,7 +57,7 @@ def write_bundle(
     with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
         copy_files(artifact, temporary / packed)
-        replace_metadata(temporary / packed, stamp(calibration, size))
+        replace_metadata(temporary / packed, stamp(decision_threshold, size))
         parts = [path.relative_to(temporary).as_posix() for path in files_of(temporary / packed)]
         (temporary / "golden").mkdir()
         for path, content in files.items():
@@ -75,9 +75,9 @@ def write_bundle(
                 MapOutput("anomaly_map", (1, 1, size, size)), ScoreOutput("score") if score_output else None
             ),
             score_rule=SCORE_RULE,
-            calibration=calibration,
-            training_calibration=calibration,
-            verdict_delta=calibration.delta,
+            decision_threshold=decision_threshold,
+            exported_threshold=decision_threshold,
+            verdict_delta=decision_threshold.delta,
             provenance=provenance,
             parameters=parameters,
             flops=flops,
@@ -92,10 +92,10 @@ def write_bundle(
     return manifest
 
 
-def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
+def recalibrate(bundle: Bundle, decision_threshold: DecisionThreshold) -> Manifest:
     """Give a bundle another calibration: in its manifest, the artifact's metadata, and the sums of both.
 
-    What the export shipped stays in `training_calibration`. The new folder is written whole beside the old one, which
+    What the export shipped stays in `exported_threshold`. The new folder is written whole beside the old one, which
     takes twice the bundle's space for a moment, then takes its place; interrupted, the old one stays. Raises JobError
     when it can't be written.
     """
@@ -106,13 +106,13 @@ def recalibrate(bundle: Bundle, calibration: Calibration) -> Manifest:
             shutil.copyfile(bundle.folder / file.path, temporary / file.path)
             if list_file(temporary, file.path) != file:
                 raise JobError(f"{bundle.folder / file.path}: changed while it was copied; run it again")
-        replace_metadata(temporary / old.artifact, stamp(calibration, old.input.size))
+        replace_metadata(temporary / old.artifact, stamp(decision_threshold, old.input.size))
         packed = {file.path: list_file(temporary, file.path) for file in old.artifact_files}
         manifest = dataclasses.replace(
             old,
             files=tuple(packed.get(file.path, file) for file in old.files),
-            calibration=calibration,
-            verdict_delta=calibration.delta,
+            decision_threshold=decision_threshold,
+            verdict_delta=decision_threshold.delta,
         )
         (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
         open_bundle(temporary)

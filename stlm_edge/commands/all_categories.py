@@ -77,9 +77,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate a trained model on this process's GPU, or the CPU. Raises UsageError where it has no threshold."""
     model = Torch(checkpoint, device=all_gather.device())
-    if model.calibration is None:
+    if model.decision_threshold is None:
         raise UsageError(f"{checkpoint}: has no threshold; train anew")
-    return evaluate(model, test_samples(data, category, format), model.size, model.calibration, out, str(checkpoint))
+    return evaluate(
+        model, test_samples(data, category, format), model.size, model.decision_threshold, out, str(checkpoint)
+    )
 
 
 def summary(metrics: dict[str, Any]) -> Table:

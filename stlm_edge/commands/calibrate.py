@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="share of false alarms (default: 0.01)",
     )
     add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
-    add("--json", action="store_true", help="print both calibrations as JSON and nothing else")
+    add("--json", action="store_true", help="print both thresholds as JSON and nothing else")
     options = parser.parse_args(arguments)
     with exit_with_one_line("interrupted; the bundle is whole, run it again"):
         check_rate(options.false_alarm_rate)
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run, size = bundle.runtime.run, bundle.runtime.size
         images = (load(path, size) for path in _counted(list_images(options.data)))
         found = calibrate(*judge(run, images), options.false_alarm_rate, "site")
-        _check_sense(bundle, found.threshold)
+        _check_sense(bundle, found.value)
         manifest = recalibrate(bundle, found)
         if options.json:
-            keys = ("calibration", "training_calibration", "verdict_delta")
+            keys = ("decision_threshold", "exported_threshold", "verdict_delta")
             print(json.dumps({key: dataclasses.asdict(manifest)[key] for key in keys}, indent=2))
         else:
-            print(f"{options.bundle}: {describe(manifest.calibration)}")
-            print(f"as exported, {describe(manifest.training_calibration)}")
+            print(f"{options.bundle}: {describe(manifest.decision_threshold)}")
+            print(f"as exported, {describe(manifest.exported_threshold)}")
 
 
 def _check_sense(bundle: Bundle, threshold: float) -> None:

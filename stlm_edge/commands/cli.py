@@ -123,15 +123,19 @@ def _train(
     checkpoint_path = train(job, out, resume)
     from stlm_edge.model import checkpoint
 
-    calibration = checkpoint.load(checkpoint_path).calibration
-    assert calibration is not None
+    decision_threshold = checkpoint.load(checkpoint_path).decision_threshold
+    assert decision_threshold is not None
     if as_json:
         _print_json(
-            {"checkpoint": str(checkpoint_path), "threshold": calibration.threshold, "images": calibration.images}
+            {
+                "checkpoint": str(checkpoint_path),
+                "threshold": decision_threshold.value,
+                "images": decision_threshold.images,
+            }
         )
         return
-    found = f"threshold {calibration.threshold:.4f} from {calibration.images} held-out normal images"
-    print(f"{checkpoint_path}: {found} ({calibration.method})")
+    found = f"threshold {decision_threshold.value:.4f} from {decision_threshold.images} held-out normal images"
+    print(f"{checkpoint_path}: {found} ({decision_threshold.method})")
 
 
 def _evaluate(
@@ -175,9 +179,9 @@ def _evaluate(
 
             assert bundle is not None
             opened = stlm_edge.open(bundle)
-            size, calibration = opened.manifest.input.size, opened.manifest.calibration
+            size, decision_threshold = opened.manifest.input.size, opened.manifest.decision_threshold
             samples = test_samples(data, category, format)
-            metrics = evaluate(opened.runtime, samples, size, calibration, out, str(bundle))
+            metrics = evaluate(opened.runtime, samples, size, decision_threshold, out, str(bundle))
             table = summary(metrics)
         if all_gather.rank() > 0:
             return
@@ -205,7 +209,7 @@ def _export(
             help="Another converter: openvino (for cpu), torch-tensorrt (for desktop-gpu).", show_default=False
         ),
     ] = None,
-    calibration: Annotated[
+    decision_threshold: Annotated[
         Path | None, typer.Option(help="Normal images for quantization (default: the run's own).", show_default=False)
     ] = None,
     data: Annotated[
@@ -247,7 +251,7 @@ def _export(
         out,
         checkpoint=checkpoint,
         via=via,
-        calibration_folder=calibration,
+        quantization_folder=decision_threshold,
         data=data,
         category=category,
         format=format,

@@ -16,7 +16,7 @@ from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import replacing
 from stlm_edge.images import list_images, load, read_image
 from stlm_edge.runtimes import Runtime
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import Verdict, verdict_of
 
 EXAMPLE = """examples:
@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_out(options)
         given = _expand(options.images)
         names = [path.name for path in given]
-        runtime, calibration = _open(options)
+        runtime, decision_threshold = _open(options)
 
         def judge(path: Path, name: str) -> None:
             image = read_image(path)
-            verdict = verdict_of(runtime.run(load(image, runtime.size)), calibration.threshold)
+            verdict = verdict_of(runtime.run(load(image, runtime.size)), decision_threshold.value)
             shown = None
             if options.out:
                 shown = Path(options.out) / f"{name}.heatmap.png"
-                _write_png(shown, heatmap.overlay(image, verdict.map, calibration))
+                _write_png(shown, heatmap.overlay(image, verdict.map, decision_threshold))
             _print(path, verdict, shown, options.json)
 
         failures = 0
@@ -108,18 +108,18 @@ def _expand(given: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _open(options: argparse.Namespace) -> tuple[Runtime, Calibration]:
+def _open(options: argparse.Namespace) -> tuple[Runtime, DecisionThreshold]:
     if options.bundle:
         bundle = open_bundle(options.bundle, threads=options.threads)
-        return bundle.runtime, bundle.manifest.calibration
+        return bundle.runtime, bundle.manifest.decision_threshold
     try:
         from stlm_edge.runtimes.torch import Torch
     except ImportError as error:
         raise UsageError(f'--checkpoint needs {error.name}: pip install "stlm-edge[train]"') from None
     trained = Torch(options.checkpoint, options.threads)
-    if trained.calibration is None:
+    if trained.decision_threshold is None:
         raise UsageError(f"{options.checkpoint}: has no threshold; train it to the end")
-    return trained, trained.calibration
+    return trained, trained.decision_threshold
 
 
 def _print(path: Path, verdict: Verdict, shown: Path | None, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from stlm_edge.data.datasets import Sample
 from stlm_edge.files import replacing
 from stlm_edge.heatmap import overlay
 from stlm_edge.images import read_image, read_mask
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import is_anomalous
 
 CELL = 264  # pixels, the longer side of an image in a sheet
@@ -37,7 +37,7 @@ def shrink(anomaly_map: np.ndarray) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration) -> None:
+def write(path: Path, title: str, rows: Sequence[Row], decision_threshold: DecisionThreshold) -> None:
     """Draw a sheet and write it as JPEG, whole or not at all. Raises UsageError for an image or mask gone bad."""
     width = 3 * CELL + _TEXT + 5 * _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * (CELL + _GAP)), _PAPER)
@@ -45,17 +45,17 @@ def write(path: Path, title: str, rows: Sequence[Row], calibration: Calibration)
     draw.text((_GAP, 9), title, _INK, _font(20))
     for column, name in enumerate(("Image", "Mask", "Heatmap", "Verdict")):
         draw.text((_GAP + column * (CELL + _GAP), 40), name, _MUTED, _font(15))
-    top_score = max([calibration.threshold, *(row.score for row in rows)])
+    top_score = max([decision_threshold.value, *(row.score for row in rows)])
     for index, row in enumerate(rows):
         top = _HEAD + index * (CELL + _GAP)
         image = read_image(row.sample.image)
         small = ImageOps.contain(image, (CELL, CELL), Image.Resampling.BILINEAR)
-        cells = small, _outlined(small, row.sample, image.size), overlay(small, row.small_map, calibration)
+        cells = small, _outlined(small, row.sample, image.size), overlay(small, row.small_map, decision_threshold)
         for column, cell in enumerate(cells):
             left = _GAP + column * (CELL + _GAP)
             draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), _PANEL)
             sheet.paste(cell, (left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
-        _write_verdict(draw, (_GAP + 3 * (CELL + _GAP) + 4, top), row, calibration.threshold, top_score)
+        _write_verdict(draw, (_GAP + 3 * (CELL + _GAP) + 4, top), row, decision_threshold.value, top_score)
     with replacing(path) as temporary:
         sheet.save(temporary, "JPEG", quality=88)
 

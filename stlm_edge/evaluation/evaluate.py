@@ -21,7 +21,7 @@ from stlm_edge.evaluation.metrics import FPR_LIMIT, PixelFigures, PixelMetrics, 
 from stlm_edge.files import replacing
 from stlm_edge.images import read_image, resize
 from stlm_edge.runtimes import Runtime
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import is_anomalous
 
 METRICS = "metrics.json"
@@ -30,7 +30,12 @@ ROWS = 8  # of a contact sheet
 
 
 def evaluate(
-    runtime: Runtime, samples: Sequence[Sample], size: int, calibration: Calibration, out: Path | None, source: str
+    runtime: Runtime,
+    samples: Sequence[Sample],
+    size: int,
+    decision_threshold: DecisionThreshold,
+    out: Path | None,
+    source: str,
 ) -> dict[str, Any]:
     """Run every sample at size×size and say how well normal and anomalous are told apart.
 
@@ -88,9 +93,9 @@ def evaluate(
             against_normal = [copy.deepcopy(of_normal)] if turn % processes == rank else []
             run(kind, *against_normal, *overall)
             for pixels in against_normal:
-                own[defect] = _figures([*normal, *kind], scores, calibration.threshold, pixels)
+                own[defect] = _figures([*normal, *kind], scores, decision_threshold.value, pixels)
         for pixels in overall:
-            own[None] = _figures(samples, scores, calibration.threshold, pixels)
+            own[None] = _figures(samples, scores, decision_threshold.value, pixels)
 
     figures: dict[str | None, dict[str, Any]] = {}
     for found in all_gather.share(lambda: own):
@@ -107,14 +112,14 @@ def evaluate(
                 "defect": sample.defect,
                 "anomalous": sample.anomalous,
                 "score": scores[sample],
-                "verdict": "anomalous" if is_anomalous(scores[sample], calibration.threshold) else "normal",
+                "verdict": "anomalous" if is_anomalous(scores[sample], decision_threshold.value) else "normal",
             }
             for sample in samples
         ],
     }
     if out is not None and rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        gallery.write(out, figures[None], calibration)
+        gallery.write(out, figures[None], decision_threshold)
         with replacing(out / METRICS) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return metrics
@@ -161,7 +166,7 @@ class _Gallery:
         worst.sort(key=lambda row: row.score, reverse=not row.sample.anomalous)
         del worst[ROWS:]
 
-    def write(self, out: Path, figures: dict[str, Any], calibration: Calibration) -> None:
+    def write(self, out: Path, figures: dict[str, Any], decision_threshold: DecisionThreshold) -> None:
         normal, anomalous = figures["normal"], figures["anomalous"]
         titles = (
             f"A sample of the {normal} normal and {anomalous} anomalous images",
@@ -170,7 +175,7 @@ class _Gallery:
         )
         for name, title, rows in zip(SHEETS, titles, (self._sample, self._false_alarms, self._misses), strict=True):
             if rows:
-                contact_sheet.write(out / name, title, rows, calibration)
+                contact_sheet.write(out / name, title, rows, decision_threshold)
             else:
                 (out / name).unlink(missing_ok=True)
 

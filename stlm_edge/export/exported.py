@@ -57,7 +57,7 @@ class Exported:
             "target": self.manifest.target,
             "precision": self.manifest.precision,
             "bytes": sum(file.bytes for file in self.manifest.files),
-            "threshold": self.manifest.calibration.threshold,
+            "threshold": self.manifest.decision_threshold.value,
             "verdict_delta": self.manifest.verdict_delta,
             "parity": dataclasses.asdict(self.parity),
             "golden_parity": dataclasses.asdict(self.golden_parity),
@@ -74,7 +74,7 @@ class Exported:
         megabytes = sum(file.bytes for file in self.manifest.artifact_files) / 1e6
         lines = [
             f"{self.folder}: {self.manifest.target} {self.manifest.precision}, {megabytes:.1f} MB, "
-            f"threshold {self.manifest.calibration.threshold:.4g}",
+            f"threshold {self.manifest.decision_threshold.value:.4g}",
             f"run by {' and '.join(self.checked_by)}, against the trained model on {self.parity.images} images: "
             f"{in_words(self.parity)}",
             f"of these the {self.golden_parity.images} golden ones: {in_words(self.golden_parity)}",

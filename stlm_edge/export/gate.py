@@ -16,7 +16,7 @@ from stlm_edge.evaluation.evaluate import evaluate
 from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.training.validation import Validation
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
@@ -28,9 +28,11 @@ HELD_OUT = 32  # normal images, and as many pseudo-anomalous ones
 Figures = dict[str, float | None]
 
 
-def accuracy_on_samples(runtime: Runtime, samples: list[Sample], size: int, calibration: Calibration) -> Figures:
+def accuracy_on_samples(
+    runtime: Runtime, samples: list[Sample], size: int, decision_threshold: DecisionThreshold
+) -> Figures:
     """Image AUROC, pixel AUROC and AUPRO, 0 to 1, on labelled images."""
-    metrics = evaluate(runtime, samples, size, calibration, None, runtime.name)
+    metrics = evaluate(runtime, samples, size, decision_threshold, None, runtime.name)
     return {name: metrics[name] for name in FIGURES}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 KEPT = (1, 2, 4, 8, 16, 32)  # groups of layers in float, tried in turn
 LINEAR_LAYERS = "linear layers"  # what is in int8
@@ -27,13 +27,13 @@ WITH_CONVOLUTIONS = "linear layers and the weights of convolutions but stage 0's
 class Order:
     """What is to be converted, to which `artifact` (a path that doesn't exist yet, in a folder for this alone).
 
-    `images` are the calibration set, normal and pseudo-anomalous, uint8 S×S×3 each.
+    `images` are the quantization set, normal and pseudo-anomalous, uint8 S×S×3 each.
     """
 
     model: STLM
     precision: str
     artifact: Path
-    calibration: Calibration
+    decision_threshold: DecisionThreshold
     provenance: dict[str, Any]
     images: Sequence[np.ndarray]
 
@@ -63,7 +63,7 @@ def _to_onnx(order: Order) -> Iterator[Step]:
 
     in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
     with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, in_float, order.calibration)
+        to_onnx(order.model, in_float, order.decision_threshold)
     yield Step("fp32", in_float, (_onnxruntime,))
     if order.precision == "int8":
         from stlm_edge.converters.quantization import to_int8
@@ -71,7 +71,7 @@ def _to_onnx(order: Order) -> Iterator[Step]:
 
         for kept in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
-                to_int8(order.model, in_float, order.artifact, order.calibration, kept)
+                to_int8(order.model, in_float, order.artifact, order.decision_threshold, kept)
             yield Step("int8", order.artifact, (_onnxruntime,), kept=kept, what=LINEAR_LAYERS)
 
 
@@ -100,9 +100,9 @@ def _to_tflite(order: Order) -> Iterator[Step]:
 
     in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
     with step("converting to TFLite, which takes a minute or two"):
-        to_tflite(order.model, in_float, order.calibration, order.provenance)
+        to_tflite(order.model, in_float, order.decision_threshold, order.provenance)
     yield Step("fp32", in_float, (_litert,))
-    about = order.calibration, order.model.config.size, order.provenance
+    about = order.decision_threshold, order.model.config.size, order.provenance
     if order.precision == "fp16":
         for names, stages in zip(FP16, ("stage 0's", "those of stages 0 and 1"), strict=True):
             with step("writing the weights in fp16"):
@@ -120,7 +120,7 @@ def _to_coreml(order: Order) -> Iterator[Step]:
     from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR
 
     with step("converting to Core ML, which takes a minute"):
-        to_coreml(order.model, order.beside("fp32"), order.calibration, "fp32")
+        to_coreml(order.model, order.beside("fp32"), order.decision_threshold, "fp32")
     yield Step("fp32", order.beside("fp32"), (_coreml,))
     tries: Iterator[tuple[tuple[str, ...], tuple[str, ...]]] = ((in_float32, ()) for in_float32 in IN_FLOAT32)
     if order.precision in ("int8", "palette6"):
@@ -129,7 +129,7 @@ def _to_coreml(order: Order) -> Iterator[Step]:
     for in_float32, kept in tries:
         shutil.rmtree(order.artifact, ignore_errors=True)
         with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
-            to_coreml(order.model, order.artifact, order.calibration, order.precision, in_float32, kept)
+            to_coreml(order.model, order.artifact, order.decision_threshold, order.precision, in_float32, kept)
         notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
         but = "norms and the map's end" if in_float32 else "the map's end"
         what = f"everything but {but}" if order.precision == "fp16" else f"weights, computed in fp16 but for {but}"
@@ -141,9 +141,9 @@ def _to_openvino(order: Order) -> Iterator[Step]:
     from stlm_edge.converters.openvino import to_int8, to_openvino
     from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
-    source, about = order.artifact.with_name("source.onnx"), (order.calibration, order.model.config.size)
+    source, about = order.artifact.with_name("source.onnx"), (order.decision_threshold, order.model.config.size)
     with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, source, order.calibration)
+        to_onnx(order.model, source, order.decision_threshold)
     in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
     with step("converting to OpenVINO's IR"):
         to_openvino(source, in_float, *about)
@@ -168,22 +168,22 @@ def _to_tensorrt(order: Order) -> Iterator[Step]:
 
     untyped = order.beside("untyped")
     with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, untyped, order.calibration)
+        to_onnx(order.model, untyped, order.decision_threshold)
     notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
     graph = tensorrt.read(untyped)
     in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
-    tensorrt.to_fp32(graph, in_float, order.calibration)
+    tensorrt.to_fp32(graph, in_float, order.decision_threshold)
     yield Step("fp32", in_float, (_onnxruntime,), notes)
     if order.precision == "fp16":
         for kept in islands(graph, order.images):
-            tensorrt.to_fp16(graph, order.artifact, order.calibration, kept)
+            tensorrt.to_fp16(graph, order.artifact, order.decision_threshold, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
         with step("measuring the activations' ranges"):
             reach = reach_of(graph, order.images)
         for in_float32, kept in _islands_then_layers(order, graph):
             with step("quantizing to int8"):
-                tensorrt.to_int8(graph, order.artifact, order.calibration, in_float32, reach, kept)
+                tensorrt.to_int8(graph, order.artifact, order.decision_threshold, in_float32, reach, kept)
             told = (*notes, *describe(in_float32))
             yield Step(
                 "int8", order.artifact, (_in_fp16, _onnxruntime), told, _needed(in_float32) + kept, LINEAR_LAYERS
@@ -234,18 +234,18 @@ def _to_browser(order: Order) -> Iterator[Step]:
 
     untyped, in_float = order.beside("untyped"), order.beside("fp32")
     with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, untyped, order.calibration)
-    graph = webgpu.to_browser(untyped, in_float, order.calibration)
+        to_onnx(order.model, untyped, order.decision_threshold)
+    graph = webgpu.to_browser(untyped, in_float, order.decision_threshold)
     yield Step("fp32", in_float, (_onnxruntime,))
     notes = ("run here by onnxruntime on a CPU; the page around it checks itself in the browser",)
     if order.precision == "fp16":
         for kept in islands(graph, order.images):
-            webgpu.to_fp16(graph, order.artifact, order.calibration, kept)
+            webgpu.to_fp16(graph, order.artifact, order.decision_threshold, kept)
             yield _in_half(order, kept, (*notes, *describe(kept)))
     if order.precision == "int8":
         for weights in _ever_more(order, LINEAR):
             with step("quantizing to int8"):
-                to_int8(order.model, in_float, order.artifact, order.calibration, weights)
+                to_int8(order.model, in_float, order.artifact, order.decision_threshold, weights)
             yield Step("int8", order.artifact, (_onnxruntime,), notes, weights, LINEAR_LAYERS)
 
 

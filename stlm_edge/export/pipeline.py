@@ -37,7 +37,7 @@ from stlm_edge.export.gate import (
 )
 from stlm_edge.export.ladder import WAYS, Order, Way
 from stlm_edge.export.proof import CompareAccuracy, first_that_holds
-from stlm_edge.export.quantization_set import calibration_set, choose
+from stlm_edge.export.quantization_set import choose, quantization_set
 from stlm_edge.files import sha256_of
 from stlm_edge.formats import files_of
 from stlm_edge.images import list_images, read_image, resize
@@ -45,12 +45,12 @@ from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.training import run_folder
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
 ROOM_MB = 500  # what a conversion's files take at most
-MADE_FROM = 32  # images of a --calibration folder that golden candidates and the accuracy's images are made from
+MADE_FROM = 32  # images of a --quantization-set folder that golden candidates and the accuracy's images are made from
 
 
 def export(
@@ -59,7 +59,7 @@ def export(
     checkpoint: Path | None = None,
     precision: str | None = None,
     via: str | None = None,
-    calibration_folder: Path | None = None,
+    quantization_folder: Path | None = None,
     data: Path | None = None,
     category: str | None = None,
     format: str | None = None,
@@ -73,7 +73,7 @@ def export(
         checkpoint: the newest run's where none is given.
         precision: the target's default where none is given.
         via: a converter other than the target's first.
-        calibration_folder: at least 10 normal images; without it the run's own held-out ones.
+        quantization_folder: at least 10 normal images; without it the run's own held-out ones.
         data: labelled images; accuracy on them joins the gate.
         out: the bundle's folder, `bundles/<target>-<precision>` (or `<target>-<via>-…`) where none is given.
         allow_parity_loss: write what fails the gate, and mark it so in the manifest.
@@ -91,32 +91,32 @@ def export(
     tool_versions = _versions(way)
     checkpoint = checkpoint or newest_checkpoint()
     trained = Torch(checkpoint)
-    calibration = trained.calibration
-    if calibration is None:
+    decision_threshold = trained.decision_threshold
+    if decision_threshold is None:
         raise UsageError(f"{checkpoint}: holds no threshold, so there are no verdicts to ship; train anew")
     provenance = trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)}
     samples = test_samples(data, category, format) if data is not None else []
 
     with _temporary_folder() as temporary:
-        images = _images(checkpoint, calibration_folder, trained.size, temporary)
+        images = _images(checkpoint, quantization_folder, trained.size, temporary)
         candidates = _judge(trained, images)
-        golden = fit_golden(select_golden(candidates, calibration.threshold), trained.run)
+        golden = fit_golden(select_golden(candidates, decision_threshold.value), trained.run)
         every = candidates + [image for image in golden if image not in candidates]
 
-        seen = calibration_set(calibration_folder or checkpoint.parent / "calibration", trained.size)
-        order = Order(trained.model, precision, temporary / row.artifact, calibration, provenance, seen.images)
-        held_out = temporary if calibration_folder else checkpoint.parent
+        seen = quantization_set(quantization_folder or checkpoint.parent / "held_out", trained.size)
+        order = Order(trained.model, precision, temporary / row.artifact, decision_threshold, provenance, seen.images)
+        held_out = temporary if quantization_folder else checkpoint.parent
         proof = first_that_holds(
             way.convert(order),
             order,
             every,
-            _accuracy(trained, samples, held_out, calibration),
+            _accuracy(trained, samples, held_out, decision_threshold),
             allow_parity_loss,
         )
         made, losses = proof.made, proof.losses
         notes = [*made.notes, *over_budget(made.artifact, precision, trained.model)]
         of_golden = [proof.answers[every.index(image)] for image in golden]
-        golden_parity, _ = compare(golden, of_golden, calibration.threshold, calibration.delta)
+        golden_parity, _ = compare(golden, of_golden, decision_threshold.value, decision_threshold.delta)
         if losses and not allow_parity_loss:
             figures = in_words(proof.parity) + (f"; {compared(proof.accuracy)}" if proof.accuracy else "")
             raise JobError(
@@ -132,10 +132,10 @@ def export(
                 target=target,
                 runtime=row.runtime,
                 precision=precision,
-                calibration=calibration,
+                decision_threshold=decision_threshold,
                 parity=proof.parity,
                 provenance=provenance
-                | {"checked_by": proof.checked_by, "calibration_set": seen.provenance()}
+                | {"checked_by": proof.checked_by, "quantization_set": seen.provenance()}
                 | {"frontier": [_without_time(tried) for tried in proof.frontier]}
                 | ({"notes": notes} if notes else {}),
                 tool_versions=tool_versions,
@@ -259,17 +259,17 @@ def _versions(way: Way) -> dict[str, str]:
 
 
 def _images(
-    checkpoint: Path, calibration_folder: Path | None, size: int, temporary: Path
+    checkpoint: Path, quantization_folder: Path | None, size: int, temporary: Path
 ) -> list[tuple[str, bool, Path]]:
     """Name, whether it is anomalous, and path of each candidate image."""
     run = checkpoint.parent
-    if calibration_folder is not None:
-        normal = choose(calibration_folder, MADE_FROM)
+    if quantization_folder is not None:
+        normal = choose(quantization_folder, MADE_FROM)
         source = any_of(procedural, patches_of(Images(normal, size)))
         run_folder.keep_held_out(temporary, normal, source, seed=0)
         run = temporary
     elif not (run / "golden").is_dir():
-        raise UsageError(f"{run / 'golden'}: no such folder; name a folder of normal images by --calibration")
+        raise UsageError(f"{run / 'golden'}: no such folder; name a folder of normal images by --quantization-set")
     kinds = {"normal": False, "anomalous": True}
     return [
         (f"{kind}-{path.stem}", anomalous, path)
@@ -289,21 +289,23 @@ def _judge(trained: Torch, images: Sequence[tuple[str, bool, Path]]) -> list[Gol
     return candidates
 
 
-def _accuracy(trained: Torch, samples: list[Sample], run: Path, calibration: Calibration) -> CompareAccuracy | None:
+def _accuracy(
+    trained: Torch, samples: list[Sample], run: Path, decision_threshold: DecisionThreshold
+) -> CompareAccuracy | None:
     """What compares accuracy, on the labelled images or on pseudo-anomalies on the run's held-out ones; None without
     either."""
     if samples:
         anomalous = sum(sample.anomalous for sample in samples)
         pairs = anomalous * (len(samples) - anomalous)
-    elif (run / "calibration").is_dir():
-        images = pseudo_anomalies_on(list_images(run / "calibration"), trained.size)
+    elif (run / "held_out").is_dir():
+        images = pseudo_anomalies_on(list_images(run / "held_out"), trained.size)
         pairs = (len(images) // 2) ** 2
     else:
         return None
 
     def measure(runtime: Runtime) -> Figures:
         if samples:
-            return accuracy_on_samples(runtime, samples, trained.size, calibration)
+            return accuracy_on_samples(runtime, samples, trained.size, decision_threshold)
         return accuracy_on_pseudo_anomalies(runtime, images)
 
     of_trained = functools.cache(lambda: measure(trained))

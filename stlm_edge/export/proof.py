@@ -16,7 +16,7 @@ from stlm_edge.export.ladder import Order, Step
 from stlm_edge.formats import files_of, read_metadata, stamp
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 TIMED = 8  # images by which tries are compared in speed
 
@@ -55,15 +55,15 @@ def first_that_holds(
     frontier: list[Tried] = []
     proof, failure = None, None
     for made in steps:
-        _check_metadata(made.artifact, order.calibration, order.model.config.size)
+        _check_metadata(made.artifact, order.decision_threshold, order.model.config.size)
         if made.precision != order.precision:
-            conversion = _prove(made, images, order.calibration)
+            conversion = _prove(made, images, order.decision_threshold)
             before += [f"before {order.precision}, {loss}" for loss in conversion.losses]
             if before and not loss_allowed:
                 return replace(conversion, losses=before)
             continue
         try:
-            proof, failure = _prove(made, images, order.calibration), None
+            proof, failure = _prove(made, images, order.decision_threshold), None
             if not proof.losses and compare_accuracy:
                 accuracy, lost = compare_accuracy(proof.packed, order.precision)
                 proof = replace(proof, accuracy=accuracy, losses=lost)
@@ -80,13 +80,13 @@ def first_that_holds(
     return replace(proof, losses=before + proof.losses, frontier=frontier)
 
 
-def _prove(made: Step, images: Sequence[GoldenCandidate], calibration: Calibration) -> Proof:
+def _prove(made: Step, images: Sequence[GoldenCandidate], decision_threshold: DecisionThreshold) -> Proof:
     """Compare with the trained model's answers by everything that runs the artifact here; the first one's figures."""
     proofs = []
     for open_it in made.checked_by:
         packed = open_it(made.artifact)
         answers = _answers(packed, made.precision, images)
-        parity, rows = compare(images, answers, calibration.threshold, calibration.delta)
+        parity, rows = compare(images, answers, decision_threshold.value, decision_threshold.delta)
         found = problems(parity, made.precision)
         proofs.append(Proof(made, packed, [packed.name], answers, parity, rows, found))
     return replace(
@@ -117,11 +117,11 @@ def _size(made: Step) -> int:
     return sum(path.stat().st_size for path in files_of(made.artifact))
 
 
-def _check_metadata(artifact: Path, calibration: Calibration, size: int) -> None:
+def _check_metadata(artifact: Path, decision_threshold: DecisionThreshold, size: int) -> None:
     metadata = read_metadata(artifact)
     if metadata is None:  # a format without a place for it
         return
-    for key, expected in stamp(calibration, size).items():
+    for key, expected in stamp(decision_threshold, size).items():
         if (found := metadata.get(key, "nothing")) != expected:
             raise JobError(
                 f"the converter wrote {found[:60]} for {key} into the file's metadata, the checkpoint says {expected}; "

@@ -1,4 +1,4 @@
-"""The calibration set: what a quantization learns from, normal images and pseudo-anomalies made on them."""
+"""The quantization set: what a quantization learns from, normal images and pseudo-anomalies made on them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _SALT = 1_000_039
 
 
 @dataclass(frozen=True, eq=False)
-class CalibrationSet:
+class QuantizationSet:
     """`images`, uint8 S×S×3 each, of which the first `normal` are as they were taken; the rest have a defect made."""
 
     images: Sequence[np.ndarray]
@@ -52,7 +52,7 @@ def choose(folder: Path, most: int) -> list[Path]:
     return [found[index] for index in sorted(np.random.default_rng(SEED).permutation(len(found))[:most])]
 
 
-def calibration_set(folder: Path, size: int) -> CalibrationSet:
+def quantization_set(folder: Path, size: int) -> QuantizationSet:
     """IMAGES of side `size`: at most half are from the folder, the others are pseudo-anomalies of every kind on them.
 
     Raises UsageError like `choose`, and for an image that can't be read.
@@ -65,4 +65,4 @@ def calibration_set(folder: Path, size: int) -> CalibrationSet:
         )[0]
         for number in range(IMAGES - len(normal))
     ]
-    return CalibrationSet([*normal, *anomalous], len(normal))
+    return QuantizationSet([*normal, *anomalous], len(normal))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stlm_edge.formats import coreml, onnx, openvino, tflite
 from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import SCORE_RULE
 
 _FORMATS = {".mlpackage": coreml, ".onnx": onnx, ".openvino": openvino, ".tflite": tflite}
@@ -36,13 +36,13 @@ def replace_metadata(artifact: Path, entries: dict[str, str]) -> None:
         known.replace_metadata(artifact, entries)
 
 
-def stamp(calibration: Calibration, size: int) -> dict[str, str]:
+def stamp(decision_threshold: DecisionThreshold, size: int) -> dict[str, str]:
     """What an artifact says of itself in its own metadata, so that a lone file still knows its verdict."""
     return {
-        "stlm_edge.threshold": repr(calibration.threshold),
-        "stlm_edge.median_score": repr(calibration.median_score),
-        "stlm_edge.map_low": repr(calibration.map_low),
-        "stlm_edge.map_high": repr(calibration.map_high),
+        "stlm_edge.threshold": repr(decision_threshold.value),
+        "stlm_edge.median_score": repr(decision_threshold.median_score),
+        "stlm_edge.map_low": repr(decision_threshold.map_low),
+        "stlm_edge.map_high": repr(decision_threshold.map_high),
         "stlm_edge.input_size": str(size),
         "stlm_edge.preprocessing": PREPROCESSING,
         "stlm_edge.sixteen_bit": SIXTEEN_BIT,

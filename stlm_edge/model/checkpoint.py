@@ -20,7 +20,7 @@ from stlm_edge.errors import UsageError
 from stlm_edge.files import replacing
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.strict_json import Between, Items
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 KEY = "stlm_edge"
 FORMAT_VERSION: Literal[1] = 1
@@ -42,7 +42,7 @@ class Header:
 
     format_version: Literal[1]
     config: Config
-    calibration: Calibration | None
+    decision_threshold: DecisionThreshold | None
     provenance: dict[str, Any]
 
 
@@ -51,13 +51,15 @@ class Checkpoint:
     """An opened checkpoint; the model is in evaluation mode."""
 
     model: STLM
-    calibration: Calibration | None
+    decision_threshold: DecisionThreshold | None
     provenance: dict[str, Any]
 
 
-def save(path: Path, model: STLM, provenance: dict[str, Any], calibration: Calibration | None = None) -> None:
+def save(
+    path: Path, model: STLM, provenance: dict[str, Any], decision_threshold: DecisionThreshold | None = None
+) -> None:
     """Write a checkpoint under a temporary name and rename it, so that `path` is always whole."""
-    header = Header(FORMAT_VERSION, Config(model.config.size, model.config.depths), calibration, provenance)
+    header = Header(FORMAT_VERSION, Config(model.config.size, model.config.depths), decision_threshold, provenance)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
         try:
@@ -86,7 +88,7 @@ def load(path: Path) -> Checkpoint:
         raise UsageError(f"{path}: {error}") from None
     model = STLM(config)
     model.load_state_dict(tensors)
-    return Checkpoint(model.eval(), header.calibration, header.provenance)
+    return Checkpoint(model.eval(), header.decision_threshold, header.provenance)
 
 
 def from_published(tensors: Mapping[str, np.ndarray], size: int) -> STLM:

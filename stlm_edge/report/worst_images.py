@@ -41,7 +41,7 @@ def worst(row: Mapping[str, Any], bundle: Bundle) -> Worst | None:
         return None
     if golden is None:
         return None
-    scale, most = bundle.manifest.calibration, told["max_abs_diff"]
+    scale, most = bundle.manifest.decision_threshold, told["max_abs_diff"]
     drawn = [colour(each, scale) for each in (decode(encode(golden.map)), found)]
     drawn.append(colour(difference, replace(scale, map_low=0.0, map_high=1.0)))
     maps = [_jpeg(Image.fromarray(each), Image.Resampling.NEAREST) for each in drawn]

@@ -21,7 +21,7 @@ class Torch:
             torch.set_num_threads(threads)
         opened = checkpoint.load(Path(path))
         self.model = opened.model.to(device)
-        self.calibration = opened.calibration
+        self.decision_threshold = opened.decision_threshold
         self.provenance = opened.provenance
         self.size = opened.model.config.size
 

@@ -5,7 +5,7 @@ config.json              what was asked for, and what it was trained on
 log.jsonl                one line per logged step and per validation
 tensorboard/             the same as curves
 state.pt                 where training stands, for --resume (removed at the end)
-calibration/             held-out normal images, as they were
+held_out/                held-out normal images, as they were
 golden/normal/           candidates for golden vectors: held-out normal images of at most 1 megapixel
 golden/anomalous/        and pseudo-anomalous ones made from them
 """
@@ -89,12 +89,12 @@ def log_row(log: TextIO, row: dict[str, float]) -> None:
 
 def keep_held_out(out: Path, images: Sequence[Path], source: Source, seed: int) -> None:
     """Copy the held-out normal images, and make the candidates for golden vectors from them."""
-    folders = [out / "calibration", out / "golden" / "normal", out / "golden" / "anomalous"]
+    folders = [out / "held_out", out / "golden" / "normal", out / "golden" / "anomalous"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    calibration, normal, anomalous = folders
+    decision_threshold, normal, anomalous = folders
     for number, path in enumerate(images):
-        shutil.copyfile(path, calibration / f"{number:04}_{path.name}")
+        shutil.copyfile(path, decision_threshold / f"{number:04}_{path.name}")
     for number, path in enumerate(images[:_NORMAL_CANDIDATES]):
         _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_image(path)))
     rng = np.random.default_rng([seed, 1_000_003])

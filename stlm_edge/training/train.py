@@ -193,8 +193,8 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         "seconds": round(time.monotonic() - started),
     }
     if log and curves:
-        calibration = calibrate(*judge(partial(answer_of, model), held_out), job.false_alarm_rate)
-        checkpoint.save(finished, model, provenance, calibration)
+        decision_threshold = calibrate(*judge(partial(answer_of, model), held_out), job.false_alarm_rate)
+        checkpoint.save(finished, model, provenance, decision_threshold)
         (out / run_folder.STATE).unlink(missing_ok=True)
         log.close()
         curves.close()
@@ -216,10 +216,10 @@ def save_state(
 
 
 def _compare_rate(finished: Path, rate: float) -> None:
-    calibration = checkpoint.load(finished).calibration
-    if calibration is not None and calibration.false_alarm_rate != rate:
+    chosen = checkpoint.load(finished).decision_threshold
+    if chosen is not None and chosen.false_alarm_rate != rate:
         raise UsageError(
-            f"{finished}: its threshold is for a false-alarm rate of {calibration.false_alarm_rate:g}, asked for is "
+            f"{finished}: its threshold is for a false-alarm rate of {chosen.false_alarm_rate:g}, asked for is "
             f"{rate:g}; resume with the same one, or find a bundle's threshold anew by stlm-calibrate"
         )
 

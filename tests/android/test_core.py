@@ -61,10 +61,10 @@ def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / name).mkdir()
     lay_out_images(folder / "resize", open_bundle(tiny_bundle))
     lay_out_maps(folder)
-    calibration = open_bundle(tiny_bundle).manifest.calibration
-    ramp = np.linspace(calibration.map_low - 0.05, calibration.map_high + 0.05, 4096, dtype=np.float32)
+    decision_threshold = open_bundle(tiny_bundle).manifest.decision_threshold
+    ramp = np.linspace(decision_threshold.map_low - 0.05, decision_threshold.map_high + 0.05, 4096, dtype=np.float32)
     ramp.tofile(folder / "maps/ramp.f32")
-    lay_out_heatmap(folder, ramp, calibration)
+    lay_out_heatmap(folder, ramp, decision_threshold)
     lay_out_frame(folder)
     lists = [RNG.gamma(3, 5, count).round(4).tolist() for count in (1, 2, 9, 10, 11, 43, 44, 100, 128, 1024)]
     shares = (0.5, 0.9, 0.99)
@@ -127,10 +127,12 @@ def lay_out_maps(folder: Path) -> None:
     (folder / "scores.txt").write_text("\n".join(lines))
 
 
-def lay_out_heatmap(folder: Path, ramp: np.ndarray, calibration: stlm_edge.bundle.manifest.Calibration) -> None:
-    rgb = colour(ramp, calibration)
-    span = calibration.map_high - calibration.map_low
-    levels = (np.clip((ramp - calibration.map_low) / span, 0, 1) * 255).round().astype(int)
+def lay_out_heatmap(
+    folder: Path, ramp: np.ndarray, decision_threshold: stlm_edge.bundle.manifest.DecisionThreshold
+) -> None:
+    rgb = colour(ramp, decision_threshold)
+    span = decision_threshold.map_high - decision_threshold.map_low
+    levels = (np.clip((ramp - decision_threshold.map_low) / span, 0, 1) * 255).round().astype(int)
     alpha = (255 * 0.65 * _FADE).round().astype(np.uint8)[levels]
     np.stack([rgb[:, 2], rgb[:, 1], rgb[:, 0], alpha], axis=1).tofile(folder / "ramp.argb")
 

@@ -61,8 +61,8 @@ def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
     """A copy of a bundle whose artifact is another model than the one that gave its golden answers."""
     shutil.copytree(bundle, folder)
     write_tiny_onnx(folder / "model.onnx", TINY_SIZE, **model)  # type: ignore[arg-type]
-    calibration = read_manifest(folder / "manifest.json").calibration
-    replace_metadata(folder / "model.onnx", stamp(calibration, TINY_SIZE))
+    decision_threshold = read_manifest(folder / "manifest.json").decision_threshold
+    replace_metadata(folder / "model.onnx", stamp(decision_threshold, TINY_SIZE))
     return seal(folder)
 
 
@@ -376,14 +376,14 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
         tensor = load(tiny_image(seed, bool(seed % 2)), TINY_SIZE)
         image = tiny_image(seed, bool(seed % 2))
         candidates.append(GoldenCandidate(f"part-{seed}", image, bool(seed % 2), tensor, *model.run(tensor)))
-    calibration = calibrate([candidate.score for candidate in candidates], [0.0] * 8, 0.01)
+    decision_threshold = calibrate([candidate.score for candidate in candidates], [0.0] * 8, 0.01)
     write_tiny_onnx(tmp_path / "model.onnx", TINY_SIZE)
     write_bundle(
-        *(tmp_path / "bundle", tmp_path / "model.onnx", select_golden(candidates, calibration.threshold)),
+        *(tmp_path / "bundle", tmp_path / "model.onnx", select_golden(candidates, decision_threshold.value)),
         target="cpu",
         runtime="onnxruntime",
         precision="fp32",
-        calibration=calibration,
+        decision_threshold=decision_threshold,
         parity=open_bundle(write_tiny_bundle(tmp_path / "tiny")).manifest.parity,
         provenance={"teacher": "EfficientNet-Lite0 (ImageNet)"},
         tool_versions={},

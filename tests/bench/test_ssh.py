@@ -86,8 +86,8 @@ def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
     here, there = found["rows"]
     assert there["device"] == server.device
     bundle = open_bundle(tiny_bundle)
-    size, calibration = bundle.manifest.input.size, bundle.manifest.calibration
-    evaluated = accuracy_on_samples(bundle.runtime, labelled_images(masked), size, calibration)
+    size, decision_threshold = bundle.manifest.input.size, bundle.manifest.decision_threshold
+    evaluated = accuracy_on_samples(bundle.runtime, labelled_images(masked), size, decision_threshold)
     assert 0.6 < evaluated["pixel_auroc"] < 1
     assert here["accuracy"] == evaluated
     assert there["accuracy"] == pytest.approx(evaluated, abs=1e-3)

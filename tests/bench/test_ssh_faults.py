@@ -491,7 +491,7 @@ def test_judging_goes_on_after_a_dropped_connection(
     (row,) = measure_over_ssh(device, asked, progress).rows
     assert any("trying again" in line for line in said)
     (bundle,) = asked.bundles
-    here = accuracy_on_samples(bundle.runtime, list(asked.samples), TINY_SIZE, bundle.manifest.calibration)
+    here = accuracy_on_samples(bundle.runtime, list(asked.samples), TINY_SIZE, bundle.manifest.decision_threshold)
     assert row.accuracy is not None
     assert row.accuracy.image_auroc == here["image_auroc"]
     assert not (server.cache / "stlm-edge").exists()

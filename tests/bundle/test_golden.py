@@ -98,7 +98,7 @@ def test_large_sizes_fit_with_sampled_maps(tmp_path: Path, size: int, encoding: 
     assert entries[0].map.shape == (len(range(stride // 2, size, stride)),) * 2
 
 
-def test_a_image_that_had_to_be_shrunk_is_answered_anew() -> None:
+def test_an_image_that_had_to_be_shrunk_is_answered_anew() -> None:
     small = candidate("small", False, 0.1)
     large = candidate("large", True, 0.9, width=1300, height=800)
     fitted = fit_golden([small, large], model)

@@ -59,8 +59,8 @@ WRONG = [
     (set_to("input", "size", 64.0), "input.size: found 64.0, expected an integer"),
     (set_to("input", "size", 8192), "input.size: found 8192, expected at least 32 and at most 4096"),
     (set_to("input", "dtype", "int8"), 'input.dtype: found "int8", expected "uint8" or "float32"'),
-    (set_to("calibration", "threshold", "0.5"), 'calibration.threshold: found "0.5", expected a number'),
-    (set_to("calibration", "method", "guess"), "calibration.method"),
+    (set_to("decision_threshold", "value", "0.5"), 'decision_threshold.value: found "0.5", expected a number'),
+    (set_to("decision_threshold", "method", "guess"), "decision_threshold.method"),
     (set_to("files", 0, "sha256", "ab"), "files[0].sha256"),
     (set_to("files", 0, "path", "../model.onnx"), 'files[0].path: found "../model.onnx", expected a plain path inside'),
     (set_to("files", 0, "path", "golden/../../x"), "files[0].path"),
@@ -96,7 +96,7 @@ def test_reader_and_schema_refuse_the_same(
         (set_to("input", "size", 65), "input.size: found 65, expected a multiple of 32"),
         (set_to("input", "size", 96), "outputs.anomaly_map.shape: expected [1, 1, 96, 96]"),
         (set_to("outputs", "anomaly_map", "shape", [1, 1, 99999, 99999]), "outputs.anomaly_map.shape"),
-        (set_to("calibration", "threshold", 0.0), "calibration: threshold < median_score"),
+        (set_to("decision_threshold", "value", 0.0), "decision_threshold: value < median_score"),
         (set_to("verdict_delta", 0.5), "verdict_delta: expected"),
         (set_to("golden", 1, "image", "golden/99.png"), "golden[1]: golden/99.png is not in files"),
         (set_to("golden", 1, "tensor", "shape", [64, 64, 3000]), "golden[1].tensor.shape: expected [64, 64, 3]"),
@@ -127,7 +127,7 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_nan_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
-    good["calibration"]["threshold"] = float("nan")
+    good["decision_threshold"]["value"] = float("nan")
     assert "NaN is not a JSON number" in refusal(good, tmp_path)
 
 

@@ -57,7 +57,7 @@ def list_anew(bundle: Path, name: str) -> None:
     edit(bundle, change)
 
 
-def test_a_path_a_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_path_an_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
     image = tiny_image(301, defect=True)
     image.save(tmp_path / "part.png")
     opened = stlm_edge.open(str(tiny_bundle))
@@ -65,7 +65,7 @@ def test_a_path_a_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp
     assert isinstance(verdicts[0], Verdict)
     assert isinstance(opened, stlm_edge.Bundle)
     assert verdicts[0].anomalous
-    assert verdicts[0].score > verdicts[0].threshold == opened.manifest.calibration.threshold
+    assert verdicts[0].score > verdicts[0].threshold == opened.manifest.decision_threshold.value
     assert verdicts[0].map.shape == (TINY_SIZE, TINY_SIZE)
     assert {verdict.score for verdict in verdicts} == {verdicts[0].score}
     assert not opened.predict(tiny_image(1)).anomalous
@@ -87,9 +87,9 @@ def test_its_golden_images_prove_it(tiny_bundle: Path) -> None:
     golden = list(opened.golden())
     assert len(golden) >= 8
     assert {image.anomalous for image in golden} == {True, False}
-    calibration = opened.manifest.calibration
+    decision_threshold = opened.manifest.decision_threshold
     answers = [opened.runtime.run(image.tensor) for image in golden]
-    parity, _ = compare(golden, answers, calibration.threshold, calibration.delta)
+    parity, _ = compare(golden, answers, decision_threshold.value, decision_threshold.delta)
     assert parity.max_abs_diff < 1e-6
     assert parity.verdict_failures == 0
     for image in golden:
@@ -265,8 +265,8 @@ def test_an_artifact_that_is_no_onnx_is_refused(bundle: Path) -> None:
 
 def test_an_artifact_of_another_size_is_refused_when_it_is_loaded(bundle: Path) -> None:
     write_tiny_onnx(bundle / "model.onnx", 96)
-    calibration = read_manifest(bundle / "manifest.json").calibration
-    replace_metadata(bundle / "model.onnx", stamp(calibration, TINY_SIZE))
+    decision_threshold = read_manifest(bundle / "manifest.json").decision_threshold
+    replace_metadata(bundle / "model.onnx", stamp(decision_threshold, TINY_SIZE))
     list_anew(bundle, "model.onnx")
     with pytest.raises(UsageError, match="takes size 96, the manifest says 64"):
         open_bundle(bundle).predict(tiny_image(1))

@@ -27,9 +27,9 @@ def test_a_written_bundle_opens_and_its_artifact_knows_its_verdict(tmp_path: Pat
     bundle = write_tiny_bundle(tmp_path / "deep" / "bundle")
     manifest = stlm_edge.open(bundle).manifest
     metadata = read_metadata(bundle / "model.onnx")
-    assert float(metadata["stlm_edge.threshold"]) == manifest.calibration.threshold
+    assert float(metadata["stlm_edge.threshold"]) == manifest.decision_threshold.value
     assert metadata["stlm_edge.input_size"] == "64"
-    assert manifest.training_calibration == manifest.calibration
+    assert manifest.exported_threshold == manifest.decision_threshold
     assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "golden"}
     assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -132,7 +132,7 @@ def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:
 def test_recalibrating_copies_only_what_was_verified(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     bundle = stlm_edge.open(folder)
-    changed = dataclasses.replace(bundle.manifest.calibration, threshold=0.5, source="site")
+    changed = dataclasses.replace(bundle.manifest.decision_threshold, value=0.5, source="site")
     (folder / "golden" / "01.png").write_bytes(b"changed since")
     with pytest.raises(JobError, match=r"01\.png: changed while it was copied"):
         recalibrate(bundle, changed)
@@ -143,8 +143,8 @@ def test_recalibrating_leaves_a_leftover_of_an_interruption_behind_it(tiny_bundl
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     shutil.copytree(tiny_bundle, tmp_path / ".bundle.previous")
     bundle = stlm_edge.open(folder)
-    new = recalibrate(bundle, dataclasses.replace(bundle.manifest.calibration, threshold=0.5, source="site"))
+    new = recalibrate(bundle, dataclasses.replace(bundle.manifest.decision_threshold, value=0.5, source="site"))
     assert isinstance(new, Manifest)
     assert stlm_edge.open(folder).manifest == new
-    assert new.verdict_delta == 0.01 * (0.5 - new.calibration.median_score)
+    assert new.verdict_delta == 0.01 * (0.5 - new.decision_threshold.median_score)
     assert list(tmp_path.iterdir()) == [folder]

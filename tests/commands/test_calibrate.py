@@ -21,7 +21,7 @@ from stlm_edge.threshold import calibrate, describe
 def test_enough_images_give_a_quantile() -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1, 401) / 1000)
     found = calibrate(scores, [0.05] * 400, 0.01)
-    assert found.threshold == 0.397  # rank ⌈0.99 × 401⌉ = 397 of 400
+    assert found.value == 0.397  # rank ⌈0.99 × 401⌉ = 397 of 400
     assert (found.method, found.margin, found.images) == ("quantile", 0.0, 400)
     assert found.median_score == pytest.approx(0.2005)
 
@@ -29,7 +29,7 @@ def test_enough_images_give_a_quantile() -> None:
 def test_the_quantile_keeps_the_rate_on_new_images() -> None:
     rng = np.random.default_rng(0)
     # Of scores spread evenly over 0..1, the share above the threshold is 1 − threshold; 5/101 is expected.
-    alarms = [1 - calibrate(rng.random(100), [0.0], 0.05).threshold for _ in range(1000)]
+    alarms = [1 - calibrate(rng.random(100), [0.0], 0.05).value for _ in range(1000)]
     assert np.mean(alarms) == pytest.approx(5 / 101, abs=0.002)
 
 
@@ -41,13 +41,13 @@ def test_exactly_as_many_as_the_rate_needs_is_enough() -> None:
 def test_too_few_images_give_their_maximum_plus_a_stated_margin() -> None:
     found = calibrate([0.1, 0.2, 0.3], [0.05] * 3, 0.01)
     assert found.margin == pytest.approx(0.01)
-    assert found.threshold == pytest.approx(0.31)
+    assert found.value == pytest.approx(0.31)
     assert "maximum of 3 normal images plus a margin of 0.01" in describe(found)
     assert "needs 100" in describe(found)
 
 
 def test_a_threshold_stays_below_the_highest_possible_score() -> None:
-    assert calibrate([0.0, 0.0, 0.99], [0.0] * 3).threshold == pytest.approx(0.995)
+    assert calibrate([0.0, 0.0, 0.99], [0.0] * 3).value == pytest.approx(0.995)
 
 
 def test_delta_is_a_hundredth_of_the_distance_from_median_to_threshold() -> None:
@@ -59,7 +59,7 @@ def test_the_threshold_lies_in_the_middle_of_the_colours_whether_maps_or_medians
     maps = [np.full((32, 32), value, np.float32) for value in (0.01, 0.02, 0.06)]
     found = calibrate([0.1, 0.2, 0.3], maps)
     assert found.map_low == pytest.approx(0.02)
-    assert (found.map_low + found.map_high) / 2 == pytest.approx(found.threshold)
+    assert (found.map_low + found.map_high) / 2 == pytest.approx(found.value)
     assert calibrate([0.1, 0.2, 0.3], [float(np.median(each)) for each in maps]) == found
 
 
@@ -97,25 +97,25 @@ def test_calibrating_on_site_records_both_and_the_bundle_still_opens(bundle: Pat
     answer = run("--bundle", bundle, "--data", tiny_images / "good", "--false-alarm-rate", 0.1, "--json")
     assert (answer.returncode, answer.stderr) == (0, "")
     after = stlm_edge.open(bundle).manifest
-    assert after.training_calibration == before.calibration
-    assert after.calibration.source == "site"
-    assert after.calibration.images == 24
-    assert after.calibration.threshold != before.calibration.threshold
-    assert after.verdict_delta == after.calibration.delta
-    assert read_metadata(bundle / "model.onnx")["stlm_edge.threshold"] == repr(after.calibration.threshold)
-    assert json.loads(answer.stdout)["calibration"]["threshold"] == after.calibration.threshold
+    assert after.exported_threshold == before.decision_threshold
+    assert after.decision_threshold.source == "site"
+    assert after.decision_threshold.images == 24
+    assert after.decision_threshold.value != before.decision_threshold.value
+    assert after.verdict_delta == after.decision_threshold.delta
+    assert read_metadata(bundle / "model.onnx")["stlm_edge.threshold"] == repr(after.decision_threshold.value)
+    assert json.loads(answer.stdout)["decision_threshold"]["value"] == after.decision_threshold.value
     assert list(bundle.parent.iterdir()) == [bundle]
     image = tiny_image(500)
-    assert stlm_edge.open(bundle).predict(image).threshold == after.calibration.threshold
+    assert stlm_edge.open(bundle).predict(image).threshold == after.decision_threshold.value
 
 
 def test_calibrating_twice_keeps_what_the_export_shipped(bundle: Path, tiny_images: Path) -> None:
-    shipped = stlm_edge.open(bundle).manifest.calibration
+    shipped = stlm_edge.open(bundle).manifest.decision_threshold
     for rate in (0.1, 0.2):
         assert run("--bundle", bundle, "--data", tiny_images / "good", "--false-alarm-rate", rate).returncode == 0
     manifest = stlm_edge.open(bundle).manifest
-    assert manifest.training_calibration == shipped
-    assert manifest.calibration.false_alarm_rate == 0.2
+    assert manifest.exported_threshold == shipped
+    assert manifest.decision_threshold.false_alarm_rate == 0.2
 
 
 def test_the_figures_are_said_in_words(bundle: Path, tiny_images: Path) -> None:

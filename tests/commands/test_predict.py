@@ -36,7 +36,7 @@ def run(bundle: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 def test_a_line_for_each_image(tiny_bundle: Path, images: Path) -> None:
     answer = run(tiny_bundle, "good.png", "spot.jpg", cwd=images)
-    threshold = stlm_edge.open(tiny_bundle).manifest.calibration.threshold
+    threshold = stlm_edge.open(tiny_bundle).manifest.decision_threshold.value
     assert (answer.returncode, answer.stderr) == (0, "")
     first, second = answer.stdout.splitlines()
     assert first.split() == ["normal", "score", first.split()[2], "threshold", f"{threshold:.4f}", "good.png"]

@@ -54,7 +54,7 @@ def test_a_file_is_awaited_until_it_is_complete(folder: Path, tmp_path: Path) ->
     writer.join()
 
 
-def test_a_image_written_again_is_another_image(folder: Path) -> None:
+def test_an_image_written_again_is_another_image(folder: Path) -> None:
     tiny_image(1).save(folder / "frame.png")
     watching = arrivals(folder, poll_seconds=0.01)
     assert names(watching, 1) == ["frame.png"]

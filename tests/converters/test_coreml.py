@@ -53,8 +53,8 @@ def test_the_package_keeps_its_contract(packages: Path, opened: checkpoint.Check
         assert {array.dataType for array in outputs.values()} == {outputs["score"].FLOAT32}
         assert model.specificationVersion == 8, "iOS 17"
         assert model.WhichOneof("Type") == "mlProgram"
-        assert opened.calibration is not None
-        assert dict(model.description.metadata.userDefined) == stamp(opened.calibration, 64)
+        assert opened.decision_threshold is not None
+        assert dict(model.description.metadata.userDefined) == stamp(opened.decision_threshold, 64)
 
 
 def test_a_package_holds_three_files_and_says_nothing_of_the_machine(packages: Path) -> None:
@@ -109,10 +109,10 @@ def test_activations_are_fp16_and_the_end_is_float32(packages: Path) -> None:
 def test_exports_in_any_order_give_the_same_bytes(
     packages: Path, opened: checkpoint.Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     other = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
-    converter.to_coreml(other, tmp_path / "other.mlpackage", opened.calibration)
-    converter.to_coreml(opened.model, tmp_path / "again.mlpackage", opened.calibration)
+    converter.to_coreml(other, tmp_path / "other.mlpackage", opened.decision_threshold)
+    converter.to_coreml(opened.model, tmp_path / "again.mlpackage", opened.decision_threshold)
     assert contents(tmp_path / "again.mlpackage") == contents(packages / "fp16.mlpackage")
     assert capfd.readouterr() == ("", ""), "the converter's chatter reaches the user"
     assert {path.name for path in tmp_path.iterdir()} == {"other.mlpackage", "again.mlpackage"}
@@ -120,8 +120,10 @@ def test_exports_in_any_order_give_the_same_bytes(
 
 @pytest.mark.slow
 def test_operations_in_float32_run_too(opened: checkpoint.Checkpoint, tmp_path: Path) -> None:
-    assert opened.calibration is not None
-    converter.to_coreml(opened.model, tmp_path / "islands.mlpackage", opened.calibration, "fp16", converter.NORMS)
+    assert opened.decision_threshold is not None
+    converter.to_coreml(
+        opened.model, tmp_path / "islands.mlpackage", opened.decision_threshold, "fp16", converter.NORMS
+    )
     steps = MilEvaluator(tmp_path / "islands.mlpackage").steps
     assert {kind for step in steps if step.kind in converter.NORMS for _, kind in step.results} == {"fp32"}
     assert differences(tmp_path / "islands.mlpackage", opened.model)[1] > 0.999

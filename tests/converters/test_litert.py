@@ -89,10 +89,10 @@ def test_it_says_what_the_trained_model_says(
 def test_weights_are_of_the_precision_that_the_file_promises(
     files: dict[str, Path], opened: Checkpoint, tmp_path: Path
 ) -> None:
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     made = {"fp32": files["fp32"], "fp16": tmp_path / "fp16.tflite", "int8": tmp_path / "int8.tflite"}
-    converter.to_fp16(files["fp32"], made["fp16"], opened.calibration, 64, {})
-    converter.to_int8(files["fp32"], made["int8"], opened.calibration, 64, {})
+    converter.to_fp16(files["fp32"], made["fp16"], opened.decision_threshold, 64, {})
+    converter.to_int8(files["fp32"], made["int8"], opened.decision_threshold, 64, {})
     by_precision = {precision: weights(model_in(path)) for precision, path in made.items()}
     names = set(by_precision["fp32"])
     assert set(by_precision["fp16"]) == set(by_precision["int8"]) == names
@@ -108,8 +108,8 @@ def test_weights_are_of_the_precision_that_the_file_promises(
 def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(
     files: dict[str, Path], opened: Checkpoint, tmp_path: Path
 ) -> None:
-    assert opened.calibration is not None
-    converter.to_int8(files["fp32"], tmp_path / "int8.tflite", opened.calibration, 64, {})
+    assert opened.decision_threshold is not None
+    converter.to_int8(files["fp32"], tmp_path / "int8.tflite", opened.decision_threshold, 64, {})
     model = model_in(tmp_path / "int8.tflite")
     (graph,) = model.subgraphs
     for operator in graph.operators:
@@ -123,10 +123,10 @@ def test_linear_layers_compute_in_int8_and_convolutions_only_store_it(
 
 
 def test_what_is_named_stays_in_float(files: dict[str, Path], opened: Checkpoint, tmp_path: Path) -> None:
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     path = tmp_path / "model.tflite"
     kept = ("plain.layers.1.blocks.0.attn.", "plain.layers.3.blocks.0.mlp.fc2", "denoising.neck.")
-    converter.to_int8(files["fp32"], path, opened.calibration, 64, {}, kept)
+    converter.to_int8(files["fp32"], path, opened.decision_threshold, 64, {}, kept)
     found = weights(model_in(path))
     named = {name for name in found if name.startswith(tuple(name.replace(".", "/") for name in kept))}
     assert len(named) == 2 + 1 + 2
@@ -156,7 +156,7 @@ def test_a_lone_file_knows_its_verdict(
     files: dict[str, Path], exported_for_android: dict[str, Exported], precision: str
 ) -> None:
     metadata, manifest = read_metadata(files[precision]), exported_for_android[precision].manifest
-    assert metadata.items() >= stamp(manifest.calibration, 64).items()
+    assert metadata.items() >= stamp(manifest.decision_threshold, 64).items()
     assert json.loads(metadata["stlm_edge.labels"]) == ["normal", "anomalous"]
     provenance = json.loads(metadata["stlm_edge.provenance"])
     assert provenance["checkpoint_sha256"]
@@ -183,15 +183,15 @@ def test_the_file_says_nothing_of_the_machine_that_made_it(files: dict[str, Path
 def test_exporting_again_gives_the_same_bytes(
     exported_for_android: dict[str, Exported], opened: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    calibration, files = opened.calibration, {name: tmp_path / f"{name}.tflite" for name in PRECISIONS}
-    assert calibration is not None
+    decision_threshold, files = opened.decision_threshold, {name: tmp_path / f"{name}.tflite" for name in PRECISIONS}
+    assert decision_threshold is not None
     exported = {precision: done.folder / "model.tflite" for precision, done in exported_for_android.items()}
     provenance = json.loads(read_metadata(exported["fp32"])["stlm_edge.provenance"])
     kept = exported_for_android["int8"].frontier[-1].kept
     layers = converter.FP16[len(exported_for_android["fp16"].frontier) - 1]
-    converter.to_tflite(opened.model, files["fp32"], calibration, provenance)
-    converter.to_int8(files["fp32"], files["int8"], calibration, 64, provenance, kept)
-    converter.to_fp16(files["fp32"], files["fp16"], calibration, 64, provenance, layers)
+    converter.to_tflite(opened.model, files["fp32"], decision_threshold, provenance)
+    converter.to_int8(files["fp32"], files["int8"], decision_threshold, 64, provenance, kept)
+    converter.to_fp16(files["fp32"], files["fp16"], decision_threshold, 64, provenance, layers)
     for precision, path in files.items():
         assert path.read_bytes() == exported[precision].read_bytes()
     assert sorted(tmp_path.iterdir()) == sorted(files.values())

@@ -74,9 +74,9 @@ def test_the_file_says_nothing_of_the_machine_that_made_it(exported: dict[str, E
 
 def test_the_metadata_holds_the_threshold(proto: onnx.ModelProto, exported: dict[str, Exported]) -> None:
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    calibration = exported["fp32"].manifest.calibration
-    assert float(metadata["stlm_edge.threshold"]) == calibration.threshold
-    assert metadata == stamp(calibration, 64)
+    decision_threshold = exported["fp32"].manifest.decision_threshold
+    assert float(metadata["stlm_edge.threshold"]) == decision_threshold.value
+    assert metadata == stamp(decision_threshold, 64)
 
 
 def test_linear_weights_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
@@ -106,10 +106,10 @@ def test_exports_in_any_order_give_the_same_bytes(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened = checkpoint.load(small_checkpoint)
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     other = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
-    converter.to_onnx(other, tmp_path / "other.onnx", opened.calibration)
-    converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.calibration)
+    converter.to_onnx(other, tmp_path / "other.onnx", opened.decision_threshold)
+    converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.decision_threshold)
     assert (tmp_path / "again.onnx").read_bytes() == (exported["fp32"].folder / "model.onnx").read_bytes()
     assert capfd.readouterr() == ("", ""), "the exporter's chatter reaches the user"
 
@@ -119,7 +119,7 @@ def test_another_opset_is_refused(proto: onnx.ModelProto, exported: dict[str, Ex
     changed.CopyFrom(proto)
     changed.opset_import[0].version = 18
     with pytest.raises(JobError, match=r"opsets .*18.*, expected ai.onnx 20"):
-        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.calibration, 64)
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold, 64)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,5 +128,5 @@ def test_an_invalid_graph_is_refused(proto: onnx.ModelProto, exported: dict[str,
     changed.CopyFrom(proto)
     del changed.graph.node[3]
     with pytest.raises(JobError, match="not valid ONNX"):
-        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.calibration, 64)
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold, 64)
     assert list(tmp_path.iterdir()) == []

@@ -28,10 +28,10 @@ def test_linear_layers_are_int8_and_the_rest_is_float(proto: onnx.ModelProto) ->
 
 def test_what_is_named_stays_in_float(exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path) -> None:
     opened = checkpoint.load(small_checkpoint)
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     kept = ("plain.layers.3.", "mask_decoder.")
     source = exported["fp32"].folder / "model.onnx"
-    to_int8(opened.model, source, tmp_path / "int8.onnx", opened.calibration, kept)
+    to_int8(opened.model, source, tmp_path / "int8.onnx", opened.decision_threshold, kept)
     nodes = onnx.load(tmp_path / "int8.onnx").graph.node
     int8 = {node.input[1] for node in nodes if node.op_type == "MatMulInteger"}
     assert any(name.startswith("denoising.layers.3.") for name in int8)
@@ -76,17 +76,17 @@ def test_it_is_smaller_and_standard_and_knows_its_threshold(
     assert sizes["int8"] < 0.4 * sizes["fp32"]
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
     onnx.checker.check_model(proto, full_check=True)
-    assert {e.key: e.value for e in proto.metadata_props} == stamp(exported["int8"].manifest.calibration, 64)
+    assert {e.key: e.value for e in proto.metadata_props} == stamp(exported["int8"].manifest.decision_threshold, 64)
 
 
 def test_quantizing_again_gives_the_same_bytes_and_leaves_nothing_else(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened = checkpoint.load(small_checkpoint)
-    assert opened.calibration is not None
+    assert opened.decision_threshold is not None
     source = exported["fp32"].folder / "model.onnx"
     before = sorted(path.name for path in source.parent.iterdir())
-    to_int8(opened.model, source, tmp_path / "int8.onnx", opened.calibration)
+    to_int8(opened.model, source, tmp_path / "int8.onnx", opened.decision_threshold)
     assert (tmp_path / "int8.onnx").read_bytes() == (exported["int8"].folder / "model.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
     assert sorted(path.name for path in source.parent.iterdir()) == before

@@ -29,11 +29,11 @@ IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
 @pytest.fixture(scope="module")
 def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
     folder, done = tmp_path_factory.mktemp("typed"), exported["fp32"]
-    graph, calibration = tensorrt.read(done.folder / "model.onnx"), done.manifest.calibration
+    graph, decision_threshold = tensorrt.read(done.folder / "model.onnx"), done.manifest.decision_threshold
     kept = next(islands(graph, IMAGES))
-    tensorrt.to_fp32(graph, folder / "fp32.onnx", calibration)
-    tensorrt.to_fp16(graph, folder / "fp16.onnx", calibration, kept)
-    tensorrt.to_int8(graph, folder / "int8.onnx", calibration, kept, reach_of(graph, IMAGES), IN_FLOAT)
+    tensorrt.to_fp32(graph, folder / "fp32.onnx", decision_threshold)
+    tensorrt.to_fp16(graph, folder / "fp16.onnx", decision_threshold, kept)
+    tensorrt.to_int8(graph, folder / "int8.onnx", decision_threshold, kept, reach_of(graph, IMAGES), IN_FLOAT)
     return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
@@ -58,8 +58,8 @@ def test_a_file_keeps_the_rules_and_the_graph_s_contract(
         ("anomaly_map", TensorProto.FLOAT),
         ("score", TensorProto.FLOAT),
     ]
-    calibration = exported["fp32"].manifest.calibration
-    assert {entry.key: entry.value for entry in proto.metadata_props} == stamp(calibration, SMALL_SIZE)
+    decision_threshold = exported["fp32"].manifest.decision_threshold
+    assert {entry.key: entry.value for entry in proto.metadata_props} == stamp(decision_threshold, SMALL_SIZE)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.2), ("int8", 0.2)])
@@ -188,7 +188,9 @@ def test_the_same_file_and_images_give_the_same_bytes(
     done = exported["fp32"]
     graph = tensorrt.read(done.folder / "model.onnx")
     kept = next(islands(graph, IMAGES))
-    tensorrt.to_int8(graph, tmp_path / "again.onnx", done.manifest.calibration, kept, reach_of(graph, IMAGES), IN_FLOAT)
+    tensorrt.to_int8(
+        graph, tmp_path / "again.onnx", done.manifest.decision_threshold, kept, reach_of(graph, IMAGES), IN_FLOAT
+    )
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 

@@ -126,7 +126,7 @@ def test_masks_of_a_kind_without_images(tmp_path):
         datasets.test_samples(root)
 
 
-def test_a_image_without_its_mask(tmp_path):
+def test_an_image_without_its_mask(tmp_path):
     root = put(tmp_path, *MVTEC, "test/crack/001.png")
     with pytest.raises(
         UsageError, match=r"test/crack/001.png: no mask .*ground_truth/crack/001_mask.png; add it, or remove"

@@ -193,7 +193,7 @@ def test_without_masks_there_are_none(visa, btad):
         ("kolektor", "kos01/Part2_label.bmp", None),
     ],
 )
-def test_a_image_whose_mask_is_missing(name, mask, category, request):
+def test_an_image_whose_mask_is_missing(name, mask, category, request):
     root = request.getfixturevalue(name)
     (root / mask).unlink()
     with pytest.raises(UsageError, match=r": no .*(mask|Part2_label.bmp beside it)"):
@@ -216,7 +216,7 @@ def test_a_mask_whose_image_is_missing(name, mask, category, request):
         datasets.test_samples(root, category)
 
 
-def test_two_masks_of_a_image_and_a_smeared_one_are_refused(btad):
+def test_two_masks_of_an_image_and_a_smeared_one_are_refused(btad):
     put(btad / "01/ground_truth/ko/0007.bmp", "L", (16, 6), marked=255)
     with pytest.raises(UsageError, match=r"a second mask beside 0007\.bmp; keep the one that is right"):
         datasets.test_samples(btad, "01")
@@ -299,7 +299,7 @@ def test_of_no_known_layout(samples, tmp_path):
 
 def test_mixed_sizes_and_modes_are_judged_by_their_own_masks(tmp_path):
     from stlm_edge.evaluation.evaluate import evaluate
-    from stlm_edge.threshold import Calibration
+    from stlm_edge.threshold import DecisionThreshold
 
     for number, (mode, size) in enumerate([("L", (40, 20)), ("RGBA", (20, 50)), ("P", (9, 9)), ("I;16", (30, 30))]):
         put(tmp_path / f"test/good/{number}.png", mode, size)
@@ -313,8 +313,8 @@ def test_mixed_sizes_and_modes_are_judged_by_their_own_masks(tmp_path):
             assert image.shape == (32, 32, 3)
             return np.zeros((32, 32), np.float32), 0.0
 
-    calibration = Calibration(0.5, 0.1, 0.0, 1.0, 0.01, 50, "maximum plus margin", 0.05, "training")
+    decision_threshold = DecisionThreshold(0.5, 0.1, 0.0, 1.0, 0.01, 50, "maximum plus margin", 0.05, "training")
     samples = datasets.test_samples(tmp_path)
     assert all(isinstance(sample, Sample) for sample in samples)
-    figures = evaluate(Dark(), samples, 32, calibration, None, "dark")
+    figures = evaluate(Dark(), samples, 32, decision_threshold, None, "dark")
     assert (figures["images"], figures["pixel_auroc"]) == (8, 0.5)

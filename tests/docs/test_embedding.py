@@ -67,7 +67,7 @@ def ran(program: Path, *arguments: object) -> "subprocess.CompletedProcess[str]"
 
 def test_cpp_gives_the_golden_verdicts(in_cpp: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle, model = stlm_edge.open(tiny_bundle), tiny_bundle / "model.onnx"
-    threshold, delta = bundle.manifest.calibration.threshold, bundle.manifest.verdict_delta
+    threshold, delta = bundle.manifest.decision_threshold.value, bundle.manifest.verdict_delta
     for golden in bundle.golden():
         image = Image.open(golden.image_path).convert("RGB")
         (tmp_path / "image.rgb").write_bytes(image.tobytes())

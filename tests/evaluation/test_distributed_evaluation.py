@@ -18,10 +18,10 @@ from tiny import tiny_image
 from stlm_edge.data.datasets import test_samples as samples_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.evaluation.evaluate import evaluate
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 SIZE = 160
-CALIBRATION = Calibration(0.5, 0.2, 0.0, 1.0, 0.01, 50, "maximum plus margin", 0.05, "training")
+THRESHOLD = DecisionThreshold(0.5, 0.2, 0.0, 1.0, 0.01, 50, "maximum plus margin", 0.05, "training")
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 
 
@@ -67,7 +67,7 @@ def one_of_two(rank, runtime, data, out):
     dist.init_process_group("gloo", init_method=f"file://{out}.meeting", rank=rank, world_size=2)
     samples = samples_of(data)
     try:
-        result = evaluate(runtime, samples, SIZE, CALIBRATION, out, "varied")
+        result = evaluate(runtime, samples, SIZE, THRESHOLD, out, "varied")
     except (UsageError, JobError) as error:
         result = error
     Path(f"{out}.{rank}").write_bytes(pickle.dumps(result))
@@ -93,7 +93,7 @@ def rounded(value):
 
 
 def test_two_processes_say_exactly_what_one_says(data, tmp_path):
-    alone = evaluate(Varied(), samples_of(data), SIZE, CALIBRATION, tmp_path / "alone", "varied")
+    alone = evaluate(Varied(), samples_of(data), SIZE, THRESHOLD, tmp_path / "alone", "varied")
     assert 0 < alone["pixel_auroc_error_bound"] < 1e-3  # so the order of counting matters
     both = by_two(Varied(), data, tmp_path / "out")
     assert rounded(both) == rounded([alone, alone])

@@ -13,10 +13,10 @@ from stlm_edge.data.datasets import test_samples as samples_of
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.evaluation.contact_sheet import CELL
 from stlm_edge.evaluation.evaluate import SHEETS, evaluate, summary
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 SIZE = 32
-CALIBRATION = Calibration(100 / 255, 20 / 255, 0.0, 200 / 255, 0.01, 50, "maximum plus margin", 0.05, "training")
+THRESHOLD = DecisionThreshold(100 / 255, 20 / 255, 0.0, 200 / 255, 0.01, 50, "maximum plus margin", 0.05, "training")
 GOOD = {"000": 20, "001": 20, "002": 150}  # the brightest pixels; 20 is the background
 DEFECTS = {"scratch": {"000": 200, "001": 120}, "dot": {"000": 200, "001": 60}}
 
@@ -59,7 +59,7 @@ def data(tmp_path):
 
 
 def run(data, out, runtime=None, size=SIZE):
-    return evaluate(runtime or RedChannel(), samples_of(data), size, CALIBRATION, out, "the red channel")
+    return evaluate(runtime or RedChannel(), samples_of(data), size, THRESHOLD, out, "the red channel")
 
 
 def test_figures_are_those_worked_out_by_hand(data):
@@ -150,11 +150,11 @@ def test_one_class_alone_has_no_auroc(data, tmp_path):
     samples = samples_of(data)
     out = tmp_path / "out"
     run(data, out)
-    normal = evaluate(RedChannel(), samples[:3], SIZE, CALIBRATION, out, "normal ones")
+    normal = evaluate(RedChannel(), samples[:3], SIZE, THRESHOLD, out, "normal ones")
     assert (normal["image_auroc"], normal["aupro"], normal["image_f1"]) == (None, None, None)
     assert (normal["false_alarms"], normal["missed"], normal["by_defect"]) == (1, 0, {})
     assert not (out / "worst_misses.jpg").exists()  # no sheet of an earlier evaluation stays
-    anomalous = evaluate(RedChannel(), samples[3:], SIZE, CALIBRATION, None, "anomalous ones")
+    anomalous = evaluate(RedChannel(), samples[3:], SIZE, THRESHOLD, None, "anomalous ones")
     assert anomalous["image_auroc"] is None
     assert anomalous["aupro"] == pytest.approx(1)
     assert anomalous["image_f1"] == pytest.approx(6 / 7)
@@ -162,8 +162,7 @@ def test_one_class_alone_has_no_auroc(data, tmp_path):
 
 def test_the_order_of_samples_makes_no_difference(data):
     forward, backward = (
-        evaluate(RedChannel(), order, SIZE, CALIBRATION, None, "")
-        for order in (samples_of(data), samples_of(data)[::-1])
+        evaluate(RedChannel(), order, SIZE, THRESHOLD, None, "") for order in (samples_of(data), samples_of(data)[::-1])
     )
     assert forward["scores"] == backward.pop("scores")[::-1]
     del forward["scores"]
@@ -219,7 +218,7 @@ def test_a_mask_of_another_size_is_refused_and_leaves_nothing(data, tmp_path):
 
 def test_no_samples_and_an_output_that_is_a_file_are_refused(data, tmp_path):
     with pytest.raises(UsageError, match="no images to evaluate"):
-        evaluate(RedChannel(), [], SIZE, CALIBRATION, None, "")
+        evaluate(RedChannel(), [], SIZE, THRESHOLD, None, "")
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="out: a file; expected a folder"):
         run(data, tmp_path / "out")

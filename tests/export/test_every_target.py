@@ -40,22 +40,22 @@ def test_the_full_network_says_what_the_trained_one_says(
     done = export(row.name, precision=precision, via=row.via, checkpoint=checkpoint, out=tmp_path / "bundle")
     assert done.accuracy is not None
     bundle = open_bundle(tmp_path / "bundle", RUNS_HERE.get(row.runtime))
-    trained, calibration, golden = Torch(checkpoint), done.manifest.calibration, list(bundle.golden())
+    trained, decision_threshold, golden = Torch(checkpoint), done.manifest.decision_threshold, list(bundle.golden())
     for image in golden:
         anomaly_map, score = trained.run(image.tensor)
         sampled = anomaly_map[image.offset :: image.stride, image.offset :: image.stride]
         np.testing.assert_allclose(image.map, sampled, atol=1e-6)
         assert image.score == pytest.approx(score, abs=1e-6)
     answers = [bundle.runtime.run(image.tensor) for image in golden]
-    found, rows = parity.compare(golden, answers, calibration.threshold, calibration.delta)
+    found, rows = parity.compare(golden, answers, decision_threshold.value, decision_threshold.delta)
     assert parity.problems(found, precision) == []
-    assert {image.score > calibration.threshold for image in golden} == {False, True}
+    assert {image.score > decision_threshold.value for image in golden} == {False, True}
     assert found.cosine > 0.99
     for image, compared in zip(golden, rows, strict=True):
         verdict = bundle.predict(image.image_path)
-        assert verdict.threshold == done.manifest.calibration.threshold
+        assert verdict.threshold == done.manifest.decision_threshold.value
         if not compared.flipped:
-            assert verdict.anomalous == (image.score > calibration.threshold)
+            assert verdict.anomalous == (image.score > decision_threshold.value)
     before_any_fallback = done.frontier[0].bytes / 1e6  # a model trained for minutes may need more in float
     assert before_any_fallback <= targets.LARGEST_MB[precision], done.describe()
 

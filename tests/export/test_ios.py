@@ -155,7 +155,7 @@ def test_a_damaged_converter_does_not_pass(
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
 
-    def to_coreml(model: STLM, path: Path, calibration: object, precision: str, *_: object) -> None:
+    def to_coreml(model: STLM, path: Path, decision_threshold: object, precision: str, *_: object) -> None:
         shutil.copytree(coreml_packages / f"{precision}.mlpackage", path)
         if precision == "fp32":
             damage(path, model)
@@ -181,7 +181,7 @@ def test_where_the_gate_fails_more_is_computed_in_float32(
     def to_coreml(
         model: STLM,
         path: Path,
-        calibration: object,
+        decision_threshold: object,
         precision: str,
         in_float32: tuple[str, ...] = (),
         in_fp16: tuple[str, ...] = (),
@@ -205,7 +205,7 @@ def test_what_is_never_finite_is_not_written(
     tried: list[object] = []
 
     def to_coreml(
-        model: STLM, path: Path, calibration: object, precision: str, in_float32: object = (), *_: object
+        model: STLM, path: Path, decision_threshold: object, precision: str, in_float32: object = (), *_: object
     ) -> None:
         shutil.copytree(coreml_packages / "fp32.mlpackage", path)
         if precision == "fp16":
@@ -263,7 +263,7 @@ def test_a_palette_is_small_and_the_gate_decides_on_it(
 ) -> None:
     tried: list[Path] = []
 
-    def to_coreml(model: STLM, path: Path, calibration: Any, precision: str, *_: object) -> None:
+    def to_coreml(model: STLM, path: Path, decision_threshold: Any, precision: str, *_: object) -> None:
         if precision == "fp32":
             shutil.copytree(coreml_packages / "fp32.mlpackage", path)
         elif tried:
@@ -272,7 +272,7 @@ def test_a_palette_is_small_and_the_gate_decides_on_it(
             tried.append(tmp_path / "palette.mlpackage")
             with quiet():
                 package = converter.compressed(converter.converted(model), precision)
-                converter.save(package, tried[0], calibration, model.config.size)
+                converter.save(package, tried[0], decision_threshold, model.config.size)
             shutil.copytree(tried[0], path)
 
     monkeypatch.setattr(converter, "to_coreml", to_coreml)

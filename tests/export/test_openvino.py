@@ -50,7 +50,7 @@ def test_the_manifest_says_what_it_is(exported_via_openvino: dict[str, Exported]
             *("stlm-edge", "torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")
         }
         assert float(read_metadata(done.folder / "model.openvino")["stlm_edge.threshold"]) == (
-            manifest.calibration.threshold
+            manifest.decision_threshold.value
         )
     sizes = sizes_of(exported_via_openvino)
     assert sizes["int8"] < 0.4 * sizes["fp32"]
@@ -63,7 +63,7 @@ def test_converting_again_gives_the_same_bytes(
 ) -> None:
     """Whatever was converted in this process before."""
     done, source = exported_via_openvino[precision], exported["fp32"].folder / "model.onnx"
-    about = done.manifest.calibration, 64
+    about = done.manifest.decision_threshold, 64
     if precision == "int8":
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2)]
@@ -169,12 +169,14 @@ def test_where_int8_fails_the_gate_convolutions_weights_stay_in_float_first(
     convert_by(None)
     tried = []
 
-    def to_int8(source: Path, folder: Path, calibration: object, size: int, images: object, layers: object) -> None:
+    def to_int8(
+        source: Path, folder: Path, decision_threshold: object, size: int, images: object, layers: object
+    ) -> None:
         tried.append(layers)
         if len(tried) == 1:
             source = Path(shutil.copyfile(source, source.with_name("damaged.onnx")))
             rewrite(source, swapped_channels)
-            converter.to_openvino(source, folder, calibration, size)
+            converter.to_openvino(source, folder, decision_threshold, size)
         else:
             shutil.rmtree(folder)
             shutil.copytree(exported_via_openvino["int8"].folder / "model.openvino", folder)

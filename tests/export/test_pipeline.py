@@ -30,7 +30,7 @@ from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export.pipeline import Exported, export, flops, over_budget
 from stlm_edge.model import STLM, ModelConfig, checkpoint
 from stlm_edge.runtimes.torch import Torch
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -42,12 +42,12 @@ def test_a_bundle_says_what_the_trained_model_says(
     golden = list(bundle.golden())
     assert len(golden) == 8
     assert {image.anomalous for image in golden} == {False, True}
-    assert {image.score > bundle.manifest.calibration.threshold for image in golden} == {False, True}
+    assert {image.score > bundle.manifest.decision_threshold.value for image in golden} == {False, True}
     for image in golden:
         anomaly_map, score = trained.run(image.tensor.copy())
         assert np.array_equal(anomaly_map, image.map)
         verdict = bundle.predict(image.image_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert verdict.anomalous == (score > bundle.manifest.decision_threshold.value)
         assert np.abs(verdict.map - anomaly_map).max() < (1e-4 if precision == "fp32" else 0.1)
         assert abs(verdict.score - score) < (1e-4 if precision == "fp32" else 0.1)
 
@@ -60,7 +60,7 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_near_it_is(
     manifest = stlm_edge.open(done.folder).manifest
     trained = checkpoint.load(small_checkpoint)
     assert (manifest.target, manifest.runtime, manifest.precision) == ("cpu", "onnxruntime", precision)
-    assert manifest.calibration == manifest.training_calibration == trained.calibration
+    assert manifest.decision_threshold == manifest.exported_threshold == trained.decision_threshold
     assert manifest.provenance.items() >= trained.provenance.items()
     assert len(manifest.provenance["checkpoint_sha256"]) == 64
     assert manifest.parameters == sum(parameter.numel() for parameter in trained.model.parameters())
@@ -128,9 +128,11 @@ def test_where_int8_fails_the_gate_the_layers_it_hurts_most_stay_in_float(
     convert_by(None)
     tried = []
 
-    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: tuple[str, ...]) -> None:
+    def to_int8(
+        model: STLM, source: Path, path: Path, decision_threshold: DecisionThreshold, in_float: tuple[str, ...]
+    ) -> None:
         tried.append(in_float)
-        quantization_to_int8(model, source, path, calibration, in_float)
+        quantization_to_int8(model, source, path, decision_threshold, in_float)
         if len(tried) == 1:
             rewrite(path, swapped_channels)
 
@@ -168,7 +170,9 @@ def test_a_try_that_does_not_run_is_told_among_the_others(
     convert_by(None)
     tried = []
 
-    def to_int8(model: STLM, source: Path, path: Path, calibration: Calibration, in_float: tuple[str, ...]) -> None:
+    def to_int8(
+        model: STLM, source: Path, path: Path, decision_threshold: DecisionThreshold, in_float: tuple[str, ...]
+    ) -> None:
         tried.append(in_float)
         shutil.copyfile(source, path)
         if len(tried) == 1:
@@ -254,16 +258,18 @@ def test_a_folder_of_normal_images_stands_in_for_the_run_s(
     convert_by(None)
     lone = tmp_path / "checkpoint.safetensors"
     shutil.copyfile(small_checkpoint, lone)
-    with pytest.raises(UsageError, match="golden: no such folder; name a folder of normal images by --calibration"):
+    with pytest.raises(
+        UsageError, match="golden: no such folder; name a folder of normal images by --quantization-set"
+    ):
         export("cpu", checkpoint=lone, precision="fp32", out=tmp_path / "bundle")
     done = export(
-        "cpu", checkpoint=lone, precision="fp32", calibration_folder=tiny_images / "good", out=tmp_path / "bundle"
+        "cpu", checkpoint=lone, precision="fp32", quantization_folder=tiny_images / "good", out=tmp_path / "bundle"
     )
     assert done.parity.images == 24 + 32
     assert {golden.anomalous for golden in done.manifest.golden} == {False, True}
     assert list(scratch.iterdir()) == []
     with pytest.raises(UsageError, match="no such folder"):
-        export("cpu", checkpoint=lone, calibration_folder=tmp_path / "nowhere", out=tmp_path / "other")
+        export("cpu", checkpoint=lone, quantization_folder=tmp_path / "nowhere", out=tmp_path / "other")
 
 
 def test_an_existing_bundle_is_refused_before_the_work_and_replaced_by_force(

@@ -1,4 +1,4 @@
-"""The calibration set: which images, that they are the same ones every time, and what is refused."""
+"""The quantization set: which images, that they are the same ones every time, and what is refused."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from tiny import tiny_image
 
 from stlm_edge.errors import UsageError
 from stlm_edge.export.pipeline import Exported, export
-from stlm_edge.export.quantization_set import IMAGES, calibration_set, choose
+from stlm_edge.export.quantization_set import IMAGES, choose, quantization_set
 from stlm_edge.images import load
 
 
@@ -22,7 +22,7 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_half_is_normal_and_half_has_a_defect(normal: Path) -> None:
-    found = calibration_set(normal, 64)
+    found = quantization_set(normal, 64)
     assert (len(found.images), found.normal) == (IMAGES, IMAGES // 2)
     as_taken = {load(path, 64).tobytes() for path in normal.iterdir()}
     assert [image.tobytes() in as_taken for image in found.images] == [True] * 50 + [False] * 50
@@ -30,7 +30,7 @@ def test_half_is_normal_and_half_has_a_defect(normal: Path) -> None:
 
 
 def test_few_normal_images_are_made_up_for_by_pseudo_anomalies(tiny_images: Path) -> None:
-    found = calibration_set(tiny_images / "good", 64)
+    found = quantization_set(tiny_images / "good", 64)
     assert (len(found.images), found.normal) == (IMAGES, 24)
     assert len({image.tobytes() for image in found.images}) == IMAGES
 
@@ -42,7 +42,7 @@ def test_the_choice_comes_from_all_over_the_folder_and_is_always_the_same(normal
     assert chosen != sorted(normal.iterdir())[:50]
     assert {path.name[0] for path in chosen} == set("01234567")
     shutil.copytree(normal, tmp_path / "copy")
-    first, again = calibration_set(normal, 64).provenance(), calibration_set(tmp_path / "copy", 64).provenance()
+    first, again = quantization_set(normal, 64).provenance(), quantization_set(tmp_path / "copy", 64).provenance()
     assert first == again
     assert {name: first[name] for name in ("normal", "pseudo_anomalous", "seed")} == {
         "normal": 50,
@@ -50,13 +50,13 @@ def test_the_choice_comes_from_all_over_the_folder_and_is_always_the_same(normal
         "seed": 0,
     }
     tiny_image(99, width=40, height=40).save(tmp_path / "copy" / chosen[0].name)
-    assert calibration_set(tmp_path / "copy", 64).provenance()["sha256"] != first["sha256"]
+    assert quantization_set(tmp_path / "copy", 64).provenance()["sha256"] != first["sha256"]
 
 
 def test_the_manifest_keeps_what_it_was(exported: dict[str, Exported], small_checkpoint: Path) -> None:
     for done in exported.values():
-        kept = done.manifest.provenance["calibration_set"]
-        assert kept == calibration_set(small_checkpoint.parent / "calibration", 64).provenance()
+        kept = done.manifest.provenance["quantization_set"]
+        assert kept == quantization_set(small_checkpoint.parent / "held_out", 64).provenance()
         assert (kept["normal"], kept["pseudo_anomalous"]) == (12, 88)
 
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_calibrated_on_is_refused_before_the_work(
     (tmp_path / "folder").mkdir()
     fill(tmp_path / "folder")  # type: ignore[operator]
     with pytest.raises(UsageError, match=reason) as refusal:
-        export("cpu", checkpoint=small_checkpoint, calibration_folder=tmp_path / "folder", out=tmp_path / "bundle")
+        export("cpu", checkpoint=small_checkpoint, quantization_folder=tmp_path / "folder", out=tmp_path / "bundle")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "bundle").exists()
 

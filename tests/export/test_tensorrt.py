@@ -32,7 +32,7 @@ from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export import targets
 from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.runtimes.torch import Torch
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
 PRECISIONS = ("fp16", "int8", "fp32")
 no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed here")
@@ -50,7 +50,7 @@ def test_a_bundle_says_what_the_trained_model_says(
     for image in bundle.golden():
         anomaly_map, score = trained.run(image.tensor.copy())
         verdict = bundle.predict(image.image_path)
-        assert verdict.anomalous == (score > bundle.manifest.calibration.threshold)
+        assert verdict.anomalous == (score > bundle.manifest.decision_threshold.value)
         assert np.abs(verdict.map - anomaly_map).max() < limit
         assert np.abs(simulation.run(image.tensor)[0] - anomaly_map).max() < limit
 
@@ -138,10 +138,10 @@ def test_where_fp16_fails_the_gate_more_convolutions_stay_in_float32(
     tried: list[list[str]] = []
 
     def damaging_the_first(
-        graph: onnx.ModelProto, path: Path, calibration: Calibration, islands: Sequence[Island]
+        graph: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, islands: Sequence[Island]
     ) -> None:
         tried.append([island.node for island in islands if island.moves is not None])
-        to_fp16(graph, path, calibration, islands)
+        to_fp16(graph, path, decision_threshold, islands)
         if len(tried) == 1:
             rewrite(path, transposed_map)
 
@@ -168,13 +168,13 @@ def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_la
     def damaging_the_first(
         graph: onnx.ModelProto,
         path: Path,
-        calibration: Calibration,
+        decision_threshold: DecisionThreshold,
         islands: Sequence[Island],
         reach: dict[str, float],
         in_float: Sequence[str],
     ) -> None:
         tried.append((sum(island.moves is not None for island in islands), len(in_float)))
-        to_int8(graph, path, calibration, islands, reach, in_float)
+        to_int8(graph, path, decision_threshold, islands, reach, in_float)
         if len(tried) < 3:
             rewrite(path, infinite_map)
 

@@ -147,4 +147,4 @@ def test_it_predicts_and_is_benched_by_onnxruntime(
 def test_its_metadata_holds_the_threshold(exported_for_web: dict[str, Exported]) -> None:
     for done in exported_for_web.values():
         metadata = read_metadata(done.folder / "model.onnx")
-        assert float(metadata["stlm_edge.threshold"]) == done.manifest.calibration.threshold
+        assert float(metadata["stlm_edge.threshold"]) == done.manifest.decision_threshold.value

@@ -116,7 +116,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_bundle, folder)
     (folder / "model.onnx").unlink()
     manifest = read_manifest(folder / "manifest.json")
-    write_package(folder / "model.mlpackage", stamp(manifest.calibration, manifest.input.size))
+    write_package(folder / "model.mlpackage", stamp(manifest.decision_threshold, manifest.input.size))
     parts = [list_file(folder, f"model.mlpackage/{part}") for part in (MANIFEST, MODEL, WEIGHTS)]
     others = [file for file in manifest.files if file.path != "model.onnx"]
     changed = dataclasses.replace(manifest, artifact="model.mlpackage", runtime="coreml", files=(*parts, *others))
@@ -151,12 +151,12 @@ def test_a_folder_of_which_nothing_is_listed_is_no_artifact(bundle: Path) -> Non
 
 def test_a_new_threshold_reaches_the_package(bundle: Path) -> None:
     opened = stlm_edge.open(bundle)
-    threshold = opened.manifest.calibration.threshold + 0.01
+    threshold = opened.manifest.decision_threshold.value + 0.01
     before = read_metadata(bundle / "model.mlpackage")
-    recalibrate(opened, dataclasses.replace(opened.manifest.calibration, threshold=threshold))
+    recalibrate(opened, dataclasses.replace(opened.manifest.decision_threshold, value=threshold))
     after = read_metadata(bundle / "model.mlpackage")
     assert after == before | {"stlm_edge.threshold": repr(threshold)}
-    assert stlm_edge.open(bundle).manifest.calibration.threshold == threshold
+    assert stlm_edge.open(bundle).manifest.decision_threshold.value == threshold
     replace_metadata(bundle / "model.mlpackage", before)
     manifest = read_manifest(bundle / "manifest.json")
     files = tuple(list_file(bundle, file.path) for file in manifest.files)

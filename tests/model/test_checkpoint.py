@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig, checkpoint
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 
-CALIBRATION = Calibration(0.5, 0.25, 0.1, 0.9, 0.01, 30, "maximum plus margin", 0.02, "training")
+THRESHOLD = DecisionThreshold(0.5, 0.25, 0.1, 0.9, 0.01, 30, "maximum plus margin", 0.02, "training")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def model():
 @pytest.fixture
 def saved(model, tmp_path):
     path = tmp_path / "model.safetensors"
-    checkpoint.save(path, model, {"seed": 3}, CALIBRATION)
+    checkpoint.save(path, model, {"seed": 3}, THRESHOLD)
     return path
 
 
@@ -46,7 +46,7 @@ def test_an_opened_checkpoint_gives_the_same_answers(model, saved):
     image = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(opened.model(image).anomaly_map, model(image).anomaly_map)
-    assert opened.calibration == CALIBRATION
+    assert opened.decision_threshold == THRESHOLD
     assert opened.provenance == {"seed": 3}
 
 

@@ -57,7 +57,7 @@ def test_maps(answers, expected):
     assert abs(stlm.score(upsampled).item() - expected["tlm_score"].item()) <= 1e-4
 
 
-def test_a_image_gives_map_and_score(answers, expected):
+def test_an_image_gives_map_and_score(answers, expected):
     anomaly_map, score = answers["answer"]
     assert anomaly_map.shape == (1, 1, SIZE, SIZE)
     upsampled = F.interpolate(

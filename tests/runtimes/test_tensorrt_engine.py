@@ -54,7 +54,7 @@ def test_a_bundle_is_built_and_gives_the_golden_answers(trt: ModuleType, tmp_pat
     bundle = stlm_edge.open(folder)
     golden = list(bundle.golden())
     answers = [bundle.runtime.run(image.tensor) for image in golden]
-    threshold = bundle.manifest.calibration.threshold
+    threshold = bundle.manifest.decision_threshold.value
     parity, _ = compare(golden, answers, threshold, bundle.manifest.verdict_delta)
     assert problems(parity, "fp32") == []
     assert len({score for _, score in answers}) == len(answers), "each image has its own answer"

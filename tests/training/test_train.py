@@ -73,11 +73,11 @@ def run(images, tmp_path_factory):
 
 def test_a_run_leaves_all_that_later_stations_need(run):
     opened = checkpoint.load(run / "checkpoint.safetensors")
-    assert opened.calibration.images == 8
-    assert opened.calibration.threshold >= opened.calibration.median_score
+    assert opened.decision_threshold.images == 8
+    assert opened.decision_threshold.value >= opened.decision_threshold.median_score
     assert opened.provenance["seed"] == 0
     assert "stand-in" in opened.provenance["teacher"]
-    assert len(list((run / "calibration").iterdir())) == 8
+    assert len(list((run / "held_out").iterdir())) == 8
     assert len(list((run / "golden" / "normal").iterdir())) == 8
     assert len(list((run / "golden" / "anomalous").iterdir())) >= 16
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -100,7 +100,7 @@ def test_held_out_images_are_not_trained_on(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_module, "AnomalousImages", remembered)
     train(dataclasses.replace(job(images), recipe=dataclasses.replace(RECIPE, steps=1)), tmp_path / "run")
-    held_out = [path.name.partition("_")[2] for path in (tmp_path / "run" / "calibration").iterdir()]
+    held_out = [path.name.partition("_")[2] for path in (tmp_path / "run" / "held_out").iterdir()]
     assert sorted([*held_out, *seen]) == sorted(path.name for path in images.iterdir())
 
 
@@ -209,7 +209,7 @@ def test_images_of_mixed_sizes_and_modes(images, tmp_path):
             image = image.convert(mode)
         image.save(folder / path.name)
     opened = checkpoint.load(train(job(folder), tmp_path / "run"))
-    assert 0 < opened.calibration.threshold < 1
+    assert 0 < opened.decision_threshold.value < 1
     assert opened.provenance["training_images"] == 12
 
 

@@ -18,7 +18,7 @@ from stlm_edge.bundle.golden import GoldenCandidate
 from stlm_edge.bundle.manifest import MANIFEST, schema
 from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.images import resize
-from stlm_edge.threshold import Calibration
+from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import score_of_map
 
 Ask = Callable[[list[dict]], list[dict]]
@@ -64,12 +64,17 @@ def test_percentiles_are_those_of_the_bench(in_node: Ask) -> None:
 
 
 def test_the_heatmap_has_pythons_colours_and_leaves_normal_surface_clear(in_node: Ask) -> None:
-    calibration = Calibration(0.5, 0.3, 0.2, 0.8, 0.01, 20, "quantile", 0.0, "training")
+    decision_threshold = DecisionThreshold(0.5, 0.3, 0.2, 0.8, 0.01, 20, "quantile", 0.0, "training")
     levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
-    task = {"task": "layer", "map": text(levels.tobytes()), "side": 64, "calibration": asdict(calibration)}
+    task = {
+        "task": "layer",
+        "map": text(levels.tobytes()),
+        "side": 64,
+        "decision_threshold": asdict(decision_threshold),
+    }
     (answer,) = in_node([task])
     rgba = np.frombuffer(base64.b64decode(answer["answer"]), np.uint8).reshape(64, 64, 4)
-    assert np.abs(rgba[..., :3].astype(int) - heatmap.colour(levels, calibration)).max() <= 3  # one level of 255
+    assert np.abs(rgba[..., :3].astype(int) - heatmap.colour(levels, decision_threshold)).max() <= 3  # one level of 255
     assert (rgba[..., 3][levels <= 0.34] == 0).all()
     assert (rgba[..., 3][levels >= 0.51] == 255).all()
 
@@ -88,7 +93,7 @@ def test_parity_is_judged_as_in_python(in_node: Ask) -> None:
         expected, rows = compare(golden[kept], answers[kept], 0.5, 0.002)
         task = {
             "task": "parity",
-            "manifest": {"calibration": {"threshold": 0.5}, "verdict_delta": 0.002, "side": 64, "precision": "fp16"},
+            "manifest": {"decision_threshold": {"value": 0.5}, "verdict_delta": 0.002, "side": 64, "precision": "fp16"},
             "golden": [
                 {
                     "entry": {
@@ -156,7 +161,7 @@ def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: 
         "is not in files": changed(manifest, "artifact", to="other.onnx"),
         "expected at least 8 items": changed(manifest, "golden", to=manifest["golden"][:7]),
         "verdict_delta": changed(manifest, "verdict_delta", to=0.5),
-        "threshold < median_score": changed(manifest, "calibration", "median_score", to=9.0),
+        "value < median_score": changed(manifest, "decision_threshold", "median_score", to=9.0),
         "tensor.shape": changed(manifest, "golden", 0, "tensor", "shape", to=[64, 64, 4]),
         "map.shape": changed(manifest, "golden", 0, "map", "stride", to=2),
         "this page does": changed(manifest, "score_rule", to="the highest value"),
@@ -191,7 +196,7 @@ def test_damaged_manifests_never_show_another_error(in_node: Ask, tiny_bundle: P
     assert sum("problem" in answer for answer in answers) > 200
 
 
-def test_a_images_header_tells_its_size_and_orientation(in_node: Ask) -> None:
+def test_an_images_header_tells_its_size_and_orientation(in_node: Ask) -> None:
     image = tiny_image(1, width=70, height=50)
     tasks, expected = [], []
     for kind in ("JPEG", "PNG", "WEBP", "BMP"):

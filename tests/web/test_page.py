@@ -129,8 +129,8 @@ def export_anew(root: Path, name: str, threshold: float) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     (listed,) = (file for file in manifest["files"] if file["path"] == "model.onnx")
     listed |= {"bytes": (bundle / "model.onnx").stat().st_size, "sha256": sha256_of(bundle / "model.onnx")}
-    manifest["calibration"]["threshold"] = threshold
-    manifest["verdict_delta"] = 0.01 * (threshold - manifest["calibration"]["median_score"])
+    manifest["decision_threshold"]["value"] = threshold
+    manifest["verdict_delta"] = 0.01 * (threshold - manifest["decision_threshold"]["median_score"])
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     add_page(site, [bundle])
 
@@ -221,7 +221,7 @@ def seen(browse: Callable[..., Seen], root: Path, judged: dict[str, Any]) -> See
     )
 
 
-def test_a_image_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
+def test_an_image_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
     for path, verdict in judged.items():
         shown = seen["use"]["judged"][path]
         assert shown["problems"] == []
@@ -308,9 +308,9 @@ def test_decoding_and_resizing_is_pythons_within_one_grey_level(seen: Seen, root
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_site_says_what_is_wrong(seen: Seen, name: str) -> None:
-    message, when_a_image_is_dropped = seen["broken"][f"{name}/"]
+    message, when_an_image_is_dropped = seen["broken"][f"{name}/"]
     assert BROKEN[name] in message
-    assert when_a_image_is_dropped == message
+    assert when_an_image_is_dropped == message
 
 
 def test_it_works_where_the_server_isolates_pages_and_where_no_service_worker_can_be(seen: Seen) -> None:

@@ -26,7 +26,7 @@ const tasks = {
   },
   score: ({ map }) => scoreOfMap(floats(map)),
   percentiles: ({ values }) => [...[0.5, 0.9, 0.99].map((share) => percentile(values, share)), earlyStopping(values)],
-  layer: ({ map, side, calibration }) => base64(layer(floats(map), side, calibration, side, side)),
+  layer: ({ map, side, decision_threshold: decisionThreshold }) => base64(layer(floats(map), side, decisionThreshold, side, side)),
   manifest: ({ text, schema }) => readManifest(text, schema).format_version,
   // As a server gives it to a browser that refuses a page its caches.
   async opened({ text, schema }) {

@@ -64,15 +64,15 @@ function contradiction(manifest) {
   if (`${manifest.outputs.anomaly_map.shape}` !== `${shape}`) return `outputs.anomaly_map.shape: expected [${shape}]`;
   if (!bytes.has(artifact)) return `artifact: ${artifact} is not in files`;
   if (bytes.get(artifact) > MAX_MODEL_BYTES) return `artifact: more than ${MAX_MODEL_BYTES / 1e6} MB`;
-  for (const name of ["calibration", "training_calibration"]) {
-    const calibration = manifest[name];
-    if (calibration.threshold < calibration.median_score || calibration.map_high < calibration.map_low) {
-      return `${name}: threshold < median_score, or map_high < map_low`;
+  for (const name of ["decision_threshold", "exported_threshold"]) {
+    const decisionThreshold = manifest[name];
+    if (decisionThreshold.value < decisionThreshold.median_score || decisionThreshold.map_high < decisionThreshold.map_low) {
+      return `${name}: value < median_score, or map_high < map_low`;
     }
   }
-  const delta = 0.01 * (manifest.calibration.threshold - manifest.calibration.median_score);
+  const delta = 0.01 * (manifest.decision_threshold.value - manifest.decision_threshold.median_score);
   if (Math.abs(manifest.verdict_delta - delta) > Math.max(1e-6 * delta, 1e-12)) {
-    return `verdict_delta: expected ${delta} of this calibration`;
+    return `verdict_delta: expected ${delta} of this threshold`;
   }
   const used = new Set(golden.flatMap((each) => [each.image, each.tensor.file, each.map.file]));
   for (const path of used) if (!bytes.has(path)) return `golden: ${path} is not in files`;

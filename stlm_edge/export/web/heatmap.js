@@ -19,21 +19,21 @@ for (let level = 0; level < 256; level++) {
 const PIXELS = new Uint32Array(COLOURS.buffer);
 
 /** A bitmap to lay over that of an image: the map S×S in colours, as large as the screen needs. */
-export function heatmapOver(shown, map, calibration) {
+export function heatmapOver(shown, map, decisionThreshold) {
   const scale = Math.min(1, MOST_DRAWN / Math.max(shown.width, shown.height));
   const width = Math.max(1, Math.round(shown.width * scale)), height = Math.max(1, Math.round(shown.height * scale));
   const canvas = new OffscreenCanvas(width, height);
-  const rgba = layer(map, Math.sqrt(map.length), calibration, width, height);
+  const rgba = layer(map, Math.sqrt(map.length), decisionThreshold, width, height);
   canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
   return canvas.transferToImageBitmap();
 }
 
 /** RGBA width×height to lay over the image. Normal surface stays clear; from the threshold on the colour is all there. */
-export function layer(map, side, calibration, width, height) {
+export function layer(map, side, decisionThreshold, width, height) {
   const levels = new Float32Array(map.length);
-  const span = Math.max(calibration.map_high - calibration.map_low, 1e-9);
+  const span = Math.max(decisionThreshold.map_high - decisionThreshold.map_low, 1e-9);
   for (let i = 0; i < map.length; i++) {
-    levels[i] = Math.round(255 * Math.min(Math.max((map[i] - calibration.map_low) / span, 0), 1));
+    levels[i] = Math.round(255 * Math.min(Math.max((map[i] - decisionThreshold.map_low) / span, 0), 1));
   }
   const pixels = new Uint32Array(width * height);
   const columns = places(side, width), rows = places(side, height);

@@ -36,8 +36,8 @@ async function judgeFiles(files) {
   for (const file of files) {
     try {
       const found = { name: file.name, ...(await engine.ask("judge", { file })) };
-      show(found, model.calibration);
-      remember(found, model.calibration);
+      show(found, model.decisionThreshold);
+      remember(found, model.decisionThreshold);
     } catch (error) {
       complain(`${file.name}: ${error.message}`);
     }
@@ -57,7 +57,7 @@ async function runCamera() {
       const found = { name: "Camera", ...(await engine.ask("judge", { frame }, [frame])) };
       if (live.stopped()) break;
       live.latest = found;
-      show(found, model.calibration);
+      show(found, model.decisionThreshold);
     }
   } catch (error) {
     complain(error.message);
@@ -145,7 +145,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 $("camera").addEventListener("click", () => (live ? live.stop() : runCamera()));
-$("keep").addEventListener("click", () => live?.latest && remember(live.latest, model.calibration));
+$("keep").addEventListener("click", () => live?.latest && remember(live.latest, model.decisionThreshold));
 $("check").addEventListener("click", () => check().catch((error) => complain(error.message)));
 $("opacity").addEventListener("input", ({ target }) => ($("heat").style.opacity = target.value / 100));
 start();

@@ -34,7 +34,7 @@ export async function selfCheck(model, { queries = 128, seconds = 10, evenIfWron
   const graph = (image) => runtime.run(image.tensor);
   const whole = async (image) => {
     const { score } = await runtime.run((await loadFile(image.file, size, false)).square);
-    return isAnomalous(score, manifest.calibration.threshold);
+    return isAnomalous(score, manifest.decision_threshold.value);
   };
   const round = async (query, count) => {
     const taken = [];

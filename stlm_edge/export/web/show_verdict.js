@@ -4,7 +4,7 @@ const MOST_REMEMBERED = 24;
 const $ = (id) => document.getElementById(id);
 
 /** `found`: name, anomalous, score, milliseconds, and the bitmaps `shown` and `heat`. */
-export function show(found, calibration) {
+export function show(found, decisionThreshold) {
   const image = $("image"), heat = $("heat");
   draw(image, found.shown);
   draw(heat, found.heat);
@@ -16,26 +16,26 @@ export function show(found, calibration) {
   $("name").textContent = found.name;
   image.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
   $("score").textContent = found.score.toFixed(5);
-  $("threshold").textContent = calibration.threshold.toFixed(5);
+  $("threshold").textContent = decisionThreshold.value.toFixed(5);
   $("time").textContent = `${found.milliseconds.toFixed(0)} ms`;
-  const { map_low: low, map_high: high } = calibration;
+  const { map_low: low, map_high: high } = decisionThreshold;
   const place = (value) => `${100 * Math.min(Math.max((value - low) / Math.max(high - low, 1e-9), 0), 1)}%`;
   $("mark").style.left = place(found.score);
-  $("limit").style.left = place(calibration.threshold);
-  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(5)}, threshold ${calibration.threshold.toFixed(5)}`);
+  $("limit").style.left = place(decisionThreshold.value);
+  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(5)}, threshold ${decisionThreshold.value.toFixed(5)}`);
   $("result").hidden = false;
   for (const button of $("strip").querySelectorAll("button")) button.setAttribute("aria-pressed", button.found === found);
 }
 
 /** Put a verdict into the strip, the newest first, from where it can be looked at again. */
-export function remember(found, calibration) {
+export function remember(found, decisionThreshold) {
   const button = document.createElement("button");
   button.type = "button";
   button.found = found;
   button.className = kind(found);
   button.append(thumbnail(found.shown), label(found.anomalous ? "✗" : "✓", found.score.toFixed(3)));
   button.setAttribute("aria-label", `${found.name}: ${kind(found)}, score ${found.score.toFixed(3)}`);
-  button.addEventListener("click", () => show(found, calibration));
+  button.addEventListener("click", () => show(found, decisionThreshold));
   const item = document.createElement("li");
   item.append(button);
   $("strip").prepend(item);

@@ -22,7 +22,7 @@ export function isAnomalous(score, threshold) {
  */
 export function compareOne(golden, answer, side, manifest) {
   const { entry, map } = golden;
-  const { threshold } = manifest.calibration;
+  const { value: threshold } = manifest.decision_threshold;
   const { stride, offset, shape } = entry.map;
   let largest = 0, sum = 0, product = 0, ours = 0, theirs = 0;
   for (let y = 0, i = 0; y < shape[0]; y++) {

@@ -20,8 +20,8 @@ const tasks = {
     }
     model = await openModel(given, (done, of) => progress("model", done, of));
     const { site, backend, threads, note, manifest } = model;
-    const { precision, input, calibration, provenance } = manifest;
-    return { site, backend, threads, note, precision, size: input.size, calibration, teacher: provenance.teacher ?? null };
+    const { precision, input, decision_threshold: decisionThreshold, provenance } = manifest;
+    return { site, backend, threads, note, precision, size: input.size, decisionThreshold, teacher: provenance.teacher ?? null };
   },
 
   /** The verdict on a file or a camera's frame, and two bitmaps to show: the image and the heatmap over it. */
@@ -32,9 +32,9 @@ const tasks = {
     const answer = await runtime.run(square);
     checkFinite(answer);
     const { map, score } = answer;
-    const anomalous = isAnomalous(score, manifest.calibration.threshold);
+    const anomalous = isAnomalous(score, manifest.decision_threshold.value);
     const milliseconds = performance.now() - began;
-    return { anomalous, score, milliseconds, shown, heat: heatmapOver(shown, map, manifest.calibration) };
+    return { anomalous, score, milliseconds, shown, heat: heatmapOver(shown, map, manifest.decision_threshold) };
   },
 
   async check(given) {

@@ -192,7 +192,7 @@ class JudgeTest {
         settled();
         judge.judge(() -> new Grey(128));
         assertEquals(only("normal on CPU"), settled());
-        double own = Bundle.open(Fixture.bundle().toFile()).manifest.calibration.threshold;
+        double own = Bundle.open(Fixture.bundle().toFile()).manifest.decisionThreshold.value;
         phone.threshold = null;
         judge.pause();
         judge.resume();

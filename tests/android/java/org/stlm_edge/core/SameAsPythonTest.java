@@ -79,12 +79,12 @@ class SameAsPythonTest {
 
     @Test
     void heatmapColours() throws Exception {
-        Manifest.Calibration calibration = Bundle.open(Fixture.bundle().toFile()).manifest.calibration;
+        Manifest.DecisionThreshold decisionThreshold = Bundle.open(Fixture.bundle().toFile()).manifest.decisionThreshold;
         float[] map = Fixture.floats(Fixture.FOLDER.resolve("maps/ramp.f32"));
         int[] expected = new int[map.length];
         byte[] argb = Files.readAllBytes(Fixture.FOLDER.resolve("ramp.argb"));
         ByteBuffer.wrap(argb).order(ByteOrder.LITTLE_ENDIAN).asIntBuffer().get(expected);
-        int[] found = Heatmap.layer(map, calibration, 0.65);
+        int[] found = Heatmap.layer(map, decisionThreshold, 0.65);
         for (int i = 0; i < found.length; i++) {
             assertEquals(Integer.toHexString(expected[i]), Integer.toHexString(found[i]), "map value " + map[i]);
         }

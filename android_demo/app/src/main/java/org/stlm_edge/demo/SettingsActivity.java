@@ -114,7 +114,7 @@ public final class SettingsActivity extends Activity {
                 int which = chosen.picked() ? R.string.picked_bundle : R.string.embedded_bundle;
                 words = context.getString(R.string.bundle_is, context.getString(which), manifest.precision,
                         manifest.size);
-                own = ThresholdField.text(manifest.calibration.threshold);
+                own = ThresholdField.text(manifest.decisionThreshold.value);
             } catch (IOException | RuntimeException refused) {
                 words = Words.of(context, refused);
             }

@@ -87,7 +87,7 @@ final class Shot implements Judge.Shot {
         }
         Bitmap bitmap = BitmapFactory.decodeFile(file.getPath(), options);
         if (bitmap == null) {
-            throw new IOException(context.getString(R.string.not_a_image));
+            throw new IOException(context.getString(R.string.not_an_image));
         }
         return new Shot(new BitmapImage(bitmap), header.orientation, upright(bitmap, header.orientation));
     }

@@ -180,7 +180,7 @@ public final class BenchFile {
         json.name("failure").value(failure(row));
         json.name("parity");
         parity(json, measured ? row.check.parity : null);
-        json.name("threshold").value(manifest == null ? null : (Number) manifest.calibration.threshold);
+        json.name("threshold").value(manifest == null ? null : (Number) manifest.decisionThreshold.value);
         json.name("verdict_delta").value(manifest == null ? null : (Number) manifest.verdictDelta);
         json.name("golden").beginArray();
         for (Parity.Row answer : measured ? row.check.parity.rows : Collections.<Parity.Row>emptyList()) {

@@ -14,9 +14,9 @@ public final class Heatmap {
      * ARGB to lay over the image. Normal surface stays clear; the colour fades in towards the threshold and from
      * there on has the full {@code opacity}, 0 to 1.
      */
-    public static int[] layer(float[] map, Manifest.Calibration calibration, double opacity) {
-        float low = (float) calibration.mapLow;
-        float span = (float) Math.max(calibration.mapHigh - calibration.mapLow, 1e-9);
+    public static int[] layer(float[] map, Manifest.DecisionThreshold decisionThreshold, double opacity) {
+        float low = (float) decisionThreshold.mapLow;
+        float span = (float) Math.max(decisionThreshold.mapHigh - decisionThreshold.mapLow, 1e-9);
         int[] argb = new int[map.length];
         for (int i = 0; i < map.length; i++) {
             float share = Math.min(Math.max((map[i] - low) / span, 0f), 1f);

@@ -165,7 +165,7 @@ public final class Judge<S extends Judge.Shot> {
             double modelMs = (System.nanoTime() - resized) / 1e6;
             Verdict verdict = Verdict.of(map, threshold);
             double totalMs = (System.nanoTime() - started) / 1e6;
-            int[] heatmap = Heatmap.layer(map, bundle.manifest.calibration, 1);
+            int[] heatmap = Heatmap.layer(map, bundle.manifest.decisionThreshold, 1);
             Result<S> result = new Result<>(taken, verdict, heatmap, size, modelMs, totalMs, running);
             answers.execute(() -> {
                 shown = result;
@@ -205,7 +205,7 @@ public final class Judge<S extends Judge.Shot> {
         try {
             bundle = engine.bundle();
             Double chosen = engine.threshold();
-            threshold = chosen == null ? bundle.manifest.calibration.threshold : chosen;
+            threshold = chosen == null ? bundle.manifest.decisionThreshold.value : chosen;
             Throwable refused = null;
             if (engine.wantsGpu()) {
                 try {

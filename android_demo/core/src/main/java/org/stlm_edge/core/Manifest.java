@@ -26,9 +26,9 @@ public final class Manifest {
     private static final Pattern SHA256 = Pattern.compile("[0-9a-f]{64}");
 
     /** Where the threshold between normal and anomalous lies; scores and map values are 0 to 1. */
-    public static final class Calibration {
+    public static final class DecisionThreshold {
         /** An image whose score is above it is anomalous. */
-        public final double threshold;
+        public final double value;
 
         public final double medianScore;
         /** Map value shown as the lowest colour. */
@@ -36,8 +36,8 @@ public final class Manifest {
 
         public final double mapHigh;
 
-        Calibration(Fields fields) throws BundleException {
-            threshold = fields.number("threshold");
+        DecisionThreshold(Fields fields) throws BundleException {
+            value = fields.number("value");
             medianScore = fields.number("median_score");
             mapLow = fields.number("map_low");
             mapHigh = fields.number("map_high");
@@ -47,8 +47,8 @@ public final class Manifest {
             fields.number("margin", 0, Double.MAX_VALUE);
             fields.oneOf("source", "training", "site");
             fields.end();
-            if (threshold < medianScore || mapHigh < mapLow) {
-                throw new BundleException(fields.at("threshold < median_score, or map_high < map_low"));
+            if (value < medianScore || mapHigh < mapLow) {
+                throw new BundleException(fields.at("value < median_score, or map_high < map_low"));
             }
         }
     }
@@ -137,7 +137,7 @@ public final class Manifest {
     /** Side S of the square input, pixels. */
     public final int size;
 
-    public final Calibration calibration;
+    public final DecisionThreshold decisionThreshold;
     /** How near to the threshold a verdict may flip between the trained model and this one. */
     public final double verdictDelta;
     /** What the model was distilled from, or null. */
@@ -180,12 +180,12 @@ public final class Manifest {
         size = input(fields.object("input"));
         outputs(fields.object("outputs"), size);
         same(fields, "score_rule", SCORE_RULE);
-        calibration = new Calibration(fields.object("calibration"));
-        new Calibration(fields.object("training_calibration"));
+        decisionThreshold = new DecisionThreshold(fields.object("decision_threshold"));
+        new DecisionThreshold(fields.object("exported_threshold"));
         verdictDelta = fields.number("verdict_delta", 0, Double.MAX_VALUE);
-        double expected = 0.01 * (calibration.threshold - calibration.medianScore);
+        double expected = 0.01 * (decisionThreshold.value - decisionThreshold.medianScore);
         if (Math.abs(verdictDelta - expected) > Math.max(1e-6 * Math.max(verdictDelta, expected), 1e-12)) {
-            throw new BundleException(fields.at("verdict_delta") + ": expected " + expected + " of this calibration");
+            throw new BundleException(fields.at("verdict_delta") + ": expected " + expected + " of this threshold");
         }
         Object taught = ((Map<?, ?>) provenance(fields)).get("teacher");
         teacher = taught == null ? null : Json.shorten(String.valueOf(taught), 200);

@@ -73,7 +73,7 @@ public final class Parity {
 
     /** Adds this device's map of a golden image. */
     public Row add(GoldenImage golden, float[] map) {
-        Row row = new Row(golden, map, manifest.size, manifest.calibration.threshold, manifest.verdictDelta);
+        Row row = new Row(golden, map, manifest.size, manifest.decisionThreshold.value, manifest.verdictDelta);
         rows.add(row);
         return row;
     }
