@@ -76,8 +76,8 @@ func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 
 
     var timing = Timing()
     if wrong.isEmpty {
-        let inputs = try manifest.golden.prefix(8).map { image in
-            let tensor = try storedTensor(image.tensor, in: folder, size: manifest.input.size)
+        let inputs = try manifest.golden.prefix(8).map { golden in
+            let tensor = try storedTensor(golden.tensor, in: folder, size: manifest.input.size)
             let image = MLFeatureValue(pixelBuffer: try pixelBuffer(tensor, manifest.input.size))
             return try MLDictionaryFeatureProvider(dictionary: ["image": image])
         }
