@@ -5,13 +5,11 @@ rounds, each in its own process.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +29,7 @@ from stlm_edge.bench.result import Bench, DeviceAnswer, Row, headline, is_stand_
 from stlm_edge.bench.subjects import Wanted, need_train_packages, rows_there, wanted_of
 from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.bench_options import parse_options
+from stlm_edge.commands.bench_options import parser as parser
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import write_text
 
@@ -38,8 +37,8 @@ from stlm_edge.files import write_text
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-bench. Exit code 2: unusable input; 1: a row failed (everything is written all the same)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse_options(given, __doc__)
-    with exit_with_one_line("interrupted; nothing was written"), _ended_as_interrupted():
+    options = parse_options(given)
+    with exit_with_one_line("interrupted; nothing was written"):
         out = Path(options.out)
         if out.exists() and not out.is_dir():
             raise UsageError(f"{out}: a file; --out expects a folder, which gets bench.json and report.html")
@@ -77,24 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{change.name} against {options.against}: {change.words}", file=sys.stderr)
     if not all(row.passed for row in rows) or any(change.regressed for change in changed):
         raise SystemExit(1)
-
-
-@contextlib.contextmanager
-def _ended_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the bench as Ctrl-C does: what was set on a device is set back, what was started is stopped."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        former = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread's affair
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def _measured(

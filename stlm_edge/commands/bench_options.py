@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from stlm_edge.commands.parser import CommandParser
+
 EXAMPLE = """examples:
   stlm-bench --bundle bundles/cpu-fp32 --bundle bundles/cpu-int8 --checkpoint runs/demo/checkpoint.safetensors \\
              --data runs/demo/data --out runs/demo
@@ -13,12 +15,17 @@ EXAMPLE = """examples:
 each writes bench.json and report.html into --out; the exit code is 1 when an artifact failed"""
 
 
-def parse_options(arguments: Sequence[str], description: str | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Exits with 2 and a line for what can't be read."""
-    parser = argparse.ArgumentParser(
-        "stlm-bench", description=description, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    return parser().parse_args(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    command = CommandParser(
+        "stlm-bench", "Check each bundle's verdicts on its devices, and measure its speed.", EXAMPLE
     )
-    add = parser.add_argument
+    add = command.add_argument
     add("--bundle", action="append", default=[], metavar="B", help="a bundle's folder; may be given several times")
     add("--checkpoint", metavar="F", help="also run the trained model itself, on the first bundle's golden images")
     add("--data", metavar="DIR", help="also measure accuracy on these test images, here and on devices by ssh")
@@ -61,7 +68,7 @@ def parse_options(arguments: Sequence[str], description: str | None = None) -> a
     )
     add("--time-limit", type=_at_least(1), default=7200, metavar="S", help="seconds per device (default: 7200)")
     add("--json", action="store_true", help="print bench.json and nothing else")
-    return parser.parse_args(arguments)
+    return command
 
 
 def _at_least(minimum: int) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.writer import recalibrate
+from stlm_edge.commands.parser import CommandParser
 from stlm_edge.errors import JobError, exit_with_one_line
 from stlm_edge.images import list_images, load
 from stlm_edge.threshold import calibrate, check_rate, describe, judge
@@ -20,25 +21,7 @@ writes the new threshold into the bundle; what the export shipped is kept beside
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-calibrate."""
-    parser = argparse.ArgumentParser(
-        "stlm-calibrate",
-        description="Find a bundle's threshold anew from normal images taken on site.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--bundle", required=True, metavar="B", help="the bundle's folder, which is rewritten")
-    add("--data", required=True, metavar="NORMAL", help="folder of normal images, none of them defective")
-    add(
-        "--false-alarm-rate",
-        type=float,
-        default=0.01,
-        metavar="R",
-        help="share of false alarms (default: 0.01)",
-    )
-    add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
-    add("--json", action="store_true", help="print both thresholds as JSON and nothing else")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_with_one_line("interrupted; the bundle is whole, run it again"):
         check_rate(options.false_alarm_rate)
         bundle = open_bundle(options.bundle, threads=options.threads)
@@ -53,6 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             print(f"{options.bundle}: {describe(manifest.decision_threshold)}")
             print(f"as exported, {describe(manifest.exported_threshold)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    command = CommandParser("stlm-calibrate", "Set a bundle's threshold from normal images taken on site.", EXAMPLE)
+    add = command.add_argument
+    add("--bundle", required=True, metavar="B", help="the bundle's folder, which is rewritten")
+    add("--data", required=True, metavar="NORMAL", help="folder of normal images, none of them defective")
+    add(
+        "--false-alarm-rate",
+        type=float,
+        default=0.01,
+        metavar="R",
+        help="share of false alarms (default: 0.01)",
+    )
+    add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
+    add("--json", action="store_true", help="print both thresholds as JSON and nothing else")
+    return command
 
 
 def _check_sense(bundle: Bundle, threshold: float) -> None:

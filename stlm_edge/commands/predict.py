@@ -11,6 +11,7 @@ from PIL import Image
 
 from stlm_edge import heatmap
 from stlm_edge.bundle import open_bundle
+from stlm_edge.commands.parser import CommandParser
 from stlm_edge.commands.watch import arrivals
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import replacing
@@ -27,8 +28,10 @@ exit code: 0 when every image was judged, whatever the verdicts; 1 when some cou
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-predict."""
-    options = _options(arguments)
+    options = parser().parse_args(arguments)
     with exit_with_one_line():
+        if not (options.images or options.watch):
+            raise UsageError("no image: give files, folders, patterns or --watch DIR")
         _check_out(options)
         given = _expand(options.images)
         names = [path.name for path in given]
@@ -58,15 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise JobError(f"{failures} of {len(given)} images could not be judged")
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "stlm-predict",
-        description="Say of each image whether it is anomalous: verdict, score, threshold, image.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    model = parser.add_mutually_exclusive_group(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    command = CommandParser("stlm-predict", "Print the verdict on each image, with score and threshold.", EXAMPLE)
+    add = command.add_argument
+    model = command.add_mutually_exclusive_group(required=True)
     model.add_argument("--bundle", metavar="B", help="a bundle's folder")
     model.add_argument("--checkpoint", metavar="F", help="a trained model's .safetensors (needs stlm-edge[train])")
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder, or a quoted pattern; ** matches subfolders")
@@ -74,10 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--watch", metavar="DIR", help="judge the images of a folder, then those that arrive, until Ctrl-C")
     add("--threads", type=int, metavar="N", help="threads of the runtime (default: one per physical core)")
     add("--json", action="store_true", help="print one JSON object per image and line, and nothing else")
-    options = parser.parse_args(arguments)
-    if not (options.images or options.watch):
-        parser.error("no image: give files, folders, patterns or --watch DIR")
-    return options
+    return command
 
 
 def _check_out(options: argparse.Namespace) -> None:

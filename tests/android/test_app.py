@@ -15,11 +15,10 @@ from xml.etree import ElementTree
 
 import jdk
 import pytest
-import typer
 
 import stlm_edge
 from stlm_edge.bench.devices import self_check
-from stlm_edge.commands import cli
+from stlm_edge.commands import export
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
 ANDROID_JAR = jdk.ANDROID_DEMO.parent / "build/android.jar"
@@ -211,13 +210,11 @@ def test_a_device_without_a_camera_can_install_the_app() -> None:
 def test_the_readmes_export_puts_the_bundle_where_the_app_looks() -> None:
     readme = (jdk.ANDROID_DEMO / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^stlm-export .*$", readme, re.MULTILINE)
-    app = typer.Typer()
-    app.command()(cli._export)
-    options = typer.main.get_command(app).make_context("stlm-export", shlex.split(line)[1:]).params
+    options = export.parser().parse_args(shlex.split(line)[1:])
     assets = jdk.ANDROID_DEMO.name + "/app/src/main/assets/"
     (inside,) = re.findall(r'ASSETS = "(.*)"', (APP / "java/org/stlm_edge/demo/Bundles.java").read_text())
-    assert options["target"] == "android"
-    assert f"{options['out']}/" == assets + inside
+    assert options.target == "android"
+    assert f"{options.out}/" == assets + inside
 
 
 def test_the_app_and_the_desk_have_one_release_of_litert() -> None:

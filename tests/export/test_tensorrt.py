@@ -220,19 +220,9 @@ def test_without_torch_tensorrt_one_line_says_what_is_needed(even_checkpoint: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("--target", "cpu"), "target cpu: has no engine to build; --build-engine is for jetson and desktop-gpu"),
-        (("--target", "jetson"), "--build-engine: name the bundle by --out"),
-        pytest.param(("--target", "jetson", "--out"), "tensorrt cannot be imported", marks=no_tensorrt),
-    ],
-)
-def test_an_engine_that_cannot_be_built_is_refused_in_one_line(
-    arguments: tuple[str, ...], reason: str, exported_for_jetson: dict[str, Exported]
-) -> None:
-    given = [*arguments, exported_for_jetson["fp16"].folder] if arguments[-1] == "--out" else arguments
-    done = run("stlm-export", "--build-engine", *given)
+@no_tensorrt
+def test_an_engine_that_cannot_be_built_is_refused_in_one_line(exported_for_jetson: dict[str, Exported]) -> None:
+    done = run("stlm-build-engine", "--bundle", exported_for_jetson["fp16"].folder)
     assert done.returncode == 2
-    assert reason in done.stderr
+    assert "tensorrt cannot be imported" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -16,6 +16,7 @@ from tiny import write_tiny_bundle
 
 import stlm_edge
 from stlm_edge.bundle.parity import compare, problems
+from stlm_edge.commands import build_engine as build_engine_command
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.runtimes import tensorrt
 from stlm_edge.runtimes.tensorrt import Cuda, TensorRT, build_engine
@@ -163,23 +164,7 @@ def test_without_libcudart_one_line_says_where_it_is_looked_for(
         Cuda()
 
 
-def test_the_command_says_where_engines_are(trt: ModuleType, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stlm_edge.commands.cli import export
-
-    monkeypatch.setattr(sys, "argv", ["stlm-export", "--target", "jetson", "--build-engine", "--out", str(bundle)])
-    export()
+def test_the_command_says_where_engines_are(trt: ModuleType, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_engine_command.main(["--bundle", str(bundle)])
     assert len(trt.built) == 1
-
-
-def test_without_the_export_s_packages_the_line_names_the_module(trt: ModuleType, bundle: Path) -> None:
-    program = """
-import sys
-sys.argv = ["stlm-export", "--target", "jetson", "--build-engine", "--out", "B"]
-sys.modules["typer"] = None
-import stlm_edge.commands.cli
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "to build an engine: python -m stlm_edge.runtimes.tensorrt --bundle B" in done.stderr
-    assert tensorrt.main.__module__ == "stlm_edge.runtimes.tensorrt"
+    assert f"{bundle.name}.engines" in capsys.readouterr().out

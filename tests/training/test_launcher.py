@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stlm_edge.commands.all_categories import evaluate_all
+from stlm_edge.commands.evaluate import evaluate_all
 from stlm_edge.training.launcher import supervise
 
 SCRIPT = """
@@ -180,7 +180,7 @@ def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(imag
     both.write_text(
         SCRIPT.replace(
             training,
-            "from stlm_edge.commands.all_categories import evaluate_all, train_all\n"
+            "from stlm_edge.commands.evaluate import evaluate_all\n    from stlm_edge.commands.train import train_all\n"
             f"    train_all({training.removeprefix('train(').removesuffix(', out, resume=True)')}, out)\n"
             "    evaluate_all(out, data, None, out / 'found')",
         )

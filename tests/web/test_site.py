@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.commands import cli
+from stlm_edge.commands import export
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import npm
 from stlm_edge.export.pipeline import Exported
@@ -75,14 +75,14 @@ def test_the_command_writes_the_page_around_all_its_bundles(
         return [replace(done, folder=out / name) for name, done in exported_for_web.items()]
 
     monkeypatch.setattr("stlm_edge.export.pipeline.export_all", already_exported)
-    monkeypatch.setattr("sys.argv", ["stlm-export", "--target", "web", "--out", str(tmp_path / "site")])
-    cli.export()
+    arguments = ["--target", "web", "--out", str(tmp_path / "site")]
+    export.main(arguments)
     assert f"{tmp_path / 'site'}: a page for any static server" in capsys.readouterr().out
     listed = json.loads((tmp_path / "site" / "site.json").read_text())["bundles"]
     assert [bundle["folder"] for bundle in listed] == ["fp16", "int8"]
     assert (tmp_path / "site" / "index.html").is_file()
     with pytest.raises(SystemExit) as caught:
-        cli.export()
+        export.main(arguments)
     assert caught.value.code == 2
     assert "exists; choose another folder or give --force" in capsys.readouterr().err
 

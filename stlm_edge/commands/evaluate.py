@@ -1,0 +1,178 @@
+"""stlm-eval: measure a trained or packed model on labelled images, or each category's own model of a data set."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stlm_edge.commands.parser import CommandParser, add_data_options, add_devices_option, needs_extra
+from stlm_edge.commands.train import all_categories
+from stlm_edge.errors import UsageError, exit_with_one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLES = """examples:
+  stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data images/bottle --out evaluation
+  stlm-eval --bundle bundles/cpu-int8 --data images/bottle --out evaluation
+  stlm-eval --checkpoint runs/mvtec_ad --data mvtec_ad --category all --out evaluation
+each writes metrics.json and contact sheets into --out"""
+COLUMNS = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "image_f1": "Image F1"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run stlm-eval."""
+    options = parser().parse_args(arguments)
+    with exit_with_one_line("interrupted; no metrics.json was written"), needs_extra("train"):
+        from rich.console import Console
+
+        from stlm_edge.evaluation import all_gather
+        from stlm_edge.evaluation.evaluate import summary
+        from stlm_edge.training import launcher
+
+        if options.category == "all" and options.bundle:
+            raise UsageError("--category all: expected --checkpoint, the folder with a run for each category")
+        if launcher.is_supervisor_needed(options.devices):
+            raise SystemExit(launcher.supervise(options.devices, "start it again"))
+        with all_gather.joined():
+            given = options.data, options.format, options.out
+            if options.category == "all":
+                metrics = evaluate_all(options.checkpoint, *given)
+                table = summary_of_all(metrics)
+            else:
+                evaluate_one = evaluate_bundle if options.bundle else evaluate_checkpoint
+                metrics = evaluate_one(options.bundle or options.checkpoint, options.category, *given)
+                table = summary(metrics)
+            if all_gather.rank() > 0:
+                return
+        if options.json:
+            print(json.dumps(metrics, indent=2, allow_nan=False))
+        else:
+            Console().print(table)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    command = CommandParser("stlm-eval", "Measure a trained or packed model on labelled images.", EXAMPLES)
+    model = command.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", type=Path, metavar="F", help="trained model (with --category all: the folder of runs)"
+    )
+    model.add_argument("--bundle", type=Path, metavar="B", help="packed model")
+    add_data_options(
+        command,
+        "folder of labelled images: a published data set, or plain images",
+        "category of a data set that has several; all: each with its own model",
+        required=True,
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for metrics.json and the contact sheets"
+    )
+    add_devices_option(command)
+    command.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    return command
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, category: str | None, data: Path, format: str | None, out: Path
+) -> dict[str, Any]:
+    """Evaluate a trained model on this process's GPU, or the CPU. Raises UsageError where it has no threshold."""
+    from stlm_edge.data.datasets import test_samples
+    from stlm_edge.evaluation import all_gather
+    from stlm_edge.evaluation.evaluate import evaluate
+    from stlm_edge.runtimes.torch import Torch
+
+    model = Torch(checkpoint, device=all_gather.device())
+    if model.decision_threshold is None:
+        raise UsageError(f"{checkpoint}: has no decision threshold; train it to the end")
+    samples = test_samples(data, category, format)
+    return evaluate(model, samples, model.size, model.decision_threshold, out, str(checkpoint))
+
+
+def evaluate_bundle(bundle: Path, category: str | None, data: Path, format: str | None, out: Path) -> dict[str, Any]:
+    """Evaluate a packed model with its own runtime."""
+    from stlm_edge.bundle import open_bundle
+    from stlm_edge.data.datasets import test_samples
+    from stlm_edge.evaluation.evaluate import evaluate
+
+    opened = open_bundle(bundle)
+    size, threshold = opened.manifest.input.size, opened.manifest.decision_threshold
+    return evaluate(opened.runtime, test_samples(data, category, format), size, threshold, out, str(bundle))
+
+
+def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[str, Any]:
+    """Evaluate `runs/<category>/checkpoint.safetensors` for each category into `out/<category>`.
+
+    Returns:
+        The content of `out/metrics.json`: under `categories` the metrics of each as `evaluate` returns them, without
+        `scores`; under `mean` the mean over the categories of each of COLUMNS, None where a category has none; and
+        `source`.
+
+    Raises:
+        UsageError: as `evaluate`; for a missing checkpoint or malformed data, before the first category is evaluated.
+        JobError: as `evaluate`.
+    """
+    from stlm_edge.data.datasets import test_samples
+    from stlm_edge.evaluation import all_gather
+    from stlm_edge.evaluation.evaluate import METRICS
+    from stlm_edge.files import write_text
+    from stlm_edge.training.run_folder import CHECKPOINT
+
+    names = all_categories(data, format)
+    missing = [name for name in names if not (runs / name / CHECKPOINT).is_file()]
+    if missing:
+        raise UsageError(
+            f"{runs}: no {CHECKPOINT} for {', '.join(missing)}; expected one in {runs}/<category>, as "
+            "stlm-train --category all writes them"
+        )
+    for name in names:
+        test_samples(data, name, format)
+    categories = {}
+    for position, name in enumerate(names, start=1):
+        if all_gather.rank() == 0:
+            print(f"{name}: category {position} of {len(names)}", file=sys.stderr, flush=True)
+        metrics = evaluate_checkpoint(runs / name / CHECKPOINT, name, data, format, out / name)
+        categories[name] = {key: value for key, value in metrics.items() if key != "scores"}
+    mean = {key: _mean([metrics[key] for metrics in categories.values()]) for key in COLUMNS}
+    result = {"source": str(runs), "mean": mean, "categories": categories}
+    if all_gather.rank() == 0:
+        write_text(out / METRICS, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def summary_of_all(metrics: dict[str, Any]) -> "Table":
+    """Return the metrics as a table for a terminal: a row for each category, and the mean."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from stlm_edge.evaluation.metrics import FPR_LIMIT
+
+    table = Table(
+        title=escape(metrics["source"]),
+        caption=f"each category at the threshold of its own model; AUPRO up to a false-positive rate of {FPR_LIMIT}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("Category")
+    for column in (*COLUMNS.values(), "False alarms", "Missed"):
+        table.add_column(column, justify="right")
+    for name, row in [*metrics["categories"].items(), ("mean", metrics["mean"])]:
+        shares = ["n/a" if row[key] is None else f"{row[key]:.4f}" for key in COLUMNS]
+        if row is metrics["mean"]:
+            table.add_section()
+            table.add_row(name, *shares, style="bold")
+        else:
+            errors = (f"{row['false_alarms']} of {row['normal']}", f"{row['missed']} of {row['anomalous']}")
+            table.add_row(escape(name), *shares, *errors)
+    return table
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if len(present) == len(values) else None
+
+
+if __name__ == "__main__":
+    main()
