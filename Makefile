@@ -1,22 +1,24 @@
-# Two commands do everything: `make demo` and `make test`. Both first make .venv from requirements.lock.
+# `make demo` and `make test` do everything. Both first create .venv from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help system-deps test-deps demo test test-all lint lock clean
+.PHONY: help system-deps test-deps demo test test-all test-kernels lint docs lock clean
 
 help:
-	@echo "make demo      train, evaluate, export, prove and bench on built-in data; writes $(DEMO)/report.html"
-	@echo "make test      install what is missing, then run the tests"
-	@echo "make test-all  the same, slow tests included"
-	@echo "make lint      ruff and mypy"
-	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
+	@echo "make demo          train, evaluate, export, check and bench on built-in data; writes $(DEMO)/report.html"
+	@echo "make test          install what is missing, then run the quick tests"
+	@echo "make test-all      all tests with coverage, then test-kernels"
+	@echo "make test-kernels  the tests that depend on floating-point kernels, for AVX2, AVX-512 and this processor"
+	@echo "make lint          ruff, mypy and the import contracts"
+	@echo "make docs          the documentation site, in site/"
+	@echo "make lock          resolve requirements.lock again from pyproject.toml"
 
-# Installs those packages of a list that are missing, where the user may; says what to run otherwise. One that this system
-# hasn't is said and left out: the tests that need it are skipped. Where systemd would start an SSH server as soon as it is
-# installed, that is left to the user.
+# Installs the missing packages of a list as root or by sudo, and otherwise prints the command. A package that this system lacks
+# is reported and left out: the tests that need it are skipped. Where systemd would start an SSH server on installation, that
+# package is left to the user.
 define install
 	@missing=""; for package in $$(cat $(1)); do \
 	  if [ $$package = openssh-server ] && [ -d /run/systemd/system ]; then continue; fi; \
@@ -33,23 +35,23 @@ endef
 system-deps:
 	$(call install,system-packages.txt)
 
-# What the tests take besides: a JDK, a browser, an ssh server, adb, emulated processors.
+# The tests need a JDK, a browser, an ssh server, adb and emulated processors, too.
 test-deps: system-deps build/android.jar build/adbd build/onnxruntime
 	$(call install,tests/system-packages.txt)
 
-# What the Android demo's sources are compiled against in the tests.
+# The Android demo's sources are compiled against it in the tests.
 build/android.jar:
 	@$(PYTHON) tests/android/fetch_android_jar.py $@
 
-# What stands for a phone in the tests of adb.
+# Takes the place of a phone in the tests of adb.
 build/adbd:
 	@$(PYTHON) tests/bench/fetch_adbd.py $@
 
-# onnxruntime's headers, for the C++ program of docs/embed.md.
+# onnxruntime's headers, for the C++ program in docs/embed.md.
 build/onnxruntime:
 	@$(PYTHON) tests/fetch_onnxruntime_headers.py $@
 
-# An arm64 device's Python, which qemu emulates, for the slow tests.
+# An arm64 device's Python, emulated by qemu, for the slow tests.
 build/arm64: .venv/installed
 	@$(BIN)/python tests/bench/fetch_arm64.py $@
 
@@ -76,16 +78,31 @@ test: .venv/installed test-deps
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/installed test-deps build/arm64
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" --cov --cov-report term:skip-covered
+	$(MAKE) --no-print-directory test-kernels
+
+# Where a processor lacks an instruction set, the libraries use the next smaller one.
+KERNEL_TESTS := tests/model tests/teachers tests/training/test_step.py tests/converters
+test-kernels: .venv/installed
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	  $(BIN)/python -m pytest -m "slow or not slow" $(KERNEL_TESTS)
+	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512 \
+	  $(BIN)/python -m pytest -m "slow or not slow" $(KERNEL_TESTS)
+	$(BIN)/python -m pytest -m "slow or not slow" $(KERNEL_TESTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_import_contracts.py
+
+docs: .venv/installed
+	$(BIN)/python docs/cli_reference.py
+	$(BIN)/mkdocs build
 
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-annotate --no-header \
-	  --extra train --extra export --extra test pyproject.toml -o requirements.lock
+	  --extra train --extra export --extra test --extra docs pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info
