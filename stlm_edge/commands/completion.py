@@ -1,74 +1,77 @@
-"""Shell completion scripts, generated from the parsers of the commands.
-
-Use: `source <(stlm completion bash)`, `source <(stlm completion zsh)` or `stlm completion fish | source`.
-"""
+"""stlm completion: print a shell completion script, generated from the parsers of all commands."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
-SHELLS = ("bash", "zsh", "fish")
-_BASH = """_stlm() {{
+from stlm_edge.commands.parser import CommandParser
+from stlm_edge.commands.stlm import COMMANDS, parsers
+
+EXAMPLES = """examples, for ~/.bashrc, ~/.zshrc and ~/.config/fish/config.fish:
+  source <(stlm completion bash)
+  source <(stlm completion zsh)
+  stlm completion fish | source"""
+BASH = """_stlm() {{
   local command="${{COMP_WORDS[0]##*/}}" word="${{COMP_WORDS[COMP_CWORD]}}" words=""
   if [[ $command == stlm || $command == stlm-edge ]]; then
-    if (( COMP_CWORD == 1 )); then
-      COMPREPLY=( $(compgen -W "{commands} completion --help --version" -- "$word") )
-      return
-    fi
     command="stlm-${{COMP_WORDS[1]}}"
+    if (( COMP_CWORD == 1 )); then command="stlm"; fi
   fi
   case "$command ${{COMP_WORDS[COMP_CWORD-1]}}" in
-    "stlm-completion completion") words="{shells}" ;;
+    "stlm "*) words="{commands} --help --version" ;;
 {choices}
-  esac
-  if [[ -z $words && $word == -* ]]; then
-    case "$command" in
+    *) if [[ $word == -* ]]; then case "$command" in
 {options}
-    esac
-  fi
+    esac; fi ;;
+  esac
   COMPREPLY=( $(compgen -W "$words" -- "$word") )
 }}
 complete -o default -F _stlm stlm stlm-edge {executables}
 """
 
 
-def completion(parsers: Mapping[str, argparse.ArgumentParser], shell: str) -> str:
-    """Return a shell's completion script for the umbrella command and each of these commands."""
-    if shell == "fish":
-        return _fish(parsers)
-    script = _BASH.format(
-        commands=" ".join(parsers),
-        shells=" ".join(SHELLS),
-        choices="\n".join(
-            f'    "stlm-{name} {action.option_strings[-1]}") words="{" ".join(map(str, action.choices))}" ;;'
-            for name, parser in parsers.items()
-            for action in options_of(parser)
-            if action.choices
-        ),
-        options="\n".join(
-            f'      stlm-{name}) words="{" ".join(action.option_strings[-1] for action in options_of(parser))}" ;;'
-            for name, parser in parsers.items()
-        ),
-        executables=" ".join(f"stlm-{name}" for name in parsers),
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run stlm completion."""
+    shell = parser().parse_args(arguments).shell
+    print("autoload -U +X bashcompinit && bashcompinit" if shell == "zsh" else "# stlm-edge")
+    print("\n".join(_fish()) if shell == "fish" else _bash())
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    command = CommandParser("stlm completion", "Print a shell completion script.", EXAMPLES)
+    command.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return command
+
+
+def _bash() -> str:
+    names = {name: " ".join(option for option, _ in options) for name, options in _options()}
+    choices = [
+        f'    "stlm-{name} {option}") words="{" ".join(action.choices)}" ;;'
+        for name, options in _options()
+        for option, action in options
+        if action.choices
+    ]
+    return BASH.format(
+        commands=" ".join(COMMANDS),
+        choices="\n".join(choices),
+        options="\n".join(f'      stlm-{name}) words="{words}" ;;' for name, words in names.items()),
+        executables=" ".join(f"stlm-{name}" for name in COMMANDS),
     )
-    return script if shell == "bash" else "autoload -U +X bashcompinit && bashcompinit\n" + script
 
 
-def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Return the options of a parser, without its positional arguments."""
-    return [action for action in parser._actions if action.option_strings]
+def _fish() -> Iterator[str]:
+    yield f"complete -c stlm -f -n __fish_use_subcommand -a '{' '.join(COMMANDS)}'"
+    for name, options in _options():
+        for option, action in options:
+            values = f"-x -a '{' '.join(action.choices)}'" if action.choices else "-r" if action.nargs != 0 else ""
+            yield f"complete -c stlm -n '__fish_seen_subcommand_from {name}' -l {option[2:]} {values}"
+            yield f"complete -c stlm-{name} -l {option[2:]} {values}"
+    yield "complete -c stlm-edge -w stlm"
 
 
-def _fish(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    names = " ".join([*parsers, "completion"])
-    lines = [f"complete -c stlm -f -n 'not __fish_seen_subcommand_from {names}' -a '{names}'"]
-    lines.append(f"complete -c stlm -f -n '__fish_seen_subcommand_from completion' -a '{' '.join(SHELLS)}'")
-    for name, parser in parsers.items():
-        for action in options_of(parser):
-            option = f"-l {action.option_strings[-1].removeprefix('--')}"
-            if action.choices:
-                option += f" -x -a '{' '.join(map(str, action.choices))}'"
-            elif action.nargs != 0:
-                option += " -r"
-            lines.append(f"complete -c stlm -n '__fish_seen_subcommand_from {name}' {option}")
-            lines.append(f"complete -c stlm-{name} {option}")
-    return "\n".join(lines) + "\ncomplete -c stlm-edge -w stlm\n"
+def _options() -> list[tuple[str, list[tuple[str, argparse.Action]]]]:
+    """Return each command's name with its long options."""
+    return [
+        (name, [(action.option_strings[-1], action) for action in parser._actions if action.option_strings])
+        for name, parser in parsers().items()
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stlm_edge.commands.parser import CommandParser, add_data_options, add_devices_option, needs_extra
+from stlm_edge.commands.parser import CommandParser, needs_extra, number
 from stlm_edge.commands.train import all_categories
 from stlm_edge.errors import UsageError, exit_with_one_line
 
@@ -37,20 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if launcher.is_supervisor_needed(options.devices):
             raise SystemExit(launcher.supervise(options.devices, "start it again"))
         with all_gather.joined():
-            given = options.data, options.format, options.out
             if options.category == "all":
-                metrics = evaluate_all(options.checkpoint, *given)
-                table = summary_of_all(metrics)
+                metrics = evaluate_all(options.checkpoint, options.data, options.format, options.out)
             else:
-                evaluate_one = evaluate_bundle if options.bundle else evaluate_checkpoint
-                metrics = evaluate_one(options.bundle or options.checkpoint, options.category, *given)
-                table = summary(metrics)
+                model = options.bundle or options.checkpoint
+                metrics = evaluate_one(model, options.data, options.category, options.format, options.out)
             if all_gather.rank() > 0:
                 return
         if options.json:
             print(json.dumps(metrics, indent=2, allow_nan=False))
         else:
-            Console().print(table)
+            Console().print(summary_of_all(metrics) if options.category == "all" else summary(metrics))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,48 +55,42 @@ def parser() -> argparse.ArgumentParser:
     command = CommandParser("stlm-eval", "Measure a trained or packed model on labelled images.", EXAMPLES)
     model = command.add_mutually_exclusive_group(required=True)
     model.add_argument(
-        "--checkpoint", type=Path, metavar="F", help="trained model (with --category all: the folder of runs)"
+        "--checkpoint", type=Path, metavar="F", help="trained model; for --category all: the runs' folder"
     )
     model.add_argument("--bundle", type=Path, metavar="B", help="packed model")
-    add_data_options(
-        command,
+    command.add_data(
         "folder of labelled images: a published data set, or plain images",
         "category of a data set that has several; all: each with its own model",
-        required=True,
     )
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for metrics.json and the contact sheets"
-    )
-    add_devices_option(command)
-    command.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    add = command.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for metrics.json and the contact sheets")
+    add("--devices", type=number(int, 1), default=1, metavar="N", help="GPUs, or CPU processes, that share the work")
+    add("--json", action="store_true", help="print the metrics as JSON")
     return command
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, category: str | None, data: Path, format: str | None, out: Path
-) -> dict[str, Any]:
-    """Evaluate a trained model on this process's GPU, or the CPU. Raises UsageError where it has no threshold."""
+def evaluate_one(model: Path, data: Path, category: str | None, format: str | None, out: Path) -> dict[str, Any]:
+    """Evaluate a bundle (a folder) with its own runtime, or a checkpoint on this process's GPU or the CPU.
+
+    Raises:
+        UsageError: as `evaluate`; the checkpoint has no decision threshold.
+        JobError: as `evaluate`.
+    """
+    from stlm_edge.bundle import open_bundle
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluation import all_gather
     from stlm_edge.evaluation.evaluate import evaluate
     from stlm_edge.runtimes.torch import Torch
 
-    model = Torch(checkpoint, device=all_gather.device())
-    if model.decision_threshold is None:
-        raise UsageError(f"{checkpoint}: has no decision threshold; train it to the end")
     samples = test_samples(data, category, format)
-    return evaluate(model, samples, model.size, model.decision_threshold, out, str(checkpoint))
-
-
-def evaluate_bundle(bundle: Path, category: str | None, data: Path, format: str | None, out: Path) -> dict[str, Any]:
-    """Evaluate a packed model with its own runtime."""
-    from stlm_edge.bundle import open_bundle
-    from stlm_edge.data.datasets import test_samples
-    from stlm_edge.evaluation.evaluate import evaluate
-
-    opened = open_bundle(bundle)
-    size, threshold = opened.manifest.input.size, opened.manifest.decision_threshold
-    return evaluate(opened.runtime, test_samples(data, category, format), size, threshold, out, str(bundle))
+    if model.is_dir():
+        bundle = open_bundle(model)
+        threshold, size = bundle.manifest.decision_threshold, bundle.manifest.input.size
+        return evaluate(bundle.runtime, samples, size, threshold, out, str(model))
+    trained = Torch(model, device=all_gather.device())
+    if trained.decision_threshold is None:
+        raise UsageError(f"{model}: has no decision threshold; train it to the end")
+    return evaluate(trained, samples, trained.size, trained.decision_threshold, out, str(model))
 
 
 def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[str, Any]:
@@ -133,9 +124,12 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
     for position, name in enumerate(names, start=1):
         if all_gather.rank() == 0:
             print(f"{name}: category {position} of {len(names)}", file=sys.stderr, flush=True)
-        metrics = evaluate_checkpoint(runs / name / CHECKPOINT, name, data, format, out / name)
+        metrics = evaluate_one(runs / name / CHECKPOINT, data, name, format, out / name)
         categories[name] = {key: value for key, value in metrics.items() if key != "scores"}
-    mean = {key: _mean([metrics[key] for metrics in categories.values()]) for key in COLUMNS}
+    mean = {}
+    for key in COLUMNS:
+        values = [metrics[key] for metrics in categories.values()]
+        mean[key] = None if None in values else sum(values) / len(values)
     result = {"source": str(runs), "mean": mean, "categories": categories}
     if all_gather.rank() == 0:
         write_text(out / METRICS, json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -149,29 +143,17 @@ def summary_of_all(metrics: dict[str, Any]) -> "Table":
 
     from stlm_edge.evaluation.metrics import FPR_LIMIT
 
-    table = Table(
-        title=escape(metrics["source"]),
-        caption=f"each category at the threshold of its own model; AUPRO up to a false-positive rate of {FPR_LIMIT}",
-        title_justify="left",
-        caption_justify="left",
-    )
+    caption = f"each category at the threshold of its own model; AUPRO up to a false-positive rate of {FPR_LIMIT}"
+    table = Table(title=escape(metrics["source"]), caption=caption, title_justify="left", caption_justify="left")
     table.add_column("Category")
     for column in (*COLUMNS.values(), "False alarms", "Missed"):
         table.add_column(column, justify="right")
     for name, row in [*metrics["categories"].items(), ("mean", metrics["mean"])]:
-        shares = ["n/a" if row[key] is None else f"{row[key]:.4f}" for key in COLUMNS]
-        if row is metrics["mean"]:
-            table.add_section()
-            table.add_row(name, *shares, style="bold")
-        else:
-            errors = (f"{row['false_alarms']} of {row['normal']}", f"{row['missed']} of {row['anomalous']}")
-            table.add_row(escape(name), *shares, *errors)
+        cells = ["n/a" if row[key] is None else f"{row[key]:.4f}" for key in COLUMNS]
+        if row is not metrics["mean"]:
+            cells += [f"{row['false_alarms']} of {row['normal']}", f"{row['missed']} of {row['anomalous']}"]
+        table.add_row(escape(name), *cells, end_section=name == [*metrics["categories"]][-1])
     return table
-
-
-def _mean(values: list[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if len(present) == len(values) else None
 
 
 if __name__ == "__main__":

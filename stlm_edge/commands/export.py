@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from stlm_edge.commands.parser import CommandParser, add_data_options, needs_extra
+from stlm_edge.commands.parser import CommandParser, needs_extra
 from stlm_edge.errors import exit_with_one_line
 
 EXAMPLES = """examples:
@@ -58,17 +58,11 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         metavar="P",
-        help="fp32, fp16, int8 or palette6 (default: the target's; for web all, with a page around them)",
+        help="fp32, fp16, int8 or palette6 (default: the target's; for web: all, and a page)",
     )
     add("--via", metavar="C", help="another converter: openvino (for cpu), torch-tensorrt (for desktop-gpu)")
-    add(
-        "--quantization-set",
-        type=Path,
-        metavar="DIR",
-        help="normal images that activation ranges are measured on (default: the run's held-out ones)",
-    )
-    add_data_options(
-        command,
+    add("--quantization-set", type=Path, metavar="DIR", help="normal images for quantization (default: the run's)")
+    command.add_data(
         "labelled images: the gate then compares the accuracy on them, too",
         "category of a data set that has several",
         required=False,

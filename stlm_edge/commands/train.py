@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_edge.commands.parser import CommandParser, add_data_options, add_devices_option, needs_extra, number
+from stlm_edge.commands.parser import CommandParser, needs_extra, number
 from stlm_edge.errors import UsageError, exit_with_one_line
-from stlm_edge.threshold import check_rate
+from stlm_edge.threshold import check_rate, describe
 
 if TYPE_CHECKING:
     from stlm_edge.training.job import Job
@@ -47,80 +47,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trained = {"checkpoint": str(path), "threshold": threshold.value, "images": threshold.images}
             print(json.dumps(trained, indent=2))
         else:
-            print(
-                f"{path}: threshold {threshold.value:.4f} from {threshold.images} held-out normal images "
-                f"({threshold.method})"
-            )
+            print(f"{path}: {describe(threshold)}")
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     command = CommandParser("stlm-train", "Train a model on images of good parts.", EXAMPLES)
-    add_data_options(
-        command,
+    command.add_data(
         "folder of images: a published data set, or plain images",
         "category of a data set that has several; all: one after the other",
-        required=True,
     )
     add = command.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="run folder to write")
-    add(
-        "--recipe",
-        choices=("quick", "standard", "paper"),
-        default="quick",
-        help="quick takes minutes on a CPU, paper is the published training (default: %(default)s)",
-    )
+    add("--recipe", choices=("quick", "standard", "paper"), default="quick", help="training recipe (default: quick)")
     add("--size", type=int, metavar="S", help="side of the input, a multiple of 32 (default: the recipe's)")
     add(
         "--teacher",
         default="efficientnet-lite0",
         metavar="T",
-        help="frozen teacher of both streams: efficientnet-lite0, vit_t, vit_b, vit_l, vit_h (default: %(default)s)",
+        help="frozen teacher: efficientnet-lite0, vit_t, vit_b, vit_l or vit_h (default: efficientnet-lite0)",
     )
     add("--teacher-weights", type=Path, metavar="F", help="the teacher's published weights (default: downloaded once)")
-    add(
-        "--init",
-        metavar="W",
-        help="initial weights of both streams: generic, random, vit_t (MobileSAM's) or a file (default: the recipe's)",
-    )
+    add("--init", metavar="W", help="initial weights: generic, random, vit_t or a file (default: the recipe's)")
     add("--textures", type=Path, metavar="DIR", help="folder of textures for pseudo-anomalies, such as DTD")
-    add(
-        "--val-fraction",
-        type=float,
-        default=0.15,
-        metavar="R",
-        help="share of the normal images held out for threshold and validation (default: %(default)s)",
-    )
+    add("--val-fraction", type=float, default=0.15, metavar="R", help="share of images held out (default: 0.15)")
     add("--patience", type=number(int, 1), metavar="N", help="stop after N validations in a row without improvement")
-    add(
-        "--false-alarm-rate",
-        type=float,
-        default=0.01,
-        metavar="R",
-        help="share of good parts that may be called anomalous (default: %(default)s)",
-    )
-    add(
-        "--longer",
-        type=number(float, 0.001, 1000),
-        default=1.0,
-        metavar="X",
-        help="multiply the recipe's number of steps (default: %(default)s)",
-    )
-    add(
-        "--seed",
-        type=number(int, 0, 2**32 - 1),
-        default=0,
-        metavar="N",
-        help="the same seed on the same machine gives the same weights (default: %(default)s)",
-    )
+    add("--false-alarm-rate", type=float, default=0.01, metavar="R", help="accepted false alarms (default: 0.01)")
+    add("--longer", type=number(float, 0.001, 1000), default=1.0, metavar="X", help="multiply the recipe's steps by X")
+    add("--seed", type=number(int, 0), default=0, metavar="N", help="seed of all random choices (default: 0)")
     add("--resume", action="store_true", help="continue an interrupted run")
-    add_devices_option(command)
-    add(
-        "--logger",
-        choices=("tensorboard", "wandb"),
-        default="tensorboard",
-        help="where losses and images of the training are logged (default: %(default)s)",
-    )
+    add("--devices", type=number(int, 1), default=1, metavar="N", help="GPUs, or CPU processes, that share the work")
+    add("--logger", choices=("tensorboard", "wandb"), default="tensorboard", help="logger (default: tensorboard)")
     add("--json", action="store_true", help="print the result as JSON")
     return command
 
@@ -131,22 +88,10 @@ def job_of(options: argparse.Namespace) -> "Job":
     from stlm_edge.training.recipes import RECIPES
 
     recipe = RECIPES[options.recipe]
-    return Job(
-        data=options.data,
-        recipe=recipe if options.longer == 1 else recipe.longer(options.longer),
-        size=options.size or recipe.size,
-        category=options.category,
-        format=options.format,
-        seed=options.seed,
-        teacher=options.teacher,
-        teacher_weights=options.teacher_weights,
-        init=options.init,
-        textures=options.textures,
-        val_fraction=options.val_fraction,
-        patience=options.patience,
-        false_alarm_rate=options.false_alarm_rate,
-        curves=options.logger,
-    )
+    if options.longer != 1:
+        recipe = recipe.longer(options.longer)
+    settings = {field.name: getattr(options, field.name) for field in fields(Job) if field.name in options}
+    return Job(**settings | {"recipe": recipe, "size": options.size or recipe.size, "curves": options.logger})
 
 
 def train_all(job: "Job", out: Path, resume: bool = False) -> dict[str, Path]:
