@@ -131,7 +131,7 @@ final class Camera {
             try {
                 CaptureRequest.Builder request = device.createCaptureRequest(CameraDevice.TEMPLATE_PREVIEW);
                 request.addTarget(reader.getSurface());
-                request.set(CaptureRequest.CONTROL_AF_MODE, CaptureRequest.CONTROL_AF_MODE_CONTINUOUS_IMAGE);
+                request.set(CaptureRequest.CONTROL_AF_MODE, CaptureRequest.CONTROL_AF_MODE_CONTINUOUS_PICTURE);
                 device.createCaptureSession(
                         Collections.singletonList(reader.getSurface()), new Started(request.build()), handler);
             } catch (CameraAccessException | RuntimeException refused) {
