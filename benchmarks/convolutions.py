@@ -6,7 +6,7 @@ Simulated in torch: linear layers as `converters/quantization.py` has them (inpu
 weights int8 with a scale per output channel), beside them convolutions with uint8 inputs and int8 weights, in several
 ways: ranges from the quantization set (the largest values, or a quantile), each image's own range, only some
 convolutions, channels equalised (input channels divided by √(their largest value / largest weight), weights multiplied;
-exact where a norm or ReLU comes before, elsewhere it would cost a multiplication), chosen one by one, the least harmful
+exact where a norm or ReLU comes before, elsewhere it would cost a multiplication), chosen one by one, least sensitive
 first, and fine-tuned with the roundings in the forward pass against the float model's maps and features on the
 quantization set.
 
@@ -46,7 +46,7 @@ from stlm_edge.converters.fp16_islands import evenly
 from stlm_edge.converters.onnx import quiet, to_onnx
 from stlm_edge.converters.shaping import folded
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.export.gate import FIGURES, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
+from stlm_edge.export.gate import METRICS, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
 from stlm_edge.export.quantization_set import quantization_set
 from stlm_edge.files import replacing
 from stlm_edge.images import list_images
@@ -57,7 +57,7 @@ RANGED = 24  # quantization images that ranges are from
 RANKED = 4  # and those by which convolutions are ranked
 QUANTILE = 0.9999
 BATCH, RATE = 4, 3e-5
-CHOSEN = (0.25, 0.5, 0.75)  # of the convolutions, the least harmful first
+CHOSEN = (0.25, 0.5, 0.75)  # of the convolutions, the least sensitive first
 PARTS = {  # by names of convolutions
     "encoders": r"plain.|denoising.",
     "feature aggregation": "fa.",
@@ -232,7 +232,7 @@ class Judge:
             "cosine": parity.cosine,
             "worst_cosine": min(one.cosine for one in rows),
             "verdict_failures": parity.verdict_failures,
-            **{name: figures[name] for name in FIGURES},
+            **{name: figures[name] for name in METRICS},
             "holds": not (losses or parity.verdict_failures),
         }
         print(json.dumps(row), flush=True)
@@ -253,7 +253,7 @@ class _Known:
 
 
 def by_damage(model: STLM, ranged: Simulated, images: Sequence[np.ndarray]) -> list[str]:
-    """Names of the convolutions, the least harmful alone first."""
+    """Names of the convolutions, the least sensitive alone first."""
     expected = [ranged.turn_on(()).run(image)[0] for image in images]
     damage = {}
     for name in ranged.convolutions:
@@ -321,7 +321,7 @@ def main() -> None:
         model = judge.model
         seen = quantization_set(options.run / "held_out", model.config.size).images
         ranged = evenly(seen, RANGED)
-        rows = [judge("none: linear layers alone", Simulated(model).turn_on(()))]
+        rows = [judge("none: linear layers only", Simulated(model).turn_on(()))]
 
         static = Simulated(model).take_ranges(ranged)
         rows.append(judge("all, ranges of the quantization set", static))
@@ -331,14 +331,14 @@ def main() -> None:
         dense = [name for name, layer in static.convolutions.items() if layer.layer.groups == 1]
         rows.append(judge("all but depthwise ones", static.turn_on(dense)))
         rows.append(judge(f"all, ranges at the quantile {QUANTILE:g}", Simulated(model).take_ranges(ranged, QUANTILE)))
-        rows.append(judge("all, each image's own range", Simulated(model)))
+        rows.append(judge("all, range of each image", Simulated(model)))
 
         equal = Simulated(model).take_ranges(ranged, equalise=True)
         rows.append(judge("all, channels equalised", equal))
         order = by_damage(model, equal, evenly(seen, RANKED))
         for share in CHOSEN:
             chosen = order[: round(share * len(order))]
-            rows.append(judge(f"the least harmful {share:.0%}, equalised", equal.turn_on(chosen)))
+            rows.append(judge(f"the least sensitive {share:.0%}, equalised", equal.turn_on(chosen)))
         if options.steps:
             tuned = fine_tuned(model, copy.deepcopy(equal).turn_on(order), seen, options.steps)
             rows.append(judge(f"all, equalised, fine-tuned for {options.steps} steps of {BATCH}", tuned))

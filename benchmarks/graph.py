@@ -48,7 +48,7 @@ from stlm_edge.threshold import calibrate
 SIDES = (224, 448)
 GEMM_SIDE = 1024
 GEMM, EAGER = f"MatMul {GEMM_SIDE}³", "torch eager"
-PLAIN, SHAPED, INT8 = "ONNX fp32, plain", "ONNX fp32, shaped", "ONNX int8"
+PLAIN, SHAPED, INT8 = "ONNX fp32, plain", "ONNX fp32, rewritten", "ONNX int8"
 TFLITE, TFLITE_FP16, TFLITE_INT8 = "TFLite fp32", "TFLite fp16", "TFLite int8"
 TIMES = {(SHAPED, PLAIN): 0.8, (INT8, PLAIN): 0.5, (TFLITE_INT8, TFLITE): 0.55}  # at most
 SHARE = 0.85  # of the best matrix product, at least, for the shaped graph

@@ -58,8 +58,8 @@ from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.step import TwoStreams, freeze, make_optimisers
 
 PAPER = RECIPES["paper"]
-PUBLISHED, OURS, TURNED = "as published", "products by oneDNN", "the same on turned images"
-TOGETHER = "norm, GELU, convolution as one"
+PUBLISHED, OURS, TURNED = "as published", "matrix products by oneDNN", "the same with rotated images"
+TOGETHER = "norm, GELU and convolution fused"
 PIPELINE_SIZE = 448
 GOALS = {"speed": 1.5, "loss_difference": 1e-5, "memory": 1.0, "images_per_second": 100.0}
 PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
@@ -136,11 +136,11 @@ class Training:
 
 VARIANTS: dict[str, tuple[Callable[[Training], dict[str, Tensor]], bool]] = {
     PUBLISHED: (Training.published, False),
-    "clean images' answers known": (Training.clean_known, False),
-    "untouched images' too": (Training.untouched_known, False),
-    "the decoder on whole batches": (Training.batched, False),
+    "teacher outputs of clean images cached": (Training.clean_known, False),
+    "those of unmodified images, too": (Training.untouched_known, False),
+    "decoder on whole batches": (Training.batched, False),
     TOGETHER: (Training.together, False),
-    "freed memory kept": (Training.together, True),
+    "freed memory kept by the allocator": (Training.together, True),
     OURS: (Training.by_onednn, True),
     TURNED: (Training.turned, True),
 }

@@ -115,7 +115,7 @@ def test_a_broken_bound_is_missed(missed, change):
     assert [goal["name"] for goal in found["goals"] if not goal["met"]] == [missed]
 
 
-@pytest.mark.parametrize("variant", ["products by oneDNN", "the same on turned images"])
+@pytest.mark.parametrize("variant", ["matrix products by oneDNN", "the same with rotated images"])
 def test_a_training_step_has_the_published_ones_losses(variant):
     training = script("training")
     published, ours = (training.timed(name, 64) for name in (training.PUBLISHED, variant))
