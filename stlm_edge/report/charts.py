@@ -1,7 +1,7 @@
-"""The report's charts: matplotlib drawings as SVG text whose colours are CSS variables, so that they follow the page.
+"""The report's charts: matplotlib figures as SVG whose colours are CSS variables of the page.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; a mark's form says the same thing a second time.
-Sizes suit a phone's width: two or three stand side by side on a wide page.
+The colours are Okabe and Ito's, which colour-blind people can distinguish; markers and dashes repeat the distinction.
+The size suits a phone's width; two or three charts fit side by side on a wide page.
 """
 
 import html
@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, RULE, PAPER = "#010101", "#010102", "#010103", "#010104"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#010105", "#010106", "#010107", "#010108", "#010109"
-VARIABLES = {  # stands in the drawing → stands in the page
+VARIABLES = {  # placeholder in the drawing → colour in the page
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
@@ -31,8 +32,9 @@ VARIABLES = {  # stands in the drawing → stands in the page
 }
 LINES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, (0, (5, 1, 1, 1, 1, 1)))]
 MARKS = [(BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"), (SKY, "v")]
-MOST = len(MARKS)  # artifacts that one chart tells apart
-Answers: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one figure per golden image
+WIDTH = 4.4  # inches
+MOST = len(MARKS)  # artifacts that one chart can distinguish
+PerImage: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one value per golden image
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -59,7 +61,7 @@ STYLE: Any = {
 
 
 class Scored(NamedTuple):
-    """An image's score and what is true of it."""
+    """An evaluated image: its score and label."""
 
     score: float
     defect: str
@@ -67,7 +69,7 @@ class Scored(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A row's latency in milliseconds, the medians of its rounds, and its percentiles from 0 to 100, if it has them."""
+    """A row's latency in milliseconds: p50, p90, p99, medians of its rounds, and percentiles 0 to 100 if recorded."""
 
     name: str
     p50: float
@@ -77,8 +79,8 @@ class Timed(NamedTuple):
     quantiles: list[float]
 
 
-class Spent(NamedTuple):
-    """What a part of the network takes, computes and moves: milliseconds, 10⁹ operations, 10⁶ bytes."""
+class Part(NamedTuple):
+    """A part of the network: milliseconds, 10⁹ operations, 10⁶ bytes read and written."""
 
     name: str
     ms: float
@@ -86,268 +88,229 @@ class Spent(NamedTuple):
     megabytes: float
 
 
-def loss_curves(phase: str, steps: Sequence[float], losses: dict[str, list[float]]) -> str:
-    """A phase of training: each loss over its steps, logarithmic, smoothed, with the raw values of the first behind."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=2.6)
-        for number, (name, values) in enumerate(losses.items()):
-            turn, place = divmod(number, len(LINES))
-            colour, dashes = LINES[place][0], LINES[(place + turn) % len(LINES)][1]
-            x, y = np.asarray(steps, float), np.asarray(values, float)
-            if not number:
-                axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(x, _smooth(y), color=colour, linestyle=dashes, linewidth=1.8 if not number else 1.2, label=name)
-        if min(value for values in losses.values() for value in values if np.isfinite(value)) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("step")
-        _legend(axes, columns=3)
-        return _svg(figure, f"losses of {phase} over its steps")
+@matplotlib.rc_context(STYLE)
+def losses(phase: str, steps: Sequence[float], values_by_loss: dict[str, list[float]]) -> Markup:
+    """Draw a phase's losses over its steps, smoothed, on a log scale if all are positive; the first one raw as well."""
+    figure, axes = _canvas(height=2.6)
+    for number, (name, values) in enumerate(values_by_loss.items()):
+        turn, place = divmod(number, len(LINES))
+        colour, dashes = LINES[place][0], LINES[(place + turn) % len(LINES)][1]
+        x, y = np.asarray(steps, float), np.asarray(values, float)
+        if not number:
+            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(x, _smooth(y), color=colour, linestyle=dashes, linewidth=1.2 if number else 1.8, label=name)
+    if min(value for values in values_by_loss.values() for value in values if np.isfinite(value)) > 0:
+        _logarithmic(axes.set_yscale, axes.yaxis, "g")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set_xlabel("step")
+    _legend(axes, columns=3)
+    return _svg(figure, f"losses of {phase} over its steps")
 
 
-def score_histogram(images: Sequence[Scored], threshold: float) -> str:
-    """Scores of normal and anomalous images in common bins, and the threshold between them."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=2.6)
-        scores = [image.score for image in images] + [threshold]
-        bins = np.linspace(min(scores), max(scores) + 1e-9, 31)
-        normal = [image.score for image in images if not image.anomalous]
-        anomalous = [image.score for image in images if image.anomalous]
-        axes.hist(normal, bins, color=BLUE, alpha=0.75, label=f"normal ({len(normal)})")
-        axes.hist(anomalous, bins, histtype="step", color=ORANGE, linewidth=1.8, label=f"anomalous ({len(anomalous)})")
-        _line(axes, threshold, "threshold")
+@matplotlib.rc_context(STYLE)
+def score_histogram(images: Sequence[Scored], threshold: float) -> Markup:
+    """Draw the scores of normal and anomalous images in common bins, and the threshold."""
+    figure, axes = _canvas(height=2.6)
+    scores = [image.score for image in images] + [threshold]
+    bins = np.linspace(min(scores), max(scores) + 1e-9, 31)
+    normal = [image.score for image in images if not image.anomalous]
+    anomalous = [image.score for image in images if image.anomalous]
+    axes.hist(normal, bins, color=BLUE, alpha=0.75, label=f"normal ({len(normal)})")
+    axes.hist(anomalous, bins, histtype="step", color=ORANGE, linewidth=1.8, label=f"anomalous ({len(anomalous)})")
+    _line(axes, threshold, "threshold")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("score")
+    axes.set_ylabel("images")
+    axes.grid(axis="x", visible=False)
+    _legend(axes, columns=2)
+    return _svg(figure, "histogram of scores with the threshold")
+
+
+@matplotlib.rc_context(STYLE)
+def scores_by_defect(images: Sequence[Scored], threshold: float) -> Markup:
+    """Draw a line of dots per defect type, normal images first; a filled dot is above the threshold."""
+    names = sorted({(image.anomalous, image.defect) for image in images})
+    figure, axes = _lines_canvas([name for _, name in names], height=1.0 + 0.28 * len(names))
+    spread = np.random.default_rng(0)
+    for line, name in enumerate(names):
+        scores = np.array([image.score for image in images if (image.anomalous, image.defect) == name])
+        heights = line + spread.uniform(-0.24, 0.24, len(scores))
+        colour, marker, size = (ORANGE, "D", 14) if name[0] else (BLUE, "o", 18)
+        for chosen, face in ((scores > threshold, colour), (scores <= threshold, PAPER)):
+            style: Any = {"facecolor": face, "edgecolor": colour, "marker": marker, "linewidth": 1.0}
+            axes.scatter(scores[chosen], heights[chosen], size, **style)
+    _line(axes, threshold, "threshold")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("score (filled: verdict anomalous)")
+    return _svg(figure, "scores by defect type with the threshold")
+
+
+@matplotlib.rc_context(STYLE)
+def latencies(rows: Sequence[Timed]) -> Markup:
+    """Draw a bar to each row's p50, and a whisker to p99 with p90 marked if they were measured."""
+    figure, axes = _lines_canvas([row.name for row in rows], height=1.0 + 0.36 * max(len(rows), 3))
+    for line, row in enumerate(rows):
+        axes.barh(line, row.p50, height=0.55, color=BLUE, alpha=0.85, linewidth=0)
+        if row.p90 is not None and row.p99 is not None:
+            axes.plot([row.p50, row.p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([row.p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
+            axes.plot([row.p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms (bar: p50, strokes: p90 and p99)")
+    return _svg(figure, "latency per artifact: p50, p90, p99")
+
+
+@matplotlib.rc_context(STYLE)
+def distributions(rows: Sequence[Timed]) -> Markup:
+    """Draw a histogram of each row's latencies up to p99, on its own scale."""
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.86 * len(rows)), layout="constrained")
+    figure.patch.set_alpha(0)
+    for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        axes.patch.set_alpha(0)
+        axes.tick_params(length=0)
+        axes.hist(row.quantiles[:100], 40, color=BLUE, alpha=0.85)
+        for value, dashes in ((row.p50, "-"), (row.p90, (0, (4, 2)))):
+            if value is not None:
+                axes.axvline(value, color=INK, linewidth=1.1, linestyle=dashes)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("score")
-        axes.set_ylabel("images")
-        axes.grid(axis="x", visible=False)
-        _legend(axes, columns=2)
-        return _svg(figure, "histogram of scores with the threshold")
+        axes.set_title(f"{_short(row.name)}, slowest {row.quantiles[-1]:.4g} ms", loc="left", fontsize=9)
+    axes.set_xlabel("ms (stroke: p50, dashes: p90)")
+    return _svg(figure, "distribution of latencies per artifact, up to p99")
 
 
-def scores_by_defect(images: Sequence[Scored], threshold: float) -> str:
-    """One line of dots per defect type, normal first; a filled dot is called anomalous."""
-    with matplotlib.rc_context(STYLE):
-        names = sorted({(image.anomalous, image.defect) for image in images})
-        figure, axes = _canvas(height=1.0 + 0.28 * len(names))
-        spread = np.random.default_rng(0)
-        for line, name in enumerate(names):
-            scores = np.array([p.score for p in images if (p.anomalous, p.defect) == name])
-            heights = line + spread.uniform(-0.24, 0.24, len(scores))
-            colour, mark = (ORANGE, "D") if name[0] else (BLUE, "o")
-            above = scores > threshold
-            size = 14 if name[0] else 18
-            axes.scatter(scores[above], heights[above], size, color=colour, marker=mark, linewidth=0.8)
-            axes.scatter(
-                *(scores[~above], heights[~above], size), facecolor=PAPER, edgecolor=colour, marker=mark, linewidth=1.1
-            )
-        _line(axes, threshold, "threshold")
-        axes.set_yticks(range(len(names)), [_short(name) for _, name in names])
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("score (filled: called anomalous)")
-        axes.grid(axis="y", visible=False)
-        return _svg(figure, "scores by defect type with the threshold")
+@matplotlib.rc_context(STYLE)
+def parts(rows: Sequence[tuple[str, Sequence[Part]]]) -> Markup:
+    """Draw the milliseconds by part of the network, at most MOST artifacts side by side."""
+    names = list(dict.fromkeys(part.name for _, profile in rows for part in profile))
+    figure, axes = _lines_canvas(names, height=1.2 + len(names) * (0.12 + 0.17 * len(rows)))
+    thickness = 0.8 / len(rows)
+    for number, (label, profile) in enumerate(rows):
+        ms = {part.name: part.ms for part in profile}
+        lines = np.arange(len(names)) + thickness * (number - (len(rows) - 1) / 2)
+        values = [ms.get(name, 0.0) for name in names]
+        bars = axes.barh(lines, values, thickness * 0.9, color=MARKS[number][0], label=_short(label), linewidth=0)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7)
+    axes.margins(x=0.1)
+    axes.set_xlabel("ms, each node at its fastest")
+    _legend(axes, columns=2)
+    return _svg(figure, "milliseconds by part of the network")
 
 
-def latencies(rows: Sequence[Timed]) -> str:
-    """Per row: a bar from nothing to the median, a whisker from there to p99 with p90 marked, where they were told."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
-        for line, row in enumerate(rows):
-            axes.barh(line, row.p50, height=0.55, color=BLUE, alpha=0.85, linewidth=0)
-            if row.p90 is not None and row.p99 is not None:
-                axes.plot([row.p50, row.p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
-                axes.plot([row.p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
-                axes.plot([row.p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
-        axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("ms (bar: p50, strokes: p90 and p99)")
-        axes.grid(axis="y", visible=False)
-        return _svg(figure, "latency per artifact: p50, p90, p99")
+@matplotlib.rc_context(STYLE)
+def roofline(profile: Sequence[Part], gflop_per_second: float, gigabyte_per_second: float) -> Markup:
+    """Draw each part's rate over its operations per byte, below the machine's limits of memory and arithmetic."""
+    figure, axes = _canvas(height=2.6)
+    computing = [(number, part) for number, part in enumerate(profile, 1) if part.gflop and part.ms and part.megabytes]
+    x = [1e3 * part.gflop / part.megabytes for _, part in computing]
+    y = [1e3 * part.gflop / part.ms for _, part in computing]
+    ridge = gflop_per_second / gigabyte_per_second
+    low, high = min([*x, ridge]) / 2, max([*x, ridge]) * 4
+    axes.plot([low, ridge, high], [gigabyte_per_second * low, *[gflop_per_second] * 2], color=INK, linewidth=1.2)
+    axes.scatter(x, y, 34, color=BLUE, zorder=3)
+    for (number, _), point in zip(computing, zip(x, y, strict=True), strict=True):
+        axes.annotate(str(number), point, (5, 3), textcoords="offset points", fontsize=8)
+    _logarithmic(axes.set_xscale, axes.xaxis, "g")
+    _logarithmic(axes.set_yscale, axes.yaxis, "g")
+    axes.margins(y=0.15)
+    axes.set_xlabel("operations per byte (numbers: see the table)")
+    axes.set_ylabel("10⁹ operations/s")
+    return _svg(figure, "rate of each part of the network under the machine's roof")
 
 
-def distributions(rows: Sequence[Timed]) -> str:
-    """Per row, on its own scale: how its queries spread, up to p99."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 0.5 + 0.86 * len(rows)), layout="constrained")
-        figure.patch.set_alpha(0)
-        for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-            axes.patch.set_alpha(0)
-            axes.tick_params(length=0)
-            shown = row.quantiles[:100]
-            axes.hist(shown, 40, color=BLUE, alpha=0.85)
-            for value, dashes in ((row.p50, "-"), (row.p90, (0, (4, 2)))):
-                if value is not None:
-                    axes.axvline(value, color=INK, linewidth=1.1, linestyle=dashes)
-            axes.set_yticks([])
-            axes.spines["left"].set_visible(False)
-            axes.grid(axis="y", visible=False)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.set_title(f"{_short(row.name)}, slowest {row.quantiles[-1]:.4g} ms", loc="left", fontsize=9)
-        axes.set_xlabel("ms (stroke: p50, dashes: p90)")
-        return _svg(figure, "distribution of latencies per artifact, up to p99")
+@matplotlib.rc_context(STYLE)
+def candidates(rows: Sequence[dict[str, Any]]) -> Markup:
+    """Draw each export candidate's size and map error with its number; a filled mark passed the gate."""
+    figure, axes = _canvas(height=2.4)
+    for number, row in enumerate(rows, 1):
+        x, y = row["bytes"] / 1e6, max(1 - row["cosine"], 1e-9)
+        face = "none" if row["losses"] else BLUE
+        axes.scatter([x], [y], 34, facecolors=face, edgecolors=BLUE, linewidth=1.3, zorder=3)
+        axes.annotate(str(number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    _logarithmic(axes.set_yscale, axes.yaxis, ".0e")
+    axes.margins(0.15, 0.25)
+    axes.set_xlabel("MB (number: the candidate)")
+    axes.set_ylabel("1 − cosine of the map")
+    return _svg(figure, "size against map error of each candidate; filled: passed the gate")
 
 
-def parts(rows: Sequence[tuple[str, Sequence[Spent]]]) -> str:
-    """Milliseconds by part of the network, at most MOST artifacts side by side."""
-    with matplotlib.rc_context(STYLE):
-        names = list(dict.fromkeys(part.name for _, spent in rows for part in spent))
-        figure, axes = _canvas(height=1.2 + len(names) * (0.12 + 0.17 * len(rows)))
-        thickness = 0.8 / len(rows)
-        for number, (label, spent) in enumerate(rows):
-            ms = {part.name: part.ms for part in spent}
-            lines = np.arange(len(names)) + thickness * (number - (len(rows) - 1) / 2)
-            values = [ms.get(name, 0.0) for name in names]
-            axes.barh(lines, values, thickness * 0.9, color=MARKS[number][0], label=_short(label), linewidth=0)
-            for line, value in zip(lines, values, strict=True):
-                axes.annotate(
-                    f"{value:.1f}", (value, line), (3, 0), textcoords="offset points", va="center", fontsize=7
-                )
-        axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.margins(x=0.1)
-        axes.set_xlabel("ms, every node at its best")
-        axes.grid(axis="y", visible=False)
-        _legend(axes, columns=2)
-        return _svg(figure, "milliseconds by part of the network")
+@matplotlib.rc_context(STYLE)
+def rounds(rows: Sequence[Timed]) -> Markup:
+    """Draw each row's median per round, in percent of its overall median; at most MOST rows."""
+    figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
+    for (colour, dashes), (_, marker), row in zip(LINES, MARKS, rows, strict=False):
+        style: Any = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "marker": marker, "markersize": 3.5}
+        shares = [100 * median / row.p50 for median in row.rounds]
+        axes.plot(range(1, len(shares) + 1), shares, label=_short(row.name), **style)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 90), max(high, 110))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round")
+    axes.set_ylabel("% of p50")
+    _legend(axes, columns=3)
+    return _svg(figure, "median of each round in percent of the artifact's p50")
 
 
-def roofline(spent: Sequence[Spent], gflop_per_second: float, gigabyte_per_second: float) -> str:
-    """Each part's rate over its operations per byte, and above it what the machine could do at best."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=2.6)
-        computing = [
-            (number, part) for number, part in enumerate(spent, 1) if part.gflop and part.ms and part.megabytes
-        ]
-        x = [1e3 * part.gflop / part.megabytes for _, part in computing]
-        y = [1e3 * part.gflop / part.ms for _, part in computing]
-        ridge = gflop_per_second / gigabyte_per_second
-        low, high = min([*x, ridge]) / 2, max([*x, ridge]) * 4
-        roof = [gigabyte_per_second * low, gflop_per_second, gflop_per_second]
-        axes.plot([low, ridge, high], roof, color=INK, linewidth=1.2)
-        axes.scatter(x, y, 34, color=BLUE, zorder=3)
-        for (number, _), place in zip(computing, zip(x, y, strict=True), strict=True):
-            axes.annotate(str(number), place, (5, 3), textcoords="offset points", fontsize=8)
-        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
-            scale("log")
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.margins(y=0.15)
-        axes.set_xlabel("operations per byte (numbers: see the table)")
-        axes.set_ylabel("10⁹ operations/s")
-        return _svg(figure, "rate of each part of the network under the machine's roof")
-
-
-def frontier(tries: Sequence[dict[str, Any]]) -> str:
-    """Each try's size and map error; filled where the gate held. Beside it, its number."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=2.4)
-        for number, tried in enumerate(tries, 1):
-            x, y = tried["bytes"] / 1e6, max(1 - tried["cosine"], 1e-9)
-            face = "none" if tried["losses"] else BLUE
-            axes.scatter([x], [y], 34, facecolors=face, edgecolors=BLUE, linewidth=1.3, zorder=3)
-            axes.annotate(str(number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.margins(0.15, 0.25)
-        axes.set_xlabel("MB (number: which try)")
-        axes.set_ylabel("1 − cosine of the map")
-        return _svg(figure, "size against map error of each try; filled where the gate held")
-
-
-def rounds(rows: Sequence[Timed]) -> str:
-    """Each row's median in each of its rounds, in percent of its median over all: how steady the machine was.
-
-    At most MOST rows.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
-        for (colour, dashes), (_, mark), row in zip(LINES[: len(rows)], MARKS[: len(rows)], rows, strict=True):
-            shares = [100 * median / row.p50 for median in row.rounds]
-            axes.plot(
-                *(range(1, len(shares) + 1), shares),
-                color=colour,
-                linestyle=dashes,
-                linewidth=1.2,
-                marker=mark,
-                markersize=3.5,
-                label=_short(row.name),
-            )
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 90), max(high, 110))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("round")
-        axes.set_ylabel("% of p50")
-        _legend(axes, columns=3)
-        return _svg(figure, "median of each round in percent of the artifact's p50")
-
-
+@matplotlib.rc_context(STYLE)
 def golden_scores(
-    images: Sequence[str], expected: Sequence[float], answers: Answers, threshold: float, delta: float
-) -> str:
-    """Per golden image: the trained model's score as a stroke, each artifact's as a mark on it, threshold ± delta.
+    images: Sequence[str], expected: Sequence[float], scores: PerImage, threshold: float, delta: float
+) -> Markup:
+    """Draw per golden image the trained model's score as a stroke, each artifact's as a mark, and threshold ± delta.
 
-    `expected[i]` and each artifact's figures[i] are scores of `images[i]`. At most MOST artifacts.
+    Args:
+        images: names of the images.
+        expected: scores of the trained model, in the order of `images`.
+        scores: scores of at most MOST artifacts, in the same order.
+        threshold: the decision threshold.
+        delta: tolerance of the threshold.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _golden_canvas(images)
-        axes.axvspan(threshold - delta, threshold + delta, color=INK, alpha=0.15, linewidth=0)
-        lines = np.arange(len(images))
-        axes.vlines(expected, lines - 0.38, lines + 0.38, color=INK, linewidth=1.3, label="trained model")
-        _golden_marks(axes, answers)
-        _line(axes, threshold, "threshold")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("score")
-        _legend(axes, columns=2)
-        return _svg(figure, "scores of the trained model and of each artifact on the golden images")
+    figure, axes = _lines_canvas(images, height=1.4 + 0.3 * len(images))
+    axes.axvspan(threshold - delta, threshold + delta, color=INK, alpha=0.15, linewidth=0)
+    lines = np.arange(len(images))
+    axes.vlines(expected, lines - 0.38, lines + 0.38, color=INK, linewidth=1.3, label="trained model")
+    _golden_marks(axes, scores)
+    _line(axes, threshold, "threshold")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("score")
+    _legend(axes, columns=2)
+    return _svg(figure, "scores of the trained model and of each artifact on the golden images")
 
 
-def golden_differences(images: Sequence[str], answers: Answers, limit: float) -> str:
-    """Per golden image: each artifact's largest map difference, logarithmic, and what float32 is allowed.
+@matplotlib.rc_context(STYLE)
+def golden_differences(images: Sequence[str], differences: PerImage, limit: float) -> Markup:
+    """Draw per golden image each artifact's largest map difference, on a log scale, and the limit for float32.
 
-    One that is not finite stands as a cross at the right edge. At most MOST artifacts.
+    A difference that is not finite is a cross at the right edge. At most MOST artifacts.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _golden_canvas(images)
-        axes.set_xscale("log")
-        edge = 100 * max([limit, *(value for _, values in answers for value in values if np.isfinite(value))])
-        finite = [(name, [max(value, 1e-8) if np.isfinite(value) else np.nan for value in v]) for name, v in answers]
-        beyond = [("", [np.nan if np.isfinite(value) else edge for value in values]) for _, values in answers]
-        _golden_marks(axes, finite)
-        if np.isfinite([values for _, values in beyond]).any():
-            _golden_marks(axes, beyond, cross=True)
-            axes.scatter([], [], 30, color=INK, marker="x", label="not finite")
-        _line(axes, limit, "limit for fp32")
-        axes.xaxis.set_major_locator(LogLocator(base=100))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("largest difference of two map values")
-        _legend(axes, columns=2)
-        return _svg(figure, "largest map difference of each artifact on the golden images")
+    figure, axes = _lines_canvas(images, height=1.4 + 0.3 * len(images))
+    _logarithmic(axes.set_xscale, axes.xaxis, ".0e")
+    axes.xaxis.set_major_locator(LogLocator(base=100))
+    edge = 100 * max([limit, *(value for _, values in differences for value in values if np.isfinite(value))])
+    finite = [(name, [max(v, 1e-8) if np.isfinite(v) else np.nan for v in values]) for name, values in differences]
+    not_finite = [("", [np.nan if np.isfinite(v) else edge for v in values]) for _, values in differences]
+    _golden_marks(axes, finite)
+    if np.isfinite([values for _, values in not_finite]).any():
+        _golden_marks(axes, not_finite, cross=True)
+        axes.scatter([], [], 30, color=INK, marker="x", label="not finite")
+    _line(axes, limit, "limit for fp32")
+    axes.set_xlabel("largest difference of two map values")
+    _legend(axes, columns=2)
+    return _svg(figure, "largest map difference of each artifact on the golden images")
 
 
-def _golden_canvas(images: Sequence[str]) -> tuple[Figure, Any]:
-    figure, axes = _canvas(height=1.4 + 0.3 * len(images))
-    axes.set_yticks(range(len(images)), [_short(name) for name in images])
-    axes.set_ylim(len(images) - 0.4, -0.6)
-    return figure, axes
-
-
-def _golden_marks(axes: Any, answers: Answers, cross: bool = False) -> None:
-    """One mark per artifact and image, side by side in the image's line."""
-    for number, (name, values) in enumerate(answers):
-        colour, mark = MARKS[number]
-        lines = np.arange(len(values)) + 0.25 * (number - (len(answers) - 1) / 2)
-        style: Any = {"marker": "x", "linewidth": 1.6} if cross else {"marker": mark, "linewidth": 0}
+def _golden_marks(axes: Any, values_by_artifact: PerImage, cross: bool = False) -> None:
+    """Draw one mark per artifact and image, side by side on the image's line."""
+    for number, (name, values) in enumerate(values_by_artifact):
+        colour, marker = MARKS[number]
+        lines = np.arange(len(values)) + 0.25 * (number - (len(values_by_artifact) - 1) / 2)
+        style: Any = {"marker": "x", "linewidth": 1.6} if cross else {"marker": marker, "linewidth": 0}
         axes.scatter(values, lines, 30 if cross else 17, color=colour, label=_short(name), zorder=3, **style)
 
 
 def _canvas(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.4, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -355,39 +318,47 @@ def _canvas(height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
+def _lines_canvas(names: Sequence[str], height: float) -> tuple[Figure, Any]:
+    """Return a canvas with one line per name, from top to bottom."""
+    figure, axes = _canvas(height)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    return figure, axes
+
+
+def _logarithmic(set_scale: Any, axis: Any, spec: str) -> None:
+    set_scale("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format(value, spec).replace("e-0", "e-")))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _legend(axes: Any, columns: int) -> None:
-    """Below the axes, where it hides no mark."""
+    """Draw the legend below the axes, where it hides no mark."""
     shown = [(mark, name) for mark, name in zip(*axes.get_legend_handles_labels(), strict=True) if name]
     axes.figure.legend(*zip(*shown, strict=True), loc="outside lower left", ncols=columns)
 
 
 def _line(axes: Any, value: float, meaning: str) -> None:
     axes.axvline(value, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
-    axes.annotate(
-        *(meaning, (value, 1.0)),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="center",
-        color=MUTED,
-        fontsize=8,
-    )
+    place: Any = {"xycoords": ("data", "axes fraction"), "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(meaning, (value, 1.0), ha="center", color=MUTED, fontsize=8, **place)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Median of a twentieth of the curve around each point: a spike leaves no trace, a step stays a step."""
+    """Return the running median over a twentieth of the curve: it removes spikes and keeps steps."""
     half = len(values) // 40
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def _short(text: str, most: int = 26) -> str:
-    """Without its middle, where it is too long: names differ at their ends."""
+    """Return the text without its middle if it is too long: names differ at their ends."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def _svg(figure: Figure, description: str) -> str:
-    """Return `<svg>…</svg>` for a page: no XML header, metadata or address, no identifiers but those it refers to."""
+def _svg(figure: Figure, description: str) -> Markup:
+    """Return `<svg>…</svg>` for a page: without XML header, metadata and unused identifiers."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": description}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -400,4 +371,4 @@ def _svg(figure: Figure, description: str) -> str:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    return text.strip()
+    return Markup(text.strip())

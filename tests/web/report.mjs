@@ -1,7 +1,7 @@
-// Opens a report in headless Chromium, narrow and wide, in the light and in the dark; prints what was seen as JSON.
+// Opens a report in headless Chromium, narrow and wide, in light and dark mode; prints what was observed as JSON.
 //
 //   node report.mjs CONFIG     CONFIG is JSON: chromium, tools (a folder of npm packages), report (its address),
-//                             shots (a folder), files (to save, by name)
+//                             shots (a folder)
 
 import { createRequire } from "node:module";
 import { readFile } from "node:fs/promises";
@@ -14,7 +14,7 @@ const axe = await readFile(join(config.tools, "axe-core", "axe.min.js"), "utf8")
 const browser = await chromium.launch({ executablePath: config.chromium, headless: true, args: ["--no-sandbox"] });
 const page = await browser.newPage();
 page.setDefaultTimeout(120_000);
-const seen = { fetched: [], console: [], problems: [], downloads: {} };
+const seen = { fetched: [], console: [], problems: [] };
 page.on("request", (request) => /^(data|file):/.test(request.url()) || seen.fetched.push(request.url()));
 page.on("console", (message) => seen.console.push(message.text()));
 page.on("pageerror", (error) => seen.console.push(String(error)));
@@ -35,9 +35,5 @@ for (const colorScheme of ["light", "dark"]) {
 }
 seen.heading = await page.textContent("h1");
 seen.blank = await page.evaluate(() => [...document.images].filter((image) => !image.naturalWidth).map((image) => image.alt));
-for (const name of config.files) {
-  const [download] = await Promise.all([page.waitForEvent("download"), page.click(`a[download="${name}"]`)]);
-  seen.downloads[download.suggestedFilename()] = await readFile(await download.path(), "utf8");
-}
 await browser.close();
 process.stdout.write(JSON.stringify(seen));
