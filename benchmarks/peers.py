@@ -46,15 +46,15 @@ from stlm_edge.data.datasets import Sample, test_samples, training_samples
 from stlm_edge.data.sample import mask_of
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
-from stlm_edge.export.gate import FIGURES, Figures
-from stlm_edge.export.ladder import WAYS, Order
+from stlm_edge.export.gate import METRICS, Metrics
+from stlm_edge.export.ladder import CONVERSIONS, ConversionRequest
 from stlm_edge.export.pipeline import flops
 from stlm_edge.export.quantization_set import quantization_set
 from stlm_edge.files import replacing, write_text
 from stlm_edge.images import load
-from stlm_edge.model import STLM, ModelConfig, checkpoint
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.progress import step
-from stlm_edge.runtimes.torch import answer_of
+from stlm_edge.runtimes.torch import run_model
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.threshold import DecisionThreshold, calibrate
 
@@ -101,7 +101,7 @@ class Row:
     memory_bank: list[int] | None = None
     parity: dict[str, Any] | None = None
     gate: list[str] | None = None
-    accuracy: Figures | None = None
+    accuracy: Metrics | None = None
     p50_ms: float | None = None
     p90_ms: float | None = None
     ratio: float | None = None
@@ -284,13 +284,13 @@ def keep(image: np.ndarray, path: Path) -> None:
 def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path], rows: list[Row]) -> None:
     """Pack the checkpoint at this size in fp32 and int8; at 1024 the published inference joins."""
     size = images.size
-    model = STLM(ModelConfig(size, trained.model.config.depths)).eval()
+    model = STLM(replace(trained.model.config, size=size)).eval()
     model.load_state_dict(trained.model.state_dict())
     every = images.judged + images.held_out
     with step(f"STLM at {size} in torch", len(every)) as advance:
         found = []
         for image in every:
-            found.append(answer_of(model, image))
+            found.append(run_model(model, image))
             advance()
     said = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
     decision_threshold = calibrated(said, images)
@@ -312,15 +312,15 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         place = folder / precision
         place.mkdir()
         seen = quantization_set(images.folder / "held-out", size).images
-        order = Order(model, precision, place / "model.onnx", decision_threshold, {}, seen)
+        request = ConversionRequest(model, precision, place / "model.onnx", decision_threshold, {}, seen)
         with step(f"packing STLM at {size} in {precision}"):
-            for made in WAYS["onnxruntime"].convert(order):
+            for made in CONVERSIONS["onnxruntime"].convert(request):
                 if made.precision != precision:
                     continue
-                row.notes = [f"in float: {', '.join(made.kept)}"] if made.kept else []
-                judge(row, made.artifact, images, said, decision_threshold)
-                files[row.label] = made.artifact
-                row.size_mb = megabytes(made.artifact)
+                row.notes = [f"in float: {', '.join(made.kept_in_float)}"] if made.kept_in_float else []
+                judge(row, made.path, images, said, decision_threshold)
+                files[row.label] = made.path
+                row.size_mb = megabytes(made.path)
                 if not row.gate:
                     break
         rows.append(row)
@@ -426,13 +426,13 @@ def judge(row: Row, file: Path, images: Images, trained: Answers, decision_thres
         row.accuracy = accuracy(found, images)
 
 
-def accuracy(answers: Sequence[tuple[np.ndarray, float]], images: Images) -> Figures:
+def accuracy(answers: Sequence[tuple[np.ndarray, float]], images: Images) -> Metrics:
     pixels = PixelMetrics()
     for sample, (anomaly_map, _) in zip(images.samples, answers, strict=True):
         pixels.update(anomaly_map, mask_of(sample, images.size))
     found = pixels.compute()
     of_images = image_auroc([score for _, score in answers], [sample.anomalous for sample in images.samples])
-    return dict(zip(FIGURES, (of_images, found.pixel_auroc, found.aupro), strict=True))
+    return dict(zip(METRICS, (of_images, found.pixel_auroc, found.aupro), strict=True))
 
 
 class Worker:

@@ -19,7 +19,7 @@ from typing import Any
 
 from stlm_edge.bench.machine import system
 from stlm_edge.errors import exit_with_one_line
-from stlm_edge.export.gate import FIGURES
+from stlm_edge.export.gate import METRICS
 from stlm_edge.export.pipeline import export
 from stlm_edge.export.targets import LARGEST_MB, TARGETS
 from stlm_edge.files import replacing
@@ -109,8 +109,8 @@ def measured(label: str, target: str, via: str | None, precision: str, checkpoin
         "max_abs_diff": done.parity.max_abs_diff,
         "images": done.parity.images,
         "verdict_failures": done.parity.verdict_failures,
-        "kept_in_float": list(done.frontier[-1].kept) if done.frontier else [],
-        "tries": len(done.frontier),
+        "kept_in_float": list(done.candidates[-1].kept_in_float) if done.candidates else [],
+        "tries": len(done.candidates),
         "accuracy": done.accuracy,
         "checked_by": done.checked_by,
         "losses": done.losses,
@@ -127,8 +127,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        accuracy = row["accuracy"] or {"trained": dict.fromkeys(FIGURES), "packed": dict.fromkeys(FIGURES)}
-        figures = [_change(accuracy["trained"][name], accuracy["packed"][name]) for name in FIGURES]
+        accuracy = row["accuracy"] or {"trained": dict.fromkeys(METRICS), "packed": dict.fromkeys(METRICS)}
+        figures = [_change(accuracy["trained"][name], accuracy["packed"][name]) for name in METRICS]
         cells = [
             row["data"],
             row["export"],

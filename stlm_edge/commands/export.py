@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_site:
             add_page(folder, [bundle.folder for bundle in exported])
         if options.json:
-            values = [bundle.figures() for bundle in exported]
+            values = [bundle.as_json() for bundle in exported]
             print(json.dumps(values if len(values) > 1 else values[0], indent=2, allow_nan=False))
         else:
             print("\n\n".join(bundle.describe() for bundle in exported))

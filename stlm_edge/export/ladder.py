@@ -1,7 +1,8 @@
-"""From the trained network to an artifact: one row per way, one function per format.
+"""Convert the trained network to the format of a target: one function per format, found in `CONVERSIONS`.
 
-Each function yields steps. The first ones are in fp32 and prove the conversion itself; then comes the precision that
-was asked for, with ever more of the network in float, until the export's gate holds.
+Each function yields artifacts. Those in fp32 come first and check the conversion itself. Then come the candidates of
+the precision ladder: the requested precision, each with more of the network in float than the one before, until one
+passes the gate.
 """
 
 import itertools
@@ -18,292 +19,258 @@ from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
 from stlm_edge.threshold import DecisionThreshold
 
-KEPT = (1, 2, 4, 8, 16, 32)  # groups of layers in float, tried in turn
-LINEAR_LAYERS = "linear layers"  # what is in int8
+KEPT = (1, 2, 4, 8, 16, 32)  # groups of layers in float, one number after the other
+LINEAR_LAYERS = "linear layers"  # the scope of int8
 WITH_CONVOLUTIONS = "linear layers and the weights of convolutions but stage 0's"
+FP16_SIMULATION = "fp16 simulation"
+NO_SUBNORMALS = "mil-evaluator, subnormals as 0"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be converted, to which `artifact` (a path that doesn't exist yet, in a folder for this alone).
+class ConversionRequest:
+    """A network to convert to `precision`, and the `path` of its artifact, new and in a folder of its own.
 
     `images` are the quantization set, normal and pseudo-anomalous, uint8 S×S×3 each.
     """
 
     model: STLM
     precision: str
-    artifact: Path
+    path: Path
     decision_threshold: DecisionThreshold
     provenance: dict[str, Any]
     images: Sequence[np.ndarray]
 
     def beside(self, name: str) -> Path:
-        """A path for what comes before the artifact, with the artifact's suffix."""
-        return self.artifact.with_name(name + self.artifact.suffix)
+        """Return the path of an intermediate file, with the suffix of the artifact."""
+        return self.path.with_name(name + self.path.suffix)
+
+    @property
+    def fp32_path(self) -> Path:
+        """The path of the fp32 artifact, which is an intermediate file for a reduced precision."""
+        return self.path if self.precision == "fp32" else self.beside("fp32")
 
 
 @dataclass(frozen=True)
-class Step:
-    """An artifact in some precision, all that can run it on this machine, and what a report should say of it.
+class Artifact:
+    """A converted network, the names of what runs it on this machine (`open_checker`), and notes for the report.
 
-    `kept`: what stayed in float because it was measured to need it, by the start of its name. `what`: what of the
-    network is in that precision beside that.
+    `scope` is the part of the network in this precision, of which the layers whose names begin with one of
+    `kept_in_float` are excepted.
     """
 
     precision: str
-    artifact: Path
-    checked_by: tuple[Callable[[Path], Runtime], ...]
+    path: Path
+    checked_by: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    what: str = "everything"
+    kept_in_float: tuple[str, ...] = ()
+    scope: str = "everything"
 
 
-def _to_onnx(order: Order) -> Iterator[Step]:
+def open_checker(name: str, artifact: Path) -> Runtime:
+    """Open an artifact in a runtime, or in a simulation of hardware that is not on this machine."""
+    if name == FP16_SIMULATION:
+        from stlm_edge.converters.fp16_simulation import Fp16Simulation
+
+        return Fp16Simulation(artifact)
+    if name == NO_SUBNORMALS:
+        from stlm_edge.runtimes.mil_evaluator import MilEvaluator, to_fp16_without_subnormals
+
+        return MilEvaluator(artifact, rounded=to_fp16_without_subnormals)
+    return open_runtime(name, artifact)
+
+
+def _to_onnx(request: ConversionRequest) -> Iterator[Artifact]:
+    _write_onnx(request, request.fp32_path)
+    yield Artifact("fp32", request.fp32_path, ("onnxruntime",))
+    if request.precision == "int8":
+        yield from _onnx_int8(request)
+
+
+def _to_browser(request: ConversionRequest) -> Iterator[Artifact]:
+    from stlm_edge.converters import webgpu
+
+    source = _write_onnx(request, request.beside("untyped"))
+    graph = webgpu.to_browser(source, request.fp32_path, request.decision_threshold)
+    yield Artifact("fp32", request.fp32_path, ("onnxruntime",))
+    notes = ("run here by onnxruntime on a CPU; the page checks itself in the browser",)
+    if request.precision == "fp16":
+        yield from _onnx_fp16(request, graph, webgpu.to_fp16, notes)
+    if request.precision == "int8":
+        yield from _onnx_int8(request, notes)
+
+
+def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
+    from stlm_edge.converters import tensorrt
+    from stlm_edge.converters.fp16_islands import describe, islands
+    from stlm_edge.converters.qdq import reach_of
+    from stlm_edge.converters.sensitivity import LINEAR
+    from stlm_edge.bundle.engine import trtexec_line
+
+    graph = tensorrt.read(_write_onnx(request, request.beside("untyped")))
+    notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
+    tensorrt.to_fp32(graph, request.fp32_path, request.decision_threshold)
+    yield Artifact("fp32", request.fp32_path, ("onnxruntime",), notes)
+    if request.precision == "fp16":
+        yield from _onnx_fp16(request, graph, tensorrt.to_fp16, notes)
+    if request.precision == "int8":
+        with step("measuring the ranges of activations"):
+            ranges = reach_of(graph, request.images)
+        in_float32 = islands(graph, request.images)
+        for number, kept in enumerate(itertools.chain([()], _more_in_float(request, LINEAR))):
+            if number < 2:  # convolutions in float32 come before linear layers in float16, which can't replace them
+                kept_in_float32 = next(in_float32)
+            with step("quantizing to int8"):
+                tensorrt.to_int8(graph, request.path, request.decision_threshold, kept_in_float32, ranges, kept)
+            all_notes = (*notes, *describe(kept_in_float32))
+            kept = _measured(kept_in_float32) + kept
+            yield Artifact("int8", request.path, (FP16_SIMULATION, "onnxruntime"), all_notes, kept, LINEAR_LAYERS)
+
+
+def _write_onnx(request: ConversionRequest, path: Path) -> Path:
     from stlm_edge.converters.onnx import to_onnx
 
-    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
-    with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, in_float, order.decision_threshold)
-    yield Step("fp32", in_float, (_onnxruntime,))
-    if order.precision == "int8":
-        from stlm_edge.converters.quantization import to_int8
-        from stlm_edge.converters.sensitivity import LINEAR
-
-        for kept in _ever_more(order, LINEAR):
-            with step("quantizing to int8"):
-                to_int8(order.model, in_float, order.artifact, order.decision_threshold, kept)
-            yield Step("int8", order.artifact, (_onnxruntime,), kept=kept, what=LINEAR_LAYERS)
+    with step("converting to ONNX, about half a minute"):
+        to_onnx(request.model, path, request.decision_threshold)
+    return path
 
 
-def _ever_more(
-    order: Order, groups: Sequence[str], inputs: bool = True, together: Sequence[str] = ()
+def _onnx_int8(request: ConversionRequest, notes: tuple[str, ...] = ()) -> Iterator[Artifact]:
+    from stlm_edge.converters.quantization import to_int8
+    from stlm_edge.converters.sensitivity import LINEAR
+
+    for kept in _more_in_float(request, LINEAR):
+        with step("quantizing to int8"):
+            to_int8(request.model, request.fp32_path, request.path, request.decision_threshold, kept)
+        yield Artifact("int8", request.path, ("onnxruntime",), notes, kept, LINEAR_LAYERS)
+
+
+def _onnx_fp16(
+    request: ConversionRequest, graph: Any, to_fp16: Callable[..., None], notes: tuple[str, ...]
+) -> Iterator[Artifact]:
+    """Yield typed files in fp16 with more and more operators in float32 (`fp16_islands.Island`)."""
+    from stlm_edge.converters.fp16_islands import describe, islands
+
+    for kept in islands(graph, request.images):
+        to_fp16(graph, request.path, request.decision_threshold, kept)
+        needed = _measured(kept)
+        scope = f"everything but {len(kept) - len(needed)} operators at risk in fp16"
+        all_notes = (*notes, *describe(kept))
+        yield Artifact("fp16", request.path, (FP16_SIMULATION, "onnxruntime"), all_notes, needed, scope)
+
+
+def _measured(kept: Sequence[Any]) -> tuple[str, ...]:
+    """Return the names of those islands that the map was measured to need."""
+    return tuple(island.node for island in kept if island.moves is not None)
+
+
+def _more_in_float(
+    request: ConversionRequest, groups: Sequence[str], inputs: bool = True, together: Sequence[str] = ()
 ) -> Iterator[tuple[str, ...]]:
-    """What to keep in float: nothing, then ever more of the layers that int8 hurts most, by the start of their names.
+    """Yield the layers to keep in float, by the start of their names: none, then ever more of the most sensitive.
 
-    `groups` and `inputs` are those of `sensitivity.ranked`, which is asked when the first of them has to be known;
-    the groups in `together` are kept before it is, all at once.
+    `groups` and `inputs` are arguments of `sensitivity.ranked`, which runs when its result is needed. The layers in
+    `together` are kept in float before those, all at once.
     """
     from stlm_edge.converters.sensitivity import grouped, ranked
 
     yield ()
-    first = tuple(grouped(order.model, together))
+    first = tuple(grouped(request.model, together))
     if first:
         yield first
-    worst = [name for name, _ in ranked(order.model, order.images, groups, inputs)]
+    most_sensitive = [name for name, _ in ranked(request.model, request.images, groups, inputs)]
     for count in KEPT:
-        yield first + tuple(worst[:count])
+        yield first + tuple(most_sensitive[:count])
 
 
-def _to_tflite(order: Order) -> Iterator[Step]:
+def _to_tflite(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.litert import FP16, to_fp16, to_int8, to_tflite
     from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
-    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
-    with step("converting to TFLite, which takes a minute or two"):
-        to_tflite(order.model, in_float, order.decision_threshold, order.provenance)
-    yield Step("fp32", in_float, (_litert,))
-    about = order.decision_threshold, order.model.config.size, order.provenance
-    if order.precision == "fp16":
-        for names, stages in zip(FP16, ("stage 0's", "those of stages 0 and 1"), strict=True):
+    with step("converting to TFLite, one or two minutes"):
+        to_tflite(request.model, request.fp32_path, request.decision_threshold, request.provenance)
+    yield Artifact("fp32", request.fp32_path, ("litert",))
+    metadata = request.decision_threshold, request.model.config.size, request.provenance
+    if request.precision == "fp16":
+        for layers, stages in zip(FP16, ("stage 0's", "those of stages 0 and 1"), strict=True):
             with step("writing the weights in fp16"):
-                to_fp16(in_float, order.artifact, *about, names)
-            yield Step("fp16", order.artifact, (_litert,), what=f"weights but {stages}")
-    if order.precision == "int8":
-        for kept in _ever_more(order, LINEAR + CONVOLUTIONS):
+                to_fp16(request.fp32_path, request.path, *metadata, layers)
+            yield Artifact("fp16", request.path, ("litert",), scope=f"weights but {stages}")
+    if request.precision == "int8":
+        for kept in _more_in_float(request, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(in_float, order.artifact, *about, kept)
-            yield Step("int8", order.artifact, (_litert,), kept=kept, what=WITH_CONVOLUTIONS)
+                to_int8(request.fp32_path, request.path, *metadata, kept)
+            yield Artifact("int8", request.path, ("litert",), (), kept, WITH_CONVOLUTIONS)
 
 
-def _to_coreml(order: Order) -> Iterator[Step]:
-    from stlm_edge.converters.coreml import IN_FLOAT32, to_coreml
-    from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR
-
-    with step("converting to Core ML, which takes a minute"):
-        to_coreml(order.model, order.beside("fp32"), order.decision_threshold, "fp32")
-    yield Step("fp32", order.beside("fp32"), (_coreml,))
-    tries: Iterator[tuple[tuple[str, ...], tuple[str, ...]]] = ((in_float32, ()) for in_float32 in IN_FLOAT32)
-    if order.precision in ("int8", "palette6"):
-        more = _ever_more(order, LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS, inputs=False)
-        tries = itertools.chain([(IN_FLOAT32[0], ())], ((IN_FLOAT32[-1], kept) for kept in more))
-    for in_float32, kept in tries:
-        shutil.rmtree(order.artifact, ignore_errors=True)
-        with step(f"converting to Core ML in {order.precision}, which takes a minute or two"):
-            to_coreml(order.model, order.artifact, order.decision_threshold, order.precision, in_float32, kept)
-        notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
-        but = "norms and the map's end" if in_float32 else "the map's end"
-        what = f"everything but {but}" if order.precision == "fp16" else f"weights, computed in fp16 but for {but}"
-        yield Step(order.precision, order.artifact, (_coreml, _without_subnormals), notes, kept, what)
-
-
-def _to_openvino(order: Order) -> Iterator[Step]:
-    from stlm_edge.converters.onnx import to_onnx
+def _to_openvino(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.openvino import to_int8, to_openvino
     from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
-    source, about = order.artifact.with_name("source.onnx"), (order.decision_threshold, order.model.config.size)
-    with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, source, order.decision_threshold)
-    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
+    source = _write_onnx(request, request.path.with_name("source.onnx"))
+    metadata = request.decision_threshold, request.model.config.size
     with step("converting to OpenVINO's IR"):
-        to_openvino(source, in_float, *about)
-    yield Step("fp32", in_float, (_openvino,))
-    if order.precision == "fp16":
+        to_openvino(source, request.fp32_path, *metadata)
+    yield Artifact("fp32", request.fp32_path, ("openvino",))
+    if request.precision == "fp16":
         with step("writing the weights in fp16"):
-            to_openvino(source, order.artifact, *about, half=True)
-        yield Step("fp16", order.artifact, (_openvino,), what="weights but stage 0's")
-    if order.precision == "int8":
-        for kept in _ever_more(order, LINEAR, together=CONVOLUTIONS):  # whose weights are half of the score's error
+            to_openvino(source, request.path, *metadata, half=True)
+        yield Artifact("fp16", request.path, ("openvino",), scope="weights but stage 0's")
+    if request.precision == "int8":
+        # The weights of convolutions, half of the score's error, return to float first, all at once.
+        for kept in _more_in_float(request, LINEAR, together=CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(source, order.artifact, *about, order.images, kept)
-            yield Step("int8", order.artifact, (_openvino,), kept=kept, what=WITH_CONVOLUTIONS)
+                to_int8(source, request.path, *metadata, request.images, kept)
+            yield Artifact("int8", request.path, ("openvino",), (), kept, WITH_CONVOLUTIONS)
 
 
-def _to_tensorrt(order: Order) -> Iterator[Step]:
-    from stlm_edge.converters import tensorrt
-    from stlm_edge.converters.fp16_islands import describe, islands
-    from stlm_edge.converters.onnx import to_onnx
-    from stlm_edge.converters.qdq import reach_of
-    from stlm_edge.runtimes.tensorrt import trtexec_line
+def _to_coreml(request: ConversionRequest) -> Iterator[Artifact]:
+    from stlm_edge.converters.coreml import IN_FLOAT32, to_coreml
+    from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR
 
-    untyped = order.beside("untyped")
-    with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, untyped, order.decision_threshold)
-    notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
-    graph = tensorrt.read(untyped)
-    in_float = order.artifact if order.precision == "fp32" else order.beside("fp32")
-    tensorrt.to_fp32(graph, in_float, order.decision_threshold)
-    yield Step("fp32", in_float, (_onnxruntime,), notes)
-    if order.precision == "fp16":
-        for kept in islands(graph, order.images):
-            tensorrt.to_fp16(graph, order.artifact, order.decision_threshold, kept)
-            yield _in_half(order, kept, (*notes, *describe(kept)))
-    if order.precision == "int8":
-        with step("measuring the activations' ranges"):
-            reach = reach_of(graph, order.images)
-        for in_float32, kept in _islands_then_layers(order, graph):
-            with step("quantizing to int8"):
-                tensorrt.to_int8(graph, order.artifact, order.decision_threshold, in_float32, reach, kept)
-            told = (*notes, *describe(in_float32))
-            yield Step(
-                "int8", order.artifact, (_in_fp16, _onnxruntime), told, _needed(in_float32) + kept, LINEAR_LAYERS
-            )
+    weights = LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS
+    with step("converting to Core ML, about a minute"):
+        to_coreml(request.model, request.beside("fp32"), request.decision_threshold, "fp32")
+    yield Artifact("fp32", request.beside("fp32"), ("coreml",))
+    more = [()] if request.precision == "fp16" else _more_in_float(request, weights, inputs=False)
+    for number, kept in enumerate(itertools.chain([()], more)):
+        in_float32 = IN_FLOAT32[min(number, 1)]
+        shutil.rmtree(request.path, ignore_errors=True)
+        with step(f"converting to Core ML in {request.precision}, one or two minutes"):
+            to_coreml(request.model, request.path, request.decision_threshold, request.precision, in_float32, kept)
+        notes = (f"computed in float32: {', '.join(in_float32)}",) if in_float32 else ()
+        but = "norms and the map's end" if in_float32 else "the map's end"
+        scope = f"everything but {but}" if request.precision == "fp16" else f"weights, computed in fp16 but for {but}"
+        yield Artifact(request.precision, request.path, ("coreml", NO_SUBNORMALS), notes, kept, scope)
 
 
-def _islands_then_layers(order: Order, graph: Any) -> Iterator[tuple[list[Any], tuple[str, ...]]]:
-    """Islands in float32 (`fp16_islands.Island`) and linear layers in float16, ever more of them, for an int8 file.
-
-    After the hazards come the convolutions that the map needs most: what their float16 costs, no linear layer gives
-    back.
-    """
-    from stlm_edge.converters.fp16_islands import islands
-    from stlm_edge.converters.sensitivity import LINEAR
-
-    in_float32 = islands(graph, order.images)
-    yield next(in_float32), ()
-    needed = next(in_float32)
-    for kept in _ever_more(order, LINEAR):
-        yield needed, kept
-
-
-def _needed(found: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(island.node for island in found if island.moves is not None)
-
-
-def _in_half(order: Order, found: Sequence[Any], notes: tuple[str, ...]) -> Step:
-    """A step in fp16 but for these islands (`fp16_islands.Island`)."""
-    kept = _needed(found)
-    what = f"everything but {len(found) - len(kept)} operators at risk in fp16"
-    return Step("fp16", order.artifact, (_in_fp16, _onnxruntime), notes, kept, what)
-
-
-def _to_engine(order: Order) -> Iterator[Step]:
+def _to_engine(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.torch_tensorrt import to_engine
 
-    with step("building the engine, which takes minutes"):
-        to_engine(order.model, order.artifact, order.precision)
-    yield Step(order.precision, order.artifact, (_tensorrt,), ("the engine runs on this machine's GPU only",))
-
-
-def _to_browser(order: Order) -> Iterator[Step]:
-    from stlm_edge.converters import webgpu
-    from stlm_edge.converters.fp16_islands import describe, islands
-    from stlm_edge.converters.onnx import to_onnx
-    from stlm_edge.converters.quantization import to_int8
-    from stlm_edge.converters.sensitivity import LINEAR
-
-    untyped, in_float = order.beside("untyped"), order.beside("fp32")
-    with step("converting to ONNX, which takes half a minute"):
-        to_onnx(order.model, untyped, order.decision_threshold)
-    graph = webgpu.to_browser(untyped, in_float, order.decision_threshold)
-    yield Step("fp32", in_float, (_onnxruntime,))
-    notes = ("run here by onnxruntime on a CPU; the page around it checks itself in the browser",)
-    if order.precision == "fp16":
-        for kept in islands(graph, order.images):
-            webgpu.to_fp16(graph, order.artifact, order.decision_threshold, kept)
-            yield _in_half(order, kept, (*notes, *describe(kept)))
-    if order.precision == "int8":
-        for weights in _ever_more(order, LINEAR):
-            with step("quantizing to int8"):
-                to_int8(order.model, in_float, order.artifact, order.decision_threshold, weights)
-            yield Step("int8", order.artifact, (_onnxruntime,), notes, weights, LINEAR_LAYERS)
-
-
-def _in_fp16(artifact: Path) -> Runtime:
-    from stlm_edge.converters.fp16_simulation import Fp16Simulation
-
-    return Fp16Simulation(artifact)
-
-
-def _onnxruntime(artifact: Path) -> Runtime:
-    return open_runtime("onnxruntime", artifact)
-
-
-def _tensorrt(artifact: Path) -> Runtime:
-    return open_runtime("tensorrt", artifact)
-
-
-def _litert(artifact: Path) -> Runtime:
-    return open_runtime("litert", artifact)
-
-
-def _coreml(artifact: Path) -> Runtime:
-    return open_runtime("coreml", artifact)
-
-
-def _without_subnormals(artifact: Path) -> Runtime:
-    from stlm_edge.runtimes.mil_evaluator import MilEvaluator, to_fp16_without_subnormals
-
-    return MilEvaluator(artifact, rounded=to_fp16_without_subnormals)
-
-
-def _openvino(artifact: Path) -> Runtime:
-    return open_runtime("openvino", artifact)
+    with step("building the engine, some minutes"):
+        to_engine(request.model, request.path, request.precision)
+    yield Artifact(request.precision, request.path, ("tensorrt",), ("the engine runs on this machine's GPU only",))
 
 
 @dataclass(frozen=True)
-class Way:
-    """How artifacts for a runtime are made: by a function, with these packages, whose versions the manifest names.
+class Conversion:
+    """A function that converts, and the packages it needs: `missing` says what to do if one is not installed."""
 
-    `missing`: what to do where one isn't installed.
-    """
-
-    convert: Callable[[Order], Iterator[Step]]
+    convert: Callable[[ConversionRequest], Iterator[Artifact]]
     packages: tuple[str, ...]
     missing: str = 'pip install "stlm-edge[export]"'
 
 
 _ONNX = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
-WAYS = {  # by the target's `via`, or else by the runtime that the artifact is for
-    "onnxruntime": Way(_to_onnx, _ONNX),
-    "tensorrt": Way(_to_tensorrt, _ONNX),
-    "torch-tensorrt": Way(
+CONVERSIONS = {  # by the target's `via`, or else by the runtime that the artifact is for
+    "onnxruntime": Conversion(_to_onnx, _ONNX),
+    "onnxruntime-web": Conversion(_to_browser, _ONNX),
+    "tensorrt": Conversion(_to_tensorrt, _ONNX),
+    "torch-tensorrt": Conversion(
         _to_engine,
         ("torch", "torch-tensorrt"),
         "--via torch-tensorrt needs an NVIDIA GPU and: pip install torch-tensorrt",
     ),
-    "onnxruntime-web": Way(_to_browser, _ONNX),
-    "openvino": Way(_to_openvino, ("torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")),
-    "litert": Way(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
-    "coreml": Way(_to_coreml, ("torch", "coremltools")),
+    "openvino": Conversion(_to_openvino, ("torch", "onnx", "onnxscript", "onnxsim", "openvino", "nncf")),
+    "litert": Conversion(_to_tflite, ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")),
+    "coreml": Conversion(_to_coreml, ("torch", "coremltools")),
 }

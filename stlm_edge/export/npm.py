@@ -1,4 +1,4 @@
-"""Packages that npm fetches: once, into the cache, and checked against the sum that stands here."""
+"""npm packages: downloaded once into the cache and verified by checksum."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ _TIME_LIMIT_S = 600
 
 @dataclass(frozen=True)
 class Package:
-    """A package of one version; `sha512` is of its .tgz, in base64, as npm's own lock files have it."""
+    """A package in one version; `sha512` is the checksum of its .tgz in base64, as in npm's lock files."""
 
     name: str
     version: str
@@ -25,51 +25,49 @@ class Package:
 
     @property
     def file(self) -> str:
+        """Name of the .tgz as `npm pack` writes it."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
 def fetch(package: Package) -> Path:
-    """The package's .tgz in the cache, fetched by `npm pack` where it isn't there yet.
+    """Return the package's .tgz in the cache; download it by `npm pack` if it is not there.
 
-    Raises JobError: no npm, no connection, or a file of another sum.
+    Raises JobError: npm is not installed, the download failed, or the checksum differs.
     """
     folder = cache_folder() / "npm"
     path = folder / package.file
-    by_hand = f"run `npm pack {package.name}@{package.version}` elsewhere and put {package.file} into {folder}"
+    command = ["npm", "pack", f"{package.name}@{package.version}"]
+    by_hand = f"run `{' '.join(command)}` on another machine and copy {package.file} into {folder}"
     if not path.is_file():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise JobError(
-                f"npm is not installed, which fetches {package.name}; install Node.js with npm, or {by_hand}"
-            )
         folder.mkdir(parents=True, exist_ok=True)
-        command = [npm, "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder), "--silent"]
+        command += ["--pack-destination", str(folder), "--silent"]
         try:
+            command[0] = shutil.which("npm") or "npm"
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIME_LIMIT_S, cwd=folder)
+        except FileNotFoundError:
+            raise JobError(f"npm is not installed, needed for {package.name}; install Node.js, or {by_hand}") from None
         except subprocess.TimeoutExpired:
-            raise JobError(f"npm: gave no {package.file} within {_TIME_LIMIT_S} s; try again, or {by_hand}") from None
+            raise JobError(f"npm: no {package.file} within {_TIME_LIMIT_S} s; try again, or {by_hand}") from None
         if done.returncode or not path.is_file():
-            words = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
-            raise JobError(f"npm: {words[-1][:200]}; check the connection, or {by_hand}")
+            lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+            raise JobError(f"npm: {lines[-1][:200]}; check the connection, or {by_hand}")
     if base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode() != package.sha512:
-        raise JobError(f"{path}: not the published {package.name} {package.version}; remove it and try again")
+        raise JobError(f"{path}: wrong checksum for {package.name} {package.version}; remove it and try again")
     return path
 
 
 def unpack(package: Package, names: Iterable[str], folder: Path) -> None:
-    """Write these files of the package, named as inside it, flat into `folder`. Raises JobError like `fetch`."""
+    """Write files of the package, named as inside it, into `folder` without subfolders. Raises JobError like `fetch`.
+
+    Raises OSError if a file can't be written.
+    """
     path = fetch(package)
-    wanted = {f"package/{name}": folder / Path(name).name for name in names}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if place := wanted.pop(member.name, None):
-                    source = archive.extractfile(member)
-                    assert source is not None
-                    with source, place.open("wb") as target:
-                        shutil.copyfileobj(source, target)
-                if not wanted:
-                    return
-    except OSError as error:
-        raise JobError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    raise JobError(f"{path}: has no {', '.join(wanted)}")
+    with tarfile.open(path, "r:gz") as archive:
+        for name in names:
+            try:
+                source = archive.extractfile(f"package/{name}")
+            except KeyError:
+                raise JobError(f"{path}: has no {name}") from None
+            assert source is not None
+            with source, (folder / Path(name).name).open("wb") as target:
+                shutil.copyfileobj(source, target)

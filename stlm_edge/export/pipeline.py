@@ -1,17 +1,18 @@
-"""From a checkpoint to a bundle: convert, quantize, prove against the trained model, and only then write.
+"""Export a checkpoint to a bundle for a target.
 
-The gate: every verdict as the trained model's (parity.py's rule), the map within 1e-4 in fp32 and 5e-3 in fp16, nothing
-NaN or infinite, and no figure of accuracy down by more than its precision may cost (gate.py). What fails it is not
-written.
+`export` reads from top to bottom: open the checkpoint, choose images, convert to the target's format, let the gate
+(gate.py) decide on each artifact, write the bundle. Whatever fails, nothing is left behind.
 """
 
+from __future__ import annotations
+
 import contextlib
-import functools
 import json
+import math
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stlm_edge
 from stlm_edge.bundle.golden import GoldenCandidate, fit_golden, select_golden
-from stlm_edge.bundle.parity import compare
+from stlm_edge.bundle.manifest import Manifest
+from stlm_edge.bundle.parity import ImageParity, Parity, compare
 from stlm_edge.bundle.writer import check_writable, copy_files, replacing_folder, write_bundle
 from stlm_edge.data.batches import Images
-from stlm_edge.data.datasets import Sample, test_samples
+from stlm_edge.data.datasets import test_samples
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import targets
-from stlm_edge.export.exported import Exported, Tried, compared, in_words
-from stlm_edge.export.gate import (
-    Figures,
-    accuracy_on_pseudo_anomalies,
-    accuracy_on_samples,
-    lost_accuracy,
-    pseudo_anomalies_on,
-)
-from stlm_edge.export.ladder import WAYS, Order, Way
-from stlm_edge.export.proof import CompareAccuracy, first_that_holds
+from stlm_edge.export.gate import METRICS, AccuracyTest, Candidate, Metrics, first_passing
+from stlm_edge.export.ladder import CONVERSIONS, Conversion, ConversionRequest
 from stlm_edge.export.quantization_set import choose, quantization_set
 from stlm_edge.files import sha256_of
 from stlm_edge.formats import files_of
 from stlm_edge.images import list_images, read_image, resize
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.progress import step
-from stlm_edge.runtimes import Runtime
 from stlm_edge.runtimes.torch import Torch
-from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.training import run_folder
+from stlm_edge.versions import installed_versions
 
 RUNS, BUNDLES = Path("runs"), Path("bundles")
-ROOM_MB = 500  # what a conversion's files take at most
-MADE_FROM = 32  # images of a --quantization-set folder that golden candidates and the accuracy's images are made from
+SPACE_MB = 500  # free space that a conversion needs at most
+IMAGES_OF_FOLDER = 32  # of a quantization folder: the normal images among golden candidates and for the accuracy
 
 
 def export(
@@ -67,105 +60,114 @@ def export(
     allow_parity_loss: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Pack a checkpoint for a target and write the bundle if it still says what the trained model says.
+    """Convert a checkpoint for a target and write the bundle if it passes the gate.
 
     Args:
-        checkpoint: the newest run's where none is given.
-        precision: the target's default where none is given.
-        via: a converter other than the target's first.
-        quantization_folder: at least 10 normal images; without it the run's own held-out ones.
-        data: labelled images; accuracy on them joins the gate.
-        out: the bundle's folder, `bundles/<target>-<precision>` (or `<target>-<via>-…`) where none is given.
-        allow_parity_loss: write what fails the gate, and mark it so in the manifest.
-        force: replace a bundle that stands at `out`.
+        target: The device class, one of `targets.TARGETS`.
+        checkpoint: Default: that of the newest run in `runs/`.
+        precision: Default: the first of the target.
+        via: A converter other than the target's first.
+        quantization_folder: At least 10 normal images. Default: the held-out ones of the run.
+        data: Labelled images on which the gate compares the accuracy.
+        category: The category of `data`, if there are several.
+        format: The layout of `data`. Default: auto-detected.
+        out: The bundle's folder. Default: `bundles/<target>-<precision>`, with `via` between them where it is given.
+        allow_parity_loss: Write a bundle that fails the gate, and mark it so in the manifest.
+        force: Replace an existing bundle.
 
     Raises:
-        UsageError: unknown target or precision, a package that isn't installed, unusable checkpoint or images, an
-            output folder that exists or can't be written.
-        JobError: the gate failed, or the bundle can't be written; nothing is left behind.
+        UsageError: The target or precision is unknown, a package is not installed, the checkpoint or an image can't be
+            used, or the output folder exists or can't be written.
+        JobError: The gate failed, or the bundle can't be written.
     """
     row, precision = targets.find(target, precision, via)
     out = out or BUNDLES / "-".join(filter(None, [target, via, precision]))
     check_writable(out, force)
-    way = WAYS[row.via or row.runtime]
-    tool_versions = _versions(way)
+    conversion = CONVERSIONS[row.via or row.runtime]
+    tool_versions = _tool_versions(conversion)
+
     checkpoint = checkpoint or newest_checkpoint()
     trained = Torch(checkpoint)
     decision_threshold = trained.decision_threshold
     if decision_threshold is None:
-        raise UsageError(f"{checkpoint}: holds no threshold, so there are no verdicts to ship; train anew")
+        raise UsageError(f"{checkpoint}: has no decision threshold; train again with stlm-train")
     provenance = trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)}
     samples = test_samples(data, category, format) if data is not None else []
 
     with _temporary_folder() as temporary:
-        images = _images(checkpoint, quantization_folder, trained.size, temporary)
-        candidates = _judge(trained, images)
-        golden = fit_golden(select_golden(candidates, decision_threshold.value), trained.run)
-        every = candidates + [image for image in golden if image not in candidates]
+        run = checkpoint.parent
+        if quantization_folder is not None:  # it takes the place of the run's images
+            normal, run = choose(quantization_folder, IMAGES_OF_FOLDER), temporary
+            source = any_of(procedural, patches_of(Images(normal, trained.size)))
+            run_folder.keep_held_out(run, normal, source, seed=0)
+        images = _golden_candidates(trained, run)
+        golden = fit_golden(select_golden(images, decision_threshold.value), trained.run)
+        images += [image for image in golden if image not in images]  # those that had to be made smaller
+        quantization = quantization_set(quantization_folder or run / "held_out", trained.size)
+        accuracy_test = AccuracyTest(trained, samples, list_images(run / "held_out"), decision_threshold)
 
-        seen = quantization_set(quantization_folder or checkpoint.parent / "held_out", trained.size)
-        order = Order(trained.model, precision, temporary / row.artifact, decision_threshold, provenance, seen.images)
-        held_out = temporary if quantization_folder else checkpoint.parent
-        proof = first_that_holds(
-            way.convert(order),
-            order,
-            every,
-            _accuracy(trained, samples, held_out, decision_threshold),
-            allow_parity_loss,
+        request = ConversionRequest(
+            trained.model, precision, temporary / row.artifact, decision_threshold, provenance, quantization.images
         )
-        made, losses = proof.made, proof.losses
-        notes = [*made.notes, *over_budget(made.artifact, precision, trained.model)]
-        of_golden = [proof.answers[every.index(image)] for image in golden]
-        golden_parity, _ = compare(golden, of_golden, decision_threshold.value, decision_threshold.delta)
-        if losses and not allow_parity_loss:
-            figures = in_words(proof.parity) + (f"; {compared(proof.accuracy)}" if proof.accuracy else "")
+        artifacts = conversion.convert(request)
+        check = first_passing(artifacts, request, images, accuracy_test, allow_parity_loss)
+        if check.losses and not allow_parity_loss:
+            measured = _parity_in_words(check.parity)
+            measured += f"; {_accuracy_in_words(check.accuracy)}" if check.accuracy else ""
             raise JobError(
-                f"{target} {precision} does not say what the trained model says, nothing was written: "
-                f"{'; '.join(losses)} (of {proof.parity.images} images: {figures}); --allow-parity-loss writes it "
-                "all the same and marks it"
+                f"{target} {precision} does not match the trained model, nothing was written: "
+                f"{'; '.join(check.losses)} (of {check.parity.images} images: {measured}); --allow-parity-loss writes "
+                "it all the same and marks it"
             )
+
+        notes = [*check.artifact.notes, *over_budget(check.artifact.path, precision, trained.model)]
+        candidates = [asdict(candidate) for candidate in check.candidates]
+        without_latency = [{name: c[name] for name in c if name != "latency_ms"} for c in candidates]
         with step("writing the bundle"):
             manifest = write_bundle(
                 out,
-                made.artifact,
+                check.artifact.path,
                 golden,
                 target=target,
                 runtime=row.runtime,
                 precision=precision,
                 decision_threshold=decision_threshold,
-                parity=proof.parity,
+                parity=check.parity,
                 provenance=provenance
-                | {"checked_by": proof.checked_by, "quantization_set": seen.provenance()}
-                | {"frontier": [_without_time(tried) for tried in proof.frontier]}
-                | ({"notes": notes} if notes else {}),
+                | {
+                    "checked_by": check.checked_by,
+                    "quantization_set": quantization.provenance(),
+                    "candidates": without_latency,  # so that two exports of a checkpoint are identical
+                    "notes": notes,
+                },
                 tool_versions=tool_versions,
                 parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
                 flops=flops(trained.model),
                 input_dtype=row.input_dtype,
                 score_output=row.score_output,
-                parity_loss_allowed=bool(losses),
+                parity_loss_allowed=bool(check.losses),
                 force=force,
-                frontier=json.dumps([asdict(tried) for tried in proof.frontier], allow_nan=False),
+                candidates=json.dumps(candidates, allow_nan=False),
             )
-    flips = [answer for answer in proof.rows if answer.flipped]
+    golden_outputs = [check.outputs[images.index(image)] for image in golden]
     return Exported(
-        out,
-        manifest,
-        proof.parity,
-        golden_parity,
-        flips,
-        proof.accuracy,
-        losses,
-        proof.checked_by,
-        notes,
-        proof.frontier,
+        folder=out,
+        manifest=manifest,
+        parity=check.parity,
+        golden_parity=compare(golden, golden_outputs, decision_threshold.value, decision_threshold.delta)[0],
+        flips=[image for image in check.rows if image.flipped],
+        accuracy=check.accuracy,
+        losses=check.losses,
+        checked_by=check.checked_by,
+        notes=notes,
+        candidates=check.candidates,
     )
 
 
 def export_all(target: str, precision: str | None = None, out: Path | None = None, **options: Any) -> list[Exported]:
-    """Like `export`; a target that `exports_all` gets a bundle of each precision, `out`/<precision>, if none is named.
+    """Export like `export`, or one bundle in `out` for each precision if the target `exports_all` and none is given.
 
-    Raises like `export`; then what stood there before still does.
+    Raises like `export`; then the bundles that were there before remain.
     """
     row, _ = targets.find(target, precision, options.get("via"))
     if precision is not None or not row.exports_all:
@@ -174,28 +176,28 @@ def export_all(target: str, precision: str | None = None, out: Path | None = Non
     for each in row.precisions:
         check_writable(folder / each, options.get("force", False))
     with _temporary_folder() as temporary:
-        done = [export(target, precision=each, out=temporary / each, **options) for each in row.precisions]
+        exported = [export(target, precision=each, out=temporary / each, **options) for each in row.precisions]
         try:
-            with contextlib.ExitStack() as stack:  # all take their places when all are there
+            with contextlib.ExitStack() as stack:  # replace none of them before all are written
                 for each in row.precisions:
                     copy_files(temporary / each, stack.enter_context(replacing_folder(folder / each)))
         except BaseException:
             with contextlib.suppress(OSError):
                 folder.rmdir()
             raise
-    return [replace(bundle, folder=folder / each) for bundle, each in zip(done, row.precisions, strict=True)]
+    return [replace(bundle, folder=folder / each) for bundle, each in zip(exported, row.precisions, strict=True)]
 
 
 def newest_checkpoint() -> Path:
-    """The checkpoint of the run that was finished last. Raises UsageError when there is none."""
-    found = sorted(RUNS.glob(f"*/{run_folder.CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """Return the checkpoint of the run that was finished last. Raises UsageError if there is none."""
+    checkpoints = sorted(RUNS.glob(f"*/{run_folder.CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
         raise UsageError(f"no finished run in {RUNS}/; make one with stlm-train or give --checkpoint")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def flops(model: STLM) -> int:
-    """Floating-point operations per image of the matrix products and convolutions, a multiply-add counted as two."""
+    """Return the floating-point operations per image in matrix products and convolutions, two per multiply-add."""
     size = model.config.size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, size, size, 3, dtype=torch.uint8))
@@ -203,7 +205,7 @@ def flops(model: STLM) -> int:
 
 
 def over_budget(artifact: Path, precision: str, model: STLM) -> list[str]:
-    """A note where the full network's artifact is larger than it should be in this precision."""
+    """Return a note if the artifact of the full network is larger than it should be in this precision."""
     limit = targets.LARGEST_MB.get(precision)
     megabytes = sum(path.stat().st_size for path in files_of(artifact)) / 1e6
     if model.config != ModelConfig(targets.BUDGET_SIZE) or limit is None or megabytes <= limit:
@@ -213,9 +215,9 @@ def over_budget(artifact: Path, precision: str, model: STLM) -> list[str]:
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards. Raises JobError where what is written inside finds no room, or the like.
+    """Yield a folder that is removed afterwards. Raises JobError if the disk is full or can't be written to.
 
-    Converters say that in many ways (RuntimeError, a file that cannot be parsed), so the folder itself is asked.
+    Converters report a full disk in many ways (RuntimeError, a file that can't be parsed), so its free space decides.
     """
     with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
         try:
@@ -224,9 +226,9 @@ def _temporary_folder() -> Iterator[Path]:
             raise
         except Exception as error:
             problem = " ".join(str(error).split())[:200]
-            if not _has_room(Path(name)):
+            if shutil.disk_usage(name).free < SPACE_MB * 1e6:
                 raise JobError(
-                    f"{name}: no room for the conversion ({problem}); free {ROOM_MB} MB there or let TMPDIR name "
+                    f"{name}: disk full during the conversion ({problem}); free {SPACE_MB} MB there or let TMPDIR name "
                     "another folder; nothing was written"
                 ) from None
             if isinstance(error, OSError):
@@ -234,84 +236,110 @@ def _temporary_folder() -> Iterator[Path]:
             raise
 
 
-def _has_room(folder: Path) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            for _ in range(ROOM_MB):
-                file.write(bytes(1 << 20))
-    except OSError:
-        return False
-    return True
+def _tool_versions(conversion: Conversion) -> dict[str, str]:
+    versions = installed_versions(conversion.packages)
+    for package in conversion.packages:
+        if package not in versions:
+            raise UsageError(f"{package} is not installed; {conversion.missing}")
+    return {"stlm-edge": stlm_edge.__version__} | versions
 
 
-def _without_time(tried: Tried) -> dict[str, Any]:
-    return {name: value for name, value in asdict(tried).items() if name != "latency_ms"}
-
-
-def _versions(way: Way) -> dict[str, str]:
-    found = {"stlm-edge": stlm_edge.__version__}
-    for package in way.packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            raise UsageError(f"{package} is not installed; {way.missing}") from None
-    return found
-
-
-def _images(
-    checkpoint: Path, quantization_folder: Path | None, size: int, temporary: Path
-) -> list[tuple[str, bool, Path]]:
-    """Name, whether it is anomalous, and path of each candidate image."""
-    run = checkpoint.parent
-    if quantization_folder is not None:
-        normal = choose(quantization_folder, MADE_FROM)
-        source = any_of(procedural, patches_of(Images(normal, size)))
-        run_folder.keep_held_out(temporary, normal, source, seed=0)
-        run = temporary
-    elif not (run / "golden").is_dir():
-        raise UsageError(f"{run / 'golden'}: no such folder; name a folder of normal images by --quantization-set")
-    kinds = {"normal": False, "anomalous": True}
-    return [
-        (f"{kind}-{path.stem}", anomalous, path)
-        for kind, anomalous in kinds.items()
-        for path in list_images(run / "golden" / kind)
-    ]
-
-
-def _judge(trained: Torch, images: Sequence[tuple[str, bool, Path]]) -> list[GoldenCandidate]:
+def _golden_candidates(trained: Torch, run: Path) -> list[GoldenCandidate]:
+    """Run the trained model on the golden candidates of a run."""
+    folder = run / "golden"
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name a folder of normal images by --quantization-set")
+    paths = [path for kind in ("normal", "anomalous") for path in list_images(folder / kind)]
     candidates = []
-    with step("judging with the trained model", len(images)) as advance:
-        for name, anomalous, path in images:
-            image = read_image(path)
+    with step("running the trained model", len(paths)) as advance:
+        for path in paths:
+            kind, image = path.parent.name, read_image(path)
             tensor = resize(image, trained.size)
-            candidates.append(GoldenCandidate(name, image, anomalous, tensor, *trained.run(tensor)))
+            output = trained.run(tensor)
+            candidates.append(GoldenCandidate(f"{kind}-{path.stem}", image, kind == "anomalous", tensor, *output))
             advance()
     return candidates
 
 
-def _accuracy(
-    trained: Torch, samples: list[Sample], run: Path, decision_threshold: DecisionThreshold
-) -> CompareAccuracy | None:
-    """What compares accuracy, on the labelled images or on pseudo-anomalies on the run's held-out ones; None without
-    either."""
-    if samples:
-        anomalous = sum(sample.anomalous for sample in samples)
-        pairs = anomalous * (len(samples) - anomalous)
-    elif (run / "held_out").is_dir():
-        images = pseudo_anomalies_on(list_images(run / "held_out"), trained.size)
-        pairs = (len(images) // 2) ** 2
-    else:
-        return None
+@dataclass(frozen=True)
+class Exported:
+    """A written bundle and its distance from the trained model.
 
-    def measure(runtime: Runtime) -> Figures:
-        if samples:
-            return accuracy_on_samples(runtime, samples, trained.size, decision_threshold)
-        return accuracy_on_pseudo_anomalies(runtime, images)
+    Attributes:
+        folder: The bundle.
+        manifest: The bundle's manifest.
+        parity: Over all candidates for golden images, as in the manifest.
+        golden_parity: Over the bundle's golden images.
+        flips: The images whose verdict differs from the trained model's.
+        accuracy: Metrics of the trained and of the packed model.
+        losses: What the gate found, where `allow_parity_loss` let it pass.
+        checked_by: Names of what ran the artifact on this machine.
+        notes: Lines for the report.
+        candidates: The precision ladder; the last candidate was written.
+    """
 
-    of_trained = functools.cache(lambda: measure(trained))
+    folder: Path
+    manifest: Manifest
+    parity: Parity
+    golden_parity: Parity
+    flips: list[ImageParity]
+    accuracy: dict[str, Metrics] | None
+    losses: list[str]
+    checked_by: list[str]
+    notes: list[str]
+    candidates: list[Candidate]
 
-    def compare_accuracy(packed: Runtime, precision: str) -> tuple[dict[str, Figures], list[str]]:
-        accuracy = {"trained": of_trained(), "packed": measure(packed)}
-        return accuracy, lost_accuracy(accuracy, precision, pairs)
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "bundle": str(self.folder),
+            "target": self.manifest.target,
+            "precision": self.manifest.precision,
+            "bytes": sum(file.bytes for file in self.manifest.files),
+            "decision_threshold": self.manifest.decision_threshold.value,
+            "verdict_delta": self.manifest.verdict_delta,
+            **{name: value for name, value in asdict(self).items() if name not in ("folder", "manifest")},
+        }
 
-    return compare_accuracy
+    def describe(self) -> str:
+        """Return a few lines of text for a terminal."""
+        megabytes = sum(file.bytes for file in self.manifest.artifact_files) / 1e6
+        lines = [
+            f"{self.folder}: {self.manifest.target} {self.manifest.precision}, {megabytes:.1f} MB, "
+            f"decision threshold {self.manifest.decision_threshold.value:.4g}",
+            f"run by {' and '.join(self.checked_by)}, compared with the trained model on {self.parity.images} images: "
+            f"{_parity_in_words(self.parity)}",
+            f"of these the {self.golden_parity.images} golden ones: {_parity_in_words(self.golden_parity)}",
+        ]
+        lines += [
+            f"verdict of {flip.name} differs: score {flip.expected_score:.5g} became {flip.score:.5g}"
+            for flip in self.flips
+        ]
+        if self.accuracy is not None:
+            lines.append("accuracy, trained → packed: " + _accuracy_in_words(self.accuracy))
+        if len(self.candidates) > 1:
+            lines.append("kept in float   MB     ms     cosine    verdict failures")
+            lines += [
+                f"{len(candidate.kept_in_float):>13} {candidate.bytes / 1e6:6.1f} "
+                f"{candidate.latency_ms or math.nan:6.1f} {candidate.cosine:10.6f} {candidate.verdict_failures:>9}   "
+                f"{'; '.join(candidate.losses) or 'passes'} ({candidate.scope})"
+                for candidate in self.candidates
+            ]
+        lines += self.notes
+        lines += [f"PARITY LOSS, allowed: {loss}" for loss in self.losses]
+        return "\n".join(lines)
+
+
+def _parity_in_words(parity: Parity) -> str:
+    return (
+        f"map difference {parity.max_abs_diff:.2g} at most, {parity.mean_abs_diff:.2g} on average, "
+        f"cosine {parity.cosine:.6f}, {parity.verdict_flips} verdicts differ, {parity.verdict_failures} of them fail"
+    )
+
+
+def _accuracy_in_words(accuracy: dict[str, Metrics]) -> str:
+    def percent(share: float | None) -> str:
+        return "n/a" if share is None else f"{100 * share:.2f}"
+
+    pairs = zip(METRICS, accuracy["trained"].values(), accuracy["packed"].values(), strict=True)
+    return ", ".join(f"{name} {percent(before)} → {percent(after)}" for name, before, after in pairs)

@@ -1,4 +1,4 @@
-"""The quantization set: what a quantization learns from, normal images and pseudo-anomalies made on them."""
+"""The quantization set: normal images and pseudo-anomalies made on them, which activation ranges are measured on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from stlm_edge.errors import UsageError
 from stlm_edge.images import list_images
 
 IMAGES = 100
-FEWEST = 10  # normal ones in a folder: the ranges of fewer are luck
+FEWEST = 10  # normal images in a folder: ranges measured on fewer vary too much
 SEED = 0
 _SALT = 1_000_039
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizationSet:
-    """`images`, uint8 S×S×3 each, of which the first `normal` are as they were taken; the rest have a defect made."""
+    """`images`, uint8 S×S×3 each: the first `normal` ones are unchanged, the rest have a pseudo-anomaly."""
 
     images: Sequence[np.ndarray]
     normal: int
 
     def provenance(self) -> dict[str, Any]:
-        """What the manifest keeps of it."""
+        """Return what the manifest records of it."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(image.tobytes())
@@ -37,23 +37,23 @@ class QuantizationSet:
 
 
 def choose(folder: Path, most: int) -> list[Path]:
-    """At most `most` images of a folder of normal ones, by name: the same ones every time, from all over the folder.
+    """Choose at most `most` images of a folder at random, the same ones every time, and return them sorted by name.
 
-    Raises UsageError when the folder can't be read or has fewer than FEWEST.
+    Raises UsageError when the folder can't be read or has fewer than FEWEST images.
     """
     try:
-        found = list_images(folder)
+        images = list_images(folder)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror}); expected a folder of images") from None
-    if len(found) < FEWEST:
+    if len(images) < FEWEST:
         raise UsageError(
-            f"{folder}: {len(found)} images in it, expected at least {FEWEST} normal ones to calibrate on; add more"
+            f"{folder}: {len(images)} images in it, expected at least {FEWEST} normal ones for quantization; add more"
         )
-    return [found[index] for index in sorted(np.random.default_rng(SEED).permutation(len(found))[:most])]
+    return [images[index] for index in sorted(np.random.default_rng(SEED).permutation(len(images))[:most])]
 
 
 def quantization_set(folder: Path, size: int) -> QuantizationSet:
-    """IMAGES of side `size`: at most half are from the folder, the others are pseudo-anomalies of every kind on them.
+    """Make a set of IMAGES of side `size`: up to half from the folder, the rest pseudo-anomalies of every kind on them.
 
     Raises UsageError like `choose`, and for an image that can't be read.
     """

@@ -1,4 +1,4 @@
-"""Targets: a device class and the artifact that suits it, one row each."""
+"""Targets: device classes and their artifacts, one row each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +8,17 @@ from stlm_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """A device class. `precisions` begins with the default.
+    """A device class and its artifact.
 
-    `input_dtype` is the graph's; `score_output` whether it computes the score too (else it is taken from the map).
-    `via`: the converter that has to be asked for by name, where the row isn't the device class's first.
-    With `exports_all`, an export that names no precision makes a bundle of each.
+    Attributes:
+        name: The device class.
+        artifact: File name of the artifact; its suffix gives the format.
+        runtime: The runtime that the artifact is for.
+        precisions: The default one first.
+        input_dtype: Type of the graph's input.
+        score_output: Whether the graph computes the score; else the runtime takes it from the map.
+        exports_all: Without a given precision, an export writes a bundle of each.
+        via: Name of the converter, if it is not the default one of the device class.
     """
 
     name: str
@@ -52,23 +58,23 @@ TARGETS = (
 )
 
 BUDGET_SIZE = 224
-LARGEST_MB = {"fp16": 39, "int8": 22, "palette6": 22}  # of the full network's artifact at that S, by precision
+LARGEST_MB = {"fp16": 39, "int8": 22, "palette6": 22}  # of the full network's artifact at that input size
 
 
 def find(name: str, precision: str | None = None, via: str | None = None) -> tuple[Target, str]:
-    """The target of this name and converter, and the precision, the target's default where none is given.
+    """Return the target of this name and converter, and the precision, by default the first of the target.
 
-    Raises UsageError for an unknown target or converter, and a precision that it lacks.
+    Raises UsageError for an unknown target or converter, or a precision that the target does not have.
     """
     rows = {target.via: target for target in TARGETS if target.name == name}
     if not rows:
-        raise UsageError(f"target {name}: unknown; there are {', '.join(dict.fromkeys(row.name for row in TARGETS))}")
+        raise UsageError(f"target {name}: unknown, expected {', '.join(dict.fromkeys(row.name for row in TARGETS))}")
     if via not in rows:
-        others = ", ".join(key for key in rows if key) or "none: leave --via out"
-        raise UsageError(f"target {name}: --via {via} is not among those it has: {others}")
+        others = ", ".join(key for key in rows if key) or "no --via"
+        raise UsageError(f"target {name}: --via {via} is not supported, expected {others}")
     target = rows[via]
     if precision is not None and precision not in target.precisions:
         raise UsageError(
-            f"target {name}: precision {precision} is not among those it has: {', '.join(target.precisions)}"
+            f"target {name}: precision {precision} is not supported, expected {', '.join(target.precisions)}"
         )
     return target, precision or target.precisions[0]

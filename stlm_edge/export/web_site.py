@@ -1,9 +1,9 @@
-"""The web page around bundles: a static folder for any server, which loads nothing from elsewhere.
+"""The web page around bundles: a static folder for any server, which loads nothing from other servers.
 
-index.html, *.js, style.css   the page, as it stands in stlm_edge/export/web
-runtime/                      onnxruntime-web's own files
+index.html, *.js, style.css   the page, copied from stlm_edge/export/web
+runtime/                      files of onnxruntime-web
 int8/, fp16/                  the bundles
-site.json, version.js         what there is, and a version that changes with it
+site.json, version.js         a list of both, and a version that changes with any of them
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import stlm_edge
-from stlm_edge.bundle.manifest import MANIFEST
+from stlm_edge.bundle.manifest import MANIFEST, read_manifest
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import targets
 from stlm_edge.export.npm import Package, fetch, unpack
@@ -28,15 +28,19 @@ _BINARIES = {"wasm": "ort-wasm-simd-threaded.wasm", "webgpu": "ort-wasm-simd-thr
 _SCRIPTS = (
     *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs"),
     *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs"),
-)  # written as .js: not every server knows .mjs, and no browser takes a module that isn't said to be JavaScript
+)  # written as .js: not every server knows .mjs, and browsers refuse modules that are not served as JavaScript
 _PAGE = Path(__file__).parent / "web"
 _SCHEMA = Path(__file__).parents[1] / "schemas" / "manifest-1.schema.json"
 _SITE = "site.json"
 
 
 def check_site(out: Path, force: bool) -> None:
-    """Raise before any work what `add_page` would: UsageError where `out` holds anything but such a site, and one only
-    with `force`; JobError where the runtime can't be had."""
+    """Check before the export that `add_page` will be able to write the page.
+
+    Raises:
+        UsageError: `out` exists and is not such a site, or is one and `force` is not given.
+        JobError: The runtime can't be downloaded.
+    """
     if out.exists():
         if not out.is_dir():
             raise UsageError(f"{out}: a file; expected a folder for the web page")
@@ -46,18 +50,16 @@ def check_site(out: Path, force: bool) -> None:
         own = {path.name for path in page_files()} | {"runtime", _SITE, "version.js", "manifest.schema.json"}
         own |= {precision for row in targets.TARGETS if row.name == "web" for precision in row.precisions}
         if foreign := names - own:
-            raise UsageError(
-                f"{out}: holds {', '.join(sorted(foreign)[:3])}, so it is no folder of this page; choose another"
-            )
+            raise UsageError(f"{out}: not a site of this page, it holds {min(foreign)}; choose another folder")
     fetch(RUNTIME)
 
 
 def add_page(out: Path, bundles: Sequence[Path]) -> None:
-    """Write the page and the runtime around bundles that stand in `out`; index.html comes last.
+    """Write the page and the runtime around the bundles, which are in `out`; index.html comes last.
 
-    Raises JobError: the runtime can't be had (see `npm.fetch`), or the folder can't be written.
+    Raises JobError: the runtime can't be downloaded, or the folder can't be written.
     """
-    manifests = {bundle.name: json.loads((bundle / MANIFEST).read_text("utf-8")) for bundle in bundles}
+    manifests = {bundle.name: read_manifest(bundle / MANIFEST) for bundle in bundles}
     try:
         runtime = out / "runtime"
         runtime.mkdir(parents=True, exist_ok=True)
@@ -77,11 +79,7 @@ def add_page(out: Path, bundles: Sequence[Path]) -> None:
                 for backend, name in _BINARIES.items()
             },
             "bundles": [
-                {
-                    "name": f"{manifest['target']}-{manifest['precision']}",
-                    "folder": name,
-                    "precision": manifest["precision"],
-                }
+                {"name": f"{manifest.target}-{manifest.precision}", "folder": name, "precision": manifest.precision}
                 for name, manifest in manifests.items()
             ],
         }
@@ -104,5 +102,5 @@ def add_page(out: Path, bundles: Sequence[Path]) -> None:
 
 
 def page_files() -> list[Path]:
-    """The page's own files: what a reader copies into an own product."""
+    """Return the files of the page itself."""
     return [path for path in sorted(_PAGE.iterdir()) if path.suffix in (".html", ".css", ".js", ".svg")]
