@@ -1,4 +1,4 @@
-"""The runbooks' commands, as far as they can be tried without a device: they parse, and they are ten at most."""
+"""Commands of the device runbooks, as far as they can be tested without a device."""
 
 import re
 import shlex
@@ -15,14 +15,14 @@ RUNBOOKS = ("android", "desktop-gpu", "iphone", "jetson", "raspberry-pi")
 
 
 def blocks(name: str) -> list[list[list[str]]]:
-    """The commands of each block of shell lines, as words."""
+    """Return the commands of each shell block, split into words."""
     text = (FOLDER / f"{name}.md").read_text("utf-8")
     found = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [[words for line in block.splitlines() if (words := shlex.split(line, comments=True))] for block in found]
 
 
 @pytest.mark.parametrize("name", RUNBOOKS)
-def test_a_fresh_device_is_ten_commands_from_its_row(name: str) -> None:
+def test_runbook_takes_at_most_ten_commands(name: str) -> None:
     first = blocks(name)[0]
     assert len(first) <= 10
     assert first[-1] == ["python", "benchmarks/table.py"]
@@ -30,7 +30,7 @@ def test_a_fresh_device_is_ten_commands_from_its_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNBOOKS)
-def test_its_calls_are_calls_of_this_release(name: str) -> None:
+def test_commands_have_options_of_this_version(name: str) -> None:
     calls = [words for block in blocks(name) for words in block]
     assert calls
     for words in calls:
@@ -42,5 +42,5 @@ def test_its_calls_are_calls_of_this_release(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNBOOKS)
-def test_it_says_what_has_never_run(name: str) -> None:
+def test_runbook_states_what_has_never_run(name: str) -> None:
     assert "**Status: no " in (FOLDER / f"{name}.md").read_text("utf-8")
