@@ -1,4 +1,4 @@
-"""A set of three categories through the commands' own functions: runs, resuming, and one table of all."""
+"""A data set of three categories: a run for each, resuming, and one table of all."""
 
 import json
 import shutil
@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from rich.console import Console
+from small_network import SMALL
 from tiny import tiny_image
 
-from stlm_edge.commands.all_categories import FIGURES, evaluate_all, summary, train_all
+from stlm_edge.commands.evaluate import COLUMNS, evaluate_all, summary_of_all
+from stlm_edge.commands.train import train_all
 from stlm_edge.errors import UsageError
 from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.train import Job
@@ -39,12 +41,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(data):
-    return Job(data=data, recipe=SHORT, size=64, depths=(1, 1, 1, 1))
+    return Job(data=data, recipe=SHORT, size=64, network=SMALL)
 
 
 @pytest.fixture(scope="module")
 def runs(job, data, tmp_path_factory):
-    """A training that ended at a damaged image of its second category, and was gone on with."""
+    """Runs of a training that failed at a damaged image of its second category, and was resumed."""
     out = tmp_path_factory.mktemp("runs") / "all"
     damaged = data / "cap/train/good/7.png"
     whole = damaged.read_bytes()
@@ -59,44 +61,44 @@ def runs(job, data, tmp_path_factory):
     return out
 
 
-def test_resuming_goes_on_at_the_category_that_was_not_finished(runs):
+def test_resuming_continues_at_the_unfinished_category(runs):
     assert sorted(path.name for path in runs.iterdir()) == NAMES
     configs = [json.loads((runs / name / "config.json").read_text()) for name in NAMES]
     assert [config["category"] for config in configs] == NAMES
 
 
-def test_each_category_is_evaluated_with_its_own_model_and_averaged(runs, data, tmp_path, capsys):
+def test_categories_are_evaluated_with_their_own_models_and_averaged(runs, data, tmp_path, capsys):
     metrics = evaluate_all(runs, data, None, tmp_path / "out")
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == metrics
     assert list(metrics["categories"]) == NAMES
-    for name, figures in metrics["categories"].items():
+    for name, of_category in metrics["categories"].items():
         own = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
         assert own.pop("scores")
-        assert own == figures
-        assert figures["source"] == str(runs / name / "checkpoint.safetensors")
-    aurocs = [figures["image_auroc"] for figures in metrics["categories"].values()]
+        assert own == of_category
+        assert of_category["source"] == str(runs / name / "checkpoint.safetensors")
+    aurocs = [of_category["image_auroc"] for of_category in metrics["categories"].values()]
     assert metrics["mean"]["image_auroc"] == pytest.approx(sum(aurocs) / 3)
     assert metrics["mean"]["aupro"] is metrics["mean"]["pixel_auroc"] is None  # nut has no masks: no mean of the others
     assert capsys.readouterr().out == ""
 
     console = Console(width=140)
     with console.capture() as captured:
-        console.print(summary(metrics))
+        console.print(summary_of_all(metrics))
     lines = [line for line in captured.get().splitlines() if line.startswith("│")]
     rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("│")[1:-1]] for line in lines)}
     assert list(rows) == [*NAMES, "mean"]
     assert rows["nut"][:3] == [f"{aurocs[2]:.4f}", "n/a", "n/a"]
     assert rows["mean"][0] == f"{sum(aurocs) / 3:.4f}"
-    assert rows["bolt"][len(FIGURES) :] == [
+    assert rows["bolt"][len(COLUMNS) :] == [
         f"{metrics['categories']['bolt']['false_alarms']} of 3",
         f"{metrics['categories']['bolt']['missed']} of 3",
     ]
 
 
-def test_what_is_missing_is_said_before_the_first_category(runs, data, tmp_path):
+def test_missing_input_is_reported_before_the_first_category(runs, data, tmp_path):
     partly = tmp_path / "runs"
     shutil.copytree(runs / "cap", partly / "cap")
-    with pytest.raises(UsageError, match=r"no checkpoint.safetensors for bolt, nut; expected one in .*/<category>"):
+    with pytest.raises(UsageError, match=r"no checkpoint.safetensors for bolt, nut"):
         evaluate_all(partly, data, None, tmp_path / "out")
     broken = tmp_path / "data"
     shutil.copytree(data, broken)
@@ -107,14 +109,14 @@ def test_what_is_missing_is_said_before_the_first_category(runs, data, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_training_does_not_start_on_what_it_cannot_finish(job, data, runs, tmp_path):
-    with pytest.raises(UsageError, match="bolt: exists already; go on by --resume"):
+def test_unusable_data_or_output_is_refused_before_training(job, data, runs, tmp_path):
+    with pytest.raises(UsageError, match=r"bolt: exists.*--resume"):
         train_all(job, runs)
-    with pytest.raises(UsageError, match="is a run itself; expected a folder for a run of each category"):
+    with pytest.raises(UsageError, match=r"is a run itself.*--out"):
         train_all(job, runs / "bolt")
     (tmp_path / "bolt/train").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no train/good in it"):
+    with pytest.raises(UsageError, match="no train/good"):
         train_all(replace(job, data=tmp_path), tmp_path / "out")
-    with pytest.raises(UsageError, match="bolt: is not divided into categories; leave out --category all"):
+    with pytest.raises(UsageError, match=r"bolt.*categories.*--category all"):
         train_all(replace(job, data=data / "bolt"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
