@@ -26,18 +26,19 @@ from torch import Tensor
 
 from stlm_edge.converters.fp16_kernels import KERNELS, Attributes, compute
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.verdict import score_of_map
+from stlm_edge.runtimes import Runtime
 
 Watch = Callable[[onnx.NodeProto, Attributes, list[Any], tuple[Tensor, ...]], None]
 
 
-class Fp16Simulation:
+class Fp16Simulation(Runtime):
     """Runs an artifact, a path or a loaded model, as a runtime does. Raises UsageError for an unknown operator."""
 
     name = "fp16 simulation"
 
     def __init__(self, artifact: Path | onnx.ModelProto) -> None:
         proto = artifact if isinstance(artifact, onnx.ModelProto) else onnx.load(artifact)
+        self.artifact = proto.graph.name if isinstance(artifact, onnx.ModelProto) else artifact
         self.graph = proto.graph
         if unknown := sorted({node.op_type for node in self.graph.node} - set(KERNELS)):
             raise UsageError(f"the fp16 simulation has no {', '.join(unknown)}; add a kernel to fp16_kernels.py")
@@ -50,11 +51,9 @@ class Fp16Simulation:
         self._last_use = {name: index for index, node in enumerate(self.graph.node) for name in node.input}
         self.size = self.graph.input[0].type.tensor_type.shape.dim[1].dim_value
 
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out. Raises JobError where a value isn't finite."""
-        found = self.outputs(image)
-        anomaly_map = found[0][0, 0].float().numpy()
-        return anomaly_map, float(found[1][0]) if len(found) == 2 else score_of_map(anomaly_map)
+    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
+        outputs = self.outputs(image)
+        return outputs[0][0, 0].float().numpy(), float(outputs[1][0]) if len(outputs) == 2 else None
 
     def outputs(self, image: np.ndarray, watch: Watch | None = None, halved: str = "") -> list[Tensor]:
         """The graph's outputs. `watch` is shown each node with its attributes, its inputs and its outputs.

@@ -1,11 +1,10 @@
-"""One row is measured by one process that does nothing else, so that its memory and its crashes are its own.
+"""A process that measures one row and does nothing else, so that its memory and its crashes are its own.
 
-The process loads its artifact, tells how long that and the first query took, answers the golden images, and then
-waits, each answer one line of JSON on standard output. "graph 8" on standard input is a round of eight queries of the
-graph alone after one that isn't counted, "whole 8" of eight from an image's file to its verdict, "all 8" of the graph
-with every query counted, each answered by their milliseconds. The parent can thus let several rows take turns, and a
-busy moment of the machine hits them all. At the end of its input the process tells its peak memory and what ran the
-graph, and goes.
+The process loads its artifact, checks it on the golden images, and then reads commands from standard input: "graph 8"
+is a round of eight queries of the graph alone after one that is not counted, "whole 8" of eight from an image file to
+its verdict, "all 8" of the graph with every query counted. Each output is one line of JSON. The parent can thus let
+several rows take turns, so that other load on the machine hits them all. At the end of its input the process prints
+its peak memory and what ran the graph, and exits.
 """
 
 import argparse
@@ -22,38 +21,45 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from stlm_edge.bench.machine.system import memory_kills, peak_memory_mb
-from stlm_edge.bench.result import GoldenAnswer, RowParity, WorstImage
-from stlm_edge.bench.small_map import encode
+from stlm_edge.bench.result import GoldenResult, RowParity, WorstImage, encode_map
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.errors import JobError, exit_with_one_line
 from stlm_edge.images import load
-from stlm_edge.runtimes import Runtime, placement_of
+from stlm_edge.runtimes import Runtime
 from stlm_edge.verdict import is_anomalous
 
-LOAD_LIMIT_S = 600.0  # for loading and the first query, which nothing tells the length of
-LEAST_LIMIT_S = 60.0  # for each later answer, at least, ...
-HUNG = 20  # ... and so many times what the slowest query before would make of it
-RESIZE_LIMIT = 1  # grey levels by which a device's decoding and resizing may differ: rounding
-MAX_IMAGES = 8  # golden images held for the queries, which take them in turn
+LOAD_LIMIT_S = 600.0  # for loading and the first query, whose duration cannot be estimated
+MIN_LIMIT_S = 60.0  # for each later output, at least, ...
+LIMIT_FACTOR = 20  # ... and this many times its estimate by the slowest query so far
+RESIZE_LIMIT = 1  # grey levels of rounding by which a device's decoding and resizing may differ
+MAX_IMAGES = 8  # golden images held in memory, which the queries take in turn
 
-What = Literal["graph", "whole", "all"]
+RoundKind = Literal["graph", "whole", "all"]
 
 
-class Child:
-    """A process of this module, heard line by line.
+class Process:
+    """A process of this module.
 
-    `ends`: by the monotonic clock, when all time is up. `tick` is called each second while it is waited for, and may
-    raise. Raises JobError when the process fails, ends by a signal or gives no answer in time.
+    Every method raises JobError when the process fails, is killed or does not print in time.
+
+    Args:
+        arguments: the command line of `main`.
+        ends: the time limit of the whole bench, by the monotonic clock.
+        tick: called each second while it is waited for; may raise.
     """
 
-    def __init__(self, arguments: Sequence[str], ends: float, tick: Callable[[], None]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], ends: float = math.inf, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self._ends, self._tick = ends, tick
+        self._slowest_ms = 0.0
         self._kills_before = memory_kills()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process = subprocess.Popen(
@@ -67,14 +73,58 @@ class Child:
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def say(self, line: str) -> None:
+    def open(self) -> dict[str, Any]:
+        """Return load time, first query and parity, once the artifact has run on the golden images."""
+        loaded = self._output(LOAD_LIMIT_S)
+        self._slowest_ms = loaded["first_inference_ms"]
+        return loaded | self._output(self._limit_s(loaded["images"]))
+
+    def round(self, queries: int, kind: RoundKind = "graph") -> list[float]:
+        """Return the milliseconds of each of `queries` queries; one more, before them, is not counted."""
+        self.start_round(queries, kind)
+        return self.end_round()
+
+    def start_round(self, queries: int, kind: RoundKind = "graph") -> None:
+        """Let it begin a round, to be followed by `end_round`."""
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # its last line tells why
-            self._process.stdin.write(f"{line}\n")
+        self._queries = queries
+        with contextlib.suppress(BrokenPipeError):  # `end_round` reports why it ended
+            self._process.stdin.write(f"{kind} {queries}\n")
             self._process.stdin.flush()
 
-    def answer(self, limit_s: float) -> dict[str, Any]:
-        """Its next line, which may take this long."""
+    def end_round(self) -> list[float]:
+        """Return the milliseconds of each query of the round that was started."""
+        times = self._output(self._limit_s(self._queries + 1))["ms"]
+        self._slowest_ms = max(self._slowest_ms, *times, 0.0)
+        return times
+
+    def finish(self) -> dict[str, Any]:
+        """Return "peak_memory_mb", "placement" and the "requested" execution provider, and let the process exit."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            return self._output(LOAD_LIMIT_S)
+        finally:
+            self.stop()
+
+    def prepare(self) -> None:
+        """Wait until the artifact was opened by `--prepare`, however long it takes, and let the process exit."""
+        try:
+            self._output(math.inf)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+    def _limit_s(self, queries: int) -> float:
+        return max(MIN_LIMIT_S, LIMIT_FACTOR * queries * self._slowest_ms / 1e3)
+
+    def _output(self, limit_s: float) -> dict[str, Any]:
+        """Return its next line, within a time limit."""
         gives_up = time.monotonic() + limit_s
         while True:
             left = min(gives_up, self._ends) - time.monotonic()
@@ -85,20 +135,11 @@ class Child:
                 if time.monotonic() >= self._ends:
                     raise JobError("not finished within the time limit") from None
                 if left <= 0:
-                    raise JobError(f"gave no answer within {limit_s:g} s") from None
+                    raise JobError(f"no output within {limit_s:g} s") from None
                 self._tick()
         if not line:
-            raise JobError(self._last_words())
+            raise JobError(self._reason())
         return json.loads(line)
-
-    def end_of_input(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._errors.close()
 
     def _read(self) -> None:
         assert self._process.stdout
@@ -107,79 +148,25 @@ class Child:
                 self._lines.put(line)
         self._lines.put("")
 
-    def _last_words(self) -> str:
+    def _reason(self) -> str:
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         if code < 0:
-            short = code == -signal.SIGKILL and memory_kills() > self._kills_before
-            return f"its process was ended by signal {-code}" + (
-                " while the machine was out of memory" if short else ""
+            out_of_memory = code == -signal.SIGKILL and memory_kills() > self._kills_before
+            return f"its process was killed by signal {-code}" + (
+                " while the machine was out of memory" if out_of_memory else ""
             )
         return lines[-1].removeprefix("error: ") if lines else f"its process ended with exit code {code}"
 
 
-class Process:
-    """A row's process. `opened` is what it said once its artifact had answered the golden images.
+def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowParity, list[GoldenResult], list[str]]:
+    """Compare a runtime's outputs for the golden images with the trained model's.
 
-    Raises JobError, here and later, as `Child` does; a round may take HUNG times what was seen before.
-    """
+    The device's own decoding and resizing is compared with the stored tensor, separately from the network.
 
-    def __init__(
-        self, arguments: Sequence[str], ends: float = math.inf, tick: Callable[[], None] = lambda: None
-    ) -> None:
-        self._child = Child(arguments, ends, tick)
-        self.pid = self._child.pid
-        try:
-            self.opened = self._child.answer(LOAD_LIMIT_S)
-            self._slowest_ms: float = self.opened["first_inference_ms"]
-            self.opened |= self._child.answer(self._limit_s(self.opened["images"]))
-        except BaseException:
-            self.stop()
-            raise
-
-    def round(self, queries: int, what: What = "graph") -> list[float]:
-        """Return the milliseconds of each of `queries` queries; one more, before them, is not counted."""
-        self.start_round(queries, what)
-        return self.end_round()
-
-    def start_round(self, queries: int, what: What = "graph") -> None:
-        self._queries = queries
-        self._child.say(f"{what} {queries}")
-
-    def end_round(self) -> list[float]:
-        found = self._child.answer(self._limit_s(self._queries + 1))["ms"]
-        self._slowest_ms = max(self._slowest_ms, *found, 0.0)
-        return found
-
-    def finish(self) -> dict[str, Any]:
-        """Return "peak_memory_mb", "placement" and what was "asked" to run the graph, and let the process go."""
-        self._child.end_of_input()
-        try:
-            return self._child.answer(LOAD_LIMIT_S)
-        finally:
-            self.stop()
-
-    def stop(self) -> None:
-        self._child.stop()
-
-    def _limit_s(self, queries: int) -> float:
-        return max(LEAST_LIMIT_S, HUNG * queries * self._slowest_ms / 1e3)
-
-
-def prepare(arguments: Sequence[str], ends: float, tick: Callable[[], None]) -> None:
-    """Open the artifact once, so that what is built at the first time and kept is there. Raises JobError."""
-    child = Child([*arguments, "--prepare"], ends, tick)
-    try:
-        child.answer(math.inf)
-    finally:
-        child.stop()
-
-
-def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowParity, list[GoldenAnswer], list[str]]:
-    """Compare a runtime's answers on the golden images with the trained model's: totals, images, what is wrong.
-
-    The device's own decoding and resizing is compared with the stored tensor, apart from the network.
+    Returns:
+        All images together, each image, and the reasons why the runtime does not pass.
     """
     manifest = bundle.manifest
     parity, images = compare(
@@ -188,19 +175,19 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
         manifest.decision_threshold.value,
         manifest.verdict_delta,
     )
-    answers = [
-        GoldenAnswer(
-            name=row.name,
+    results = [
+        GoldenResult(
+            name=image.name,
             anomalous=golden.anomalous,
-            max_abs_diff=_finite(row.max_abs_diff),
-            mean_abs_diff=_finite(row.mean_abs_diff),
-            cosine=row.cosine,
-            score=row.score,
-            expected_score=row.expected_score,
-            verdict="failure" if row.failed else "flip" if row.flipped else "same",
+            max_abs_diff=_finite(image.max_abs_diff),
+            mean_abs_diff=_finite(image.mean_abs_diff),
+            cosine=image.cosine,
+            score=image.score,
+            expected_score=image.expected_score,
+            verdict="failure" if image.failed else "flip" if image.flipped else "same",
             resize_max_diff=_largest_difference(load(golden.image_path, runtime.size), golden.tensor),
         )
-        for row, golden in zip(images, bundle.golden(), strict=True)
+        for image, golden in zip(images, bundle.golden(), strict=True)
     ]
     total = RowParity(
         max_abs_diff=_finite(parity.max_abs_diff),
@@ -208,8 +195,8 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
         cosine=parity.cosine,
         verdict_flips=parity.verdict_flips,
         verdict_failures=parity.verdict_failures,
-        score_max_diff=max(abs(answer.score - answer.expected_score) for answer in answers),
-        resize_max_diff=max(answer.resize_max_diff for answer in answers),
+        score_max_diff=max(abs(result.score - result.expected_score) for result in results),
+        resize_max_diff=max(result.resize_max_diff for result in results),
         images=parity.images,
     )
     wrong = problems(parity, precision)
@@ -217,18 +204,18 @@ def parity_of(runtime: Runtime, bundle: Bundle, precision: str) -> tuple[RowPari
         wrong.append(
             f"decoding and resizing differ by {total.resize_max_diff} grey levels, at most {RESIZE_LIMIT} is allowed"
         )
-    return total, answers, wrong
+    return total, results, wrong
 
 
-def worst_of(runtime: Runtime, bundle: Bundle, answers: Sequence[GoldenAnswer]) -> WorstImage:
-    """The golden image whose map differs most, asked again."""
-    name = max(answers, key=lambda answer: math.inf if answer.max_abs_diff is None else answer.max_abs_diff).name
+def worst_of(runtime: Runtime, bundle: Bundle, results: Sequence[GoldenResult]) -> WorstImage:
+    """Run the golden image whose map differs most again, and return its map and difference."""
+    name = max(results, key=lambda result: math.inf if result.max_abs_diff is None else result.max_abs_diff).name
     golden = next(golden for golden in bundle.golden() if golden.name == name)
-    found = np.asarray(runtime.run(golden.tensor)[0])[golden.offset :: golden.stride, golden.offset :: golden.stride]
-    difference = np.abs(found.astype(np.float64) - golden.map)
-    most = float(difference.max())
-    shares = np.nan_to_num(difference / most if 0 < most < math.inf else difference, nan=1.0, posinf=1.0)
-    return WorstImage(name, encode(np.nan_to_num(found)), encode(shares), _finite(most))
+    sampled = np.asarray(runtime.run(golden.tensor)[0])[golden.offset :: golden.stride, golden.offset :: golden.stride]
+    difference = np.abs(sampled.astype(np.float64) - golden.map)
+    largest = float(difference.max())
+    shares = np.nan_to_num(difference / largest if 0 < largest < math.inf else difference, nan=1.0, posinf=1.0)
+    return WorstImage(name, encode_map(np.nan_to_num(sampled)), encode_map(shares), _finite(largest))
 
 
 def _finite(value: float) -> float | None:
@@ -240,20 +227,21 @@ def _largest_difference(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def main() -> None:
+    """Measure one row as its own process."""
     parser = argparse.ArgumentParser("python -m stlm_edge.bench.latency", description=__doc__)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--checkpoint", help="run this instead, on the bundle's golden images")
-    parser.add_argument("--runtime", help="run the bundle's artifact by this one")
+    parser.add_argument("--runtime", help="run the bundle's artifact with this runtime")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--prepare", action="store_true", help="open the artifact and end")
+    parser.add_argument("--prepare", action="store_true", help="open the artifact and exit")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a runtime that prints does not disturb the conversation
-    with exit_with_one_line(), answers:
-        _converse(options, lambda value: print(json.dumps(value), file=answers, flush=True))
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints must not mix with the output
+    with exit_with_one_line(), output:
+        _measure(options, lambda value: print(json.dumps(value), file=output, flush=True))
 
 
-def _converse(options: argparse.Namespace, say: Any) -> None:
+def _measure(options: argparse.Namespace, send: Callable[[dict[str, Any]], None]) -> None:
     started = time.perf_counter()
     if options.checkpoint:
         from stlm_edge.runtimes.torch import Torch
@@ -267,25 +255,12 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
         runtime, precision = bundle.runtime, bundle.manifest.precision
         loaded = time.perf_counter()
     if options.prepare:
-        say({})
+        send({})
         return
     if runtime.size != bundle.manifest.input.size:
         raise JobError(f"made for {runtime.size} pixels; the golden images have {bundle.manifest.input.size}")
-    images = [golden.tensor for golden, _ in zip(bundle.golden(), range(MAX_IMAGES), strict=False)]
-    first_inference_ms = _milliseconds(lambda _: runtime.run(images[0]) and None, 0)
-    say(
-        {
-            "load_ms": round((loaded - started) * 1e3, 3),
-            "first_inference_ms": first_inference_ms,
-            "images": len(bundle.manifest.golden),
-        }
-    )
-    parity, golden, wrong = parity_of(runtime, bundle, precision)
-    worst = worst_of(runtime, bundle, golden)
-    answered = [asdict(answer) for answer in golden]
-    say({"parity": asdict(parity), "golden": answered, "wrong": wrong, "worst": asdict(worst)})
+    images, paths = zip(*((golden.tensor, golden.image_path) for golden in islice(bundle.golden(), MAX_IMAGES)))
     threshold = bundle.manifest.decision_threshold.value
-    paths = [golden.image_path for golden, _ in zip(bundle.golden(), images, strict=False)]
 
     def graph(number: int) -> None:
         runtime.run(images[number % len(images)])
@@ -294,18 +269,23 @@ def _converse(options: argparse.Namespace, say: Any) -> None:
         _, score = runtime.run(load(paths[number % len(paths)], runtime.size))
         is_anomalous(score, threshold)
 
+    load_ms = round((loaded - started) * 1e3, 3)
+    send({"load_ms": load_ms, "first_inference_ms": _milliseconds(graph, 0), "images": len(bundle.manifest.golden)})
+    parity, results, wrong = parity_of(runtime, bundle, precision)
+    worst = worst_of(runtime, bundle, results)
+    send({"parity": asdict(parity), "golden": list(map(asdict, results)), "wrong": wrong, "worst": asdict(worst)})
     for line in sys.stdin:
-        what, queries = line.split()
-        ask = whole if what == "whole" else graph
-        uncounted = 0 if what == "all" else 1
-        say({"ms": [_milliseconds(ask, number) for number in range(-uncounted, int(queries))][uncounted:]})
-    asked = getattr(runtime, "provider", None)
-    say({"peak_memory_mb": peak_memory_mb(), "placement": placement_of(runtime), "asked": asked})
+        kind, queries = line.split()
+        query = whole if kind == "whole" else graph
+        uncounted = 0 if kind == "all" else 1
+        send({"ms": [_milliseconds(query, number) for number in range(-uncounted, int(queries))][uncounted:]})
+    requested = runtime.provider
+    send({"peak_memory_mb": peak_memory_mb(), "placement": runtime.placement(), "requested": requested})
 
 
-def _milliseconds(ask: Callable[[int], None], number: int) -> float:
+def _milliseconds(query: Callable[[int], None], number: int) -> float:
     started = time.perf_counter()
-    ask(number)
+    query(number)
     return round((time.perf_counter() - started) * 1e3, 4)
 
 

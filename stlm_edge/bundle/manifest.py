@@ -182,7 +182,7 @@ def read_manifest(path: Path) -> Manifest:
         found = re.sub(r"[^\w.\-]", "?", str(value.get("format_version"))[:20])
         raise UsageError(
             f"{path}: bundle format {found}, this release reads {readable}; "
-            "install the release that wrote it or export anew"
+            "install the release that wrote it or export again"
         )
     return strict_json.read(Manifest, value, str(path))
 

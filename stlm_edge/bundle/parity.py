@@ -1,41 +1,29 @@
-"""Does a packed model still say what the trained model said? One rule, used by the export, the bench and the tests.
+"""Parity of a packed model with the trained one: one rule for the export, the bench and the tests.
 
 A verdict *flips* when the packed model's differs from the trained model's. A flip is a *failure* when the trained
-model's score was farther than δ from the threshold, δ = 1% of (threshold − median score of the normal calibration
-images); a flip inside δ is counted and listed. A value that is not finite is always a failure.
+model's score was farther than δ from the threshold, δ = 1% of (threshold − median score of the normal images that the
+threshold was chosen from); a flip within δ is counted and listed. A value that is not finite is always a failure.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from stlm_edge.strict_json import Between
 from stlm_edge.verdict import is_anomalous
 
+if TYPE_CHECKING:
+    from stlm_edge.bundle.golden import GoldenCandidate, GoldenImage
+
 MAP_LIMITS = {"fp32": 1e-4, "fp16": 5e-3}  # largest map difference an artifact of this precision may show
-
-
-class GoldenAnswer(Protocol):
-    """What the trained model said of one image: its map sampled at [offset::stride] on both axes, and its score."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def map(self) -> np.ndarray: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def score(self) -> float: ...
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a packed model is from the trained one, over golden images."""
+    """Distance of a packed model from the trained one, over golden images."""
 
     max_abs_diff: Annotated[float, Between(0), "largest difference between two map values"]
     mean_abs_diff: Annotated[float, Between(0)]
@@ -47,7 +35,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class ImageParity:
-    """The same for one image. `expected_score` is the trained model's."""
+    """Distance for one image. `expected_score` is the trained model's."""
 
     name: str
     max_abs_diff: float
@@ -60,14 +48,28 @@ class ImageParity:
 
 
 def compare(
-    golden: Iterable[GoldenAnswer], answers: Iterable[tuple[np.ndarray, float]], threshold: float, delta: float
+    golden: "Iterable[GoldenCandidate | GoldenImage]",
+    outputs: Iterable[tuple[np.ndarray, float]],
+    threshold: float,
+    delta: float,
 ) -> tuple[Parity, list[ImageParity]]:
-    """Compare golden answers with a runtime's: maps float32 S×S at full resolution, and scores, in the same order.
+    """Compare the trained model's outputs with a runtime's.
 
-    Where an answer is not finite, or has another shape, the differences are infinite and the verdict has failed.
-    Raises ValueError when there is no image, or not as many answers as images.
+    Where an output is not finite or has another shape, the differences are infinite and the verdict is a failure.
+
+    Args:
+        golden: The images with the trained model's outputs.
+        outputs: The runtime's map, float32 S×S, and score for each image, in the same order.
+        threshold: The decision threshold.
+        delta: Largest distance of the trained model's score from the threshold at which a flip is no failure.
+
+    Returns:
+        The totals, and one row per image.
+
+    Raises:
+        ValueError: There is no image, or the numbers of images and outputs differ.
     """
-    rows = [_compare_one(*pair, threshold, delta) for pair in zip(golden, answers, strict=True)]
+    rows = [_compare_one(*pair, threshold, delta) for pair in zip(golden, outputs, strict=True)]
     if not rows:
         raise ValueError("no golden image to compare")
     parity = Parity(
@@ -82,7 +84,7 @@ def compare(
 
 
 def problems(parity: Parity, precision: str) -> list[str]:
-    """Why an artifact of this precision does not pass, in words; empty when it does."""
+    """Return the reasons why an artifact of this precision fails, none if it passes."""
     found = []
     if not math.isfinite(parity.max_abs_diff):
         found.append("the map or score is not finite or has another shape")
@@ -94,20 +96,20 @@ def problems(parity: Parity, precision: str) -> list[str]:
 
 
 def _compare_one(
-    expected: GoldenAnswer, answer: tuple[np.ndarray, float], threshold: float, delta: float
+    expected: "GoldenCandidate | GoldenImage", outputs: tuple[np.ndarray, float], threshold: float, delta: float
 ) -> ImageParity:
-    sampled = np.asarray(answer[0])[expected.offset :: expected.stride, expected.offset :: expected.stride]
-    score = float(answer[1])
-    finite = sampled.shape == expected.map.shape and bool(np.isfinite(answer[0]).all()) and math.isfinite(score)
+    anomaly_map, score = np.asarray(outputs[0]), float(outputs[1])
+    sampled = anomaly_map[expected.offset :: expected.stride, expected.offset :: expected.stride]
+    finite = sampled.shape == expected.map.shape and bool(np.isfinite(anomaly_map).all()) and math.isfinite(score)
     flipped = not finite or is_anomalous(score, threshold) != is_anomalous(expected.score, threshold)
     failed = not finite or (flipped and abs(expected.score - threshold) > delta)
     if finite and math.isfinite(expected.score) and np.isfinite(expected.map).all():
         a, b = expected.map.astype(np.float64), sampled.astype(np.float64)
         difference = np.abs(a - b)
-        figures = float(difference.max()), float(difference.mean()), _cosine(a, b)
+        distances = float(difference.max()), float(difference.mean()), _cosine(a, b)
     else:
-        figures, flipped, failed = (math.inf, math.inf, 0.0), True, True
-    return ImageParity(expected.name, *figures, expected.score, score, flipped, failed)
+        distances, flipped, failed = (math.inf, math.inf, 0.0), True, True
+    return ImageParity(expected.name, *distances, expected.score, score, flipped, failed)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

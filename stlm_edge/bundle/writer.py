@@ -1,4 +1,4 @@
-"""Writes bundles: whole or not at all."""
+"""Write bundles, completely or not at all."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,21 @@ from typing import Any, Literal
 
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.golden import GoldenCandidate, encode
-from stlm_edge.bundle.manifest import MANIFEST, Input, ListedFile, Manifest, MapOutput, Outputs, ScoreOutput
+from stlm_edge.bundle.manifest import (
+    MANIFEST,
+    Input,
+    ListedFile,
+    Manifest,
+    MapOutput,
+    Outputs,
+    ScoreOutput,
+    read_manifest,
+)
 from stlm_edge.bundle.parity import Parity
-from stlm_edge.bundle.reader import FRONTIER, previous_folder
+from stlm_edge.bundle.reader import CANDIDATES, previous_folder
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.files import sha256_of
-from stlm_edge.formats import files_of, replace_metadata, stamp
+from stlm_edge.files import replacing, sha256_of
+from stlm_edge.formats import files_of
 from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT
 from stlm_edge.strict_json import dump
 from stlm_edge.threshold import DecisionThreshold
@@ -42,14 +51,17 @@ def write_bundle(
     score_output: bool = True,
     parity_loss_allowed: bool = False,
     force: bool = False,
-    frontier: str | None = None,
+    candidates: str | None = None,
 ) -> Manifest:
-    """Write a bundle whole or not at all: beside its place first, then renamed.
+    """Write a bundle into a temporary folder beside `folder`, then rename it.
 
-    The artifact, a file or a folder, is copied as `model` with its own suffix and stamped with the threshold. With
-    `force` an existing bundle is replaced. `frontier`: JSON of what was tried, with times, which no manifest holds, so
-    that two exports' are the same. Raises UsageError when the folder exists otherwise, JobError when it can't
-    be written.
+    `artifact`, a file or folder that has its metadata already, is copied as `model` with its own suffix. `force`
+    replaces an existing bundle. `candidates` is JSON of the precision ladder with its times, which are no part of the
+    manifest, so that two exports of one checkpoint are identical. The other arguments are fields of the manifest.
+
+    Raises:
+        UsageError: The folder exists, and may not be replaced.
+        JobError: The bundle cannot be written.
     """
     check_writable(folder, force)
     size = len(golden[0].tensor)
@@ -57,7 +69,6 @@ def write_bundle(
     with replacing_folder(folder) as temporary:
         packed = f"model{artifact.suffix}"
         copy_files(artifact, temporary / packed)
-        replace_metadata(temporary / packed, stamp(decision_threshold, size))
         parts = [path.relative_to(temporary).as_posix() for path in files_of(temporary / packed)]
         (temporary / "golden").mkdir()
         for path, content in files.items():
@@ -86,55 +97,51 @@ def write_bundle(
             golden=entries,
         )
         (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
-        if frontier is not None:
-            (temporary / FRONTIER).write_text(frontier + "\n", encoding="utf-8")
+        if candidates is not None:
+            (temporary / CANDIDATES).write_text(candidates + "\n", encoding="utf-8")
         open_bundle(temporary)
     return manifest
 
 
 def recalibrate(bundle: Bundle, decision_threshold: DecisionThreshold) -> Manifest:
-    """Give a bundle another calibration: in its manifest, the artifact's metadata, and the sums of both.
+    """Replace the decision threshold in a bundle's manifest. The artifact keeps the threshold of its export.
 
-    What the export shipped stays in `exported_threshold`. The new folder is written whole beside the old one, which
-    takes twice the bundle's space for a moment, then takes its place; interrupted, the old one stays. Raises JobError
-    when it can't be written.
+    Raises:
+        JobError: The manifest has changed since the bundle was opened, or cannot be written.
     """
-    old = bundle.manifest
-    with replacing_folder(bundle.folder) as temporary:
-        for file in old.files:
-            (temporary / file.path).parent.mkdir(exist_ok=True, parents=True)
-            shutil.copyfile(bundle.folder / file.path, temporary / file.path)
-            if list_file(temporary, file.path) != file:
-                raise JobError(f"{bundle.folder / file.path}: changed while it was copied; run it again")
-        replace_metadata(temporary / old.artifact, stamp(decision_threshold, old.input.size))
-        packed = {file.path: list_file(temporary, file.path) for file in old.artifact_files}
-        manifest = dataclasses.replace(
-            old,
-            files=tuple(packed.get(file.path, file) for file in old.files),
-            decision_threshold=decision_threshold,
-            verdict_delta=decision_threshold.delta,
-        )
-        (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
-        open_bundle(temporary)
+    path = bundle.folder / MANIFEST
+    manifest = dataclasses.replace(
+        bundle.manifest, decision_threshold=decision_threshold, verdict_delta=decision_threshold.delta
+    )
+    if read_manifest(path) != bundle.manifest:
+        raise JobError(f"{path}: changed since the bundle was opened; run it again")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(dump(manifest), encoding="utf-8")
+            _flush(temporary)
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from None
     return manifest
 
 
-def copy_files(source: Path, place: Path) -> None:
-    """Copy a file, or a folder's files. Raises OSError."""
+def copy_files(source: Path, destination: Path) -> None:
+    """Copy a file, or the files of a folder. Raises OSError."""
     for part in files_of(source):
-        to = place / part.relative_to(source)
+        to = destination / part.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part, to)
 
 
 def check_writable(folder: Path, force: bool) -> None:
-    """Raise UsageError unless a bundle may be written here: nothing there, or with `force` a bundle or empty folder;
-    and what is around it can be written to."""
-    around = folder.absolute().parent
-    while not around.exists():
-        around = around.parent
+    """Raise UsageError unless a bundle may be written here.
+
+    It may if the parent is writable and the folder does not exist or, with `force`, is empty or a bundle.
+    """
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
     try:
-        tempfile.TemporaryDirectory(dir=around).cleanup()
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     if not (folder.exists() or folder.is_symlink()):
@@ -148,13 +155,13 @@ def check_writable(folder: Path, force: bool) -> None:
 
 
 def list_file(folder: Path, path: str) -> ListedFile:
-    """The manifest's entry for a file of the folder."""
+    """Return the manifest's entry for a file of the folder."""
     return ListedFile(path, sha256_of(folder / path), (folder / path).stat().st_size)
 
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and is gone otherwise."""
+    """Yield a temporary folder beside `folder`; it replaces `folder` if the block succeeds, else it is removed."""
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     previous = previous_folder(folder)

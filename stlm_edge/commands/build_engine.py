@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.parser import CommandParser
-from stlm_edge.errors import exit_with_one_line
+from stlm_edge.errors import UsageError, exit_with_one_line
 
 EXAMPLE = """example:
   stlm-build-engine --bundle bundles/jetson
@@ -16,8 +17,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm-build-engine."""
     options = parser().parse_args(arguments)
     with exit_with_one_line("interrupted; no engine was kept"):
-        from stlm_edge.runtimes.tensorrt import build_engine
-
         print(f"engine of {options.bundle} for this GPU: {build_engine(options.bundle)}")
 
 
@@ -28,6 +27,16 @@ def parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, required=True, metavar="B", help="bundle folder, of target jetson or desktop-gpu"
     )
     return command
+
+
+def build_engine(folder: Path) -> Path:
+    """Return the engine of a bundle for this device, built and loaded. Raises UsageError for another bundle."""
+    bundle = open_bundle(folder)
+    if bundle.manifest.runtime != "tensorrt":
+        raise UsageError(
+            f"{folder}: made for {bundle.manifest.runtime}; expected a bundle of target jetson or desktop-gpu"
+        )
+    return Path(bundle.runtime.artifact)
 
 
 if __name__ == "__main__":

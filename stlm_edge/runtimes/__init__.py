@@ -1,83 +1,127 @@
 """Runtimes: adapters that run an artifact, all with one method. A bundle's manifest names the one it needs."""
 
+import abc
+import importlib
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from stlm_edge.errors import UsageError
+from stlm_edge.errors import JobError, UsageError
+from stlm_edge.verdict import score_of_map
+
+_ADAPTERS = {
+    "coreml": "CoreML",
+    "litert": "LiteRT",
+    "mil-evaluator": "MilEvaluator",
+    "onnxruntime": "OnnxRuntime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+}
 
 
-class Runtime(Protocol):
-    """Anything that runs the network: `name` as in manifests, `size` the side S of its square input in pixels."""
+class Runtime(abc.ABC):
+    """Something that runs the network on one image.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
+    Attributes:
+        name: Name as in manifests.
+        artifact: The file or folder that it runs.
+        size: Side S of the square input, pixels.
+        provider: The requested execution provider or delegate, if there is a choice.
+        failures: The exceptions that `_infer` raises when the runtime fails.
+    """
+
+    name: str
+    artifact: Any
+    size: int
+    provider: str | None = None
+    failures: ClassVar[tuple[type[Exception], ...]] = ()
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out. Raises JobError when they aren't finite."""
-        ...
+        """Return the anomaly map, float32 S×S, and the score of an RGB image, uint8 S×S×3.
+
+        Raises:
+            ValueError: The image has another shape or type.
+            JobError: The runtime fails, or its output is not finite.
+        """
+        if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
+            raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
+        try:
+            anomaly_map, score = self._infer(image)
+        except self.failures as error:
+            raise JobError(f"{self.artifact}: {self.name} failed ({one_line(error)})") from None
+        score = score_of_map(anomaly_map) if score is None else float(score)
+        if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
+            raise JobError(f"{self.artifact}: the anomaly map or score is not finite (NaN or infinite)")
+        return anomaly_map, score
+
+    def placement(self) -> dict[str, int] | None:
+        """Return the number of graph nodes run by each execution provider or delegate, None where it is unknown."""
+        return None
+
+    @abc.abstractmethod
+    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
+        """Return the map and the score, None for a graph that does not compute it."""
 
 
 def name_here(name: str) -> str:
-    """What runs the named runtime's artifacts on this machine: where there is no Core ML, the MIL evaluator; outside a
-    browser, onnxruntime."""
+    """Return what runs the named runtime's artifacts on this machine.
+
+    Without Core ML that is the MIL evaluator; outside a browser, onnxruntime.
+    """
     if name == "coreml" and sys.platform != "darwin":
         return "mil-evaluator"
     return "onnxruntime" if name == "onnxruntime-web" else name
 
 
 def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runtime:
-    """Load an artifact into the named runtime, on `threads` threads (None: one per physical core).
+    """Load an artifact into the named runtime.
 
-    Raises UsageError when this release has no such runtime, it isn't installed, or the artifact doesn't suit it.
+    Args:
+        name: Name as in manifests; "onnxruntime/cuda" names an execution provider, too.
+        artifact: The file or folder to run.
+        threads: Number of threads; None for one per physical core.
+
+    Raises:
+        UsageError: The runtime is unknown or not installed, or the artifact does not suit it.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: found {threads}, expected at least 1")
-    name = name_here(name)
-    if name == "coreml":
-        from stlm_edge.runtimes.coreml import CoreML
-
-        return CoreML(artifact)
-    if name == "mil-evaluator":
-        try:
-            from stlm_edge.runtimes.mil_evaluator import MilEvaluator
-        except ImportError as error:
-            raise UsageError(
-                f"{artifact}: Core ML is on Apple's devices only, and what computes its programs elsewhere needs "
-                f'{error.name}: pip install "stlm-edge[export]"'
-            ) from None
-        return MilEvaluator(artifact, threads)
-    if name == "onnxruntime":
-        from stlm_edge.runtimes.onnxruntime import OnnxRuntime
-
-        return OnnxRuntime(artifact, threads)
-    if name.startswith("onnxruntime/"):
-        from stlm_edge.runtimes.onnxruntime import OnnxRuntime, provider_of
-
-        return OnnxRuntime(artifact, threads, provider_of(name))
-    if name == "litert":
-        from stlm_edge.runtimes.litert import LiteRT
-
-        return LiteRT(artifact, threads)
-    if name == "openvino":
-        from stlm_edge.runtimes.openvino import OpenVINO
-
-        return OpenVINO(artifact, threads)
-    if name == "tensorrt":
-        from stlm_edge.runtimes.tensorrt import TensorRT
-
-        return TensorRT(artifact, threads)
-    raise UsageError(
-        f"{artifact}: runtime {name!r} is not in this release, which runs onnxruntime, openvino, litert, coreml and "
-        "tensorrt"
-    )
+    name, _, provider = name_here(name).partition("/")
+    if name not in _ADAPTERS:
+        raise UsageError(f"{artifact}: unknown runtime {name!r}, expected one of {', '.join(_ADAPTERS)}")
+    module = importlib.import_module(f"stlm_edge.runtimes.{name.replace('-', '_')}")
+    adapter = getattr(module, _ADAPTERS[name])
+    return adapter(artifact, threads, provider) if provider else adapter(artifact, threads)
 
 
-def placement_of(runtime: Runtime) -> dict[str, int] | None:
-    """Nodes of the graph by what ran them (an execution provider, a delegate); None where the runtime does not tell."""
-    tell = getattr(runtime, "placement", None)
-    return tell() if tell else None
+def check_tensors(artifact: str | Path, tensors: Sequence[tuple[str, str, Any]], *contracts: str) -> int:
+    """Check a graph's inputs and outputs, and return the side S of its input in pixels.
+
+    Args:
+        artifact: The file, for the error message.
+        tensors: Name, type and shape of each input and output.
+        contracts: What they may be, such as "image uint8 [1, S, S, 3], anomaly_map float32 [1, 1, S, S]"; the error
+            message names the first one.
+
+    Raises:
+        UsageError: The graph is none of these.
+    """
+    found = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in tensors)
+    side = re.search(r"\[1, ([1-9]\d*), \1, 3\]", found)
+    if not side or found not in (contract.replace("S", side[1]) for contract in contracts):
+        raise UsageError(f"{artifact}: unexpected inputs or outputs: found {found[:200]}; expected {contracts[0]}")
+    return int(side[1])
+
+
+def cannot_load(artifact: str | Path, package: str, error: Exception) -> UsageError:
+    """Return the error for an artifact that a package of this name and version refuses."""
+    return UsageError(f"{artifact}: {package} cannot load it ({one_line(error)}); export again or update {package}")
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Runs a TFLite artifact on the CPU with LiteRT, or with whichever older package of its interpreter is installed."""
+"""Run a TFLite artifact on the CPU with LiteRT, or with an older package of its interpreter if that is installed."""
 
 import contextlib
 import importlib
@@ -10,91 +10,71 @@ from typing import Any
 
 import numpy as np
 
-from stlm_edge.errors import JobError, UsageError
+from stlm_edge.errors import UsageError
 from stlm_edge.formats.tflite import check_self_contained
-from stlm_edge.verdict import score_of_map
+from stlm_edge.runtimes import Runtime, cannot_load, check_tensors
 
 PACKAGES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")  # the first that imports
 
 
-class LiteRT:
-    """A TFLite file whose input is float32 1×S×S×3, values 0 to 255, and whose output is the map, float32 1×1×S×S.
+class LiteRT(Runtime):
+    """A TFLite file, which computes the map only; its input takes the values 0 to 255 as float32.
 
-    The score is taken from the map. `threads` None: one per processor. Raises UsageError when no interpreter is
-    installed, it cannot load the file, or the graph is another one.
+    Raises UsageError when no interpreter is installed, or the file cannot be loaded or has other inputs or outputs.
     """
 
     name = "litert"
-    provider = "XNNPACK"  # what is asked for: the interpreter takes it by itself where it can
+    provider = "XNNPACK"  # the delegate that the interpreter uses by itself where it can
+    failures = (ValueError, RuntimeError)
 
     def __init__(self, artifact: str | Path, threads: int | None = None) -> None:
         package = _interpreter_package()
         check_self_contained(artifact)
+        self.artifact = artifact
         try:
-            with hushed():
+            with silenced_stderr():
                 self.interpreter = package.Interpreter(
                     model_path=str(artifact), num_threads=threads or os.cpu_count() or 1
                 )
                 self.interpreter.allocate_tensors()
-            self.artifact = artifact
-            self.size, self._input, self._output = self._check_graph()
+            inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
-            problem = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"{artifact}: {package.__name__} cannot load it ({problem}); export anew or update ai-edge-litert"
-            ) from None
+            raise cannot_load(artifact, package.__name__, error) from None
+        tensors = [
+            (role, tensor["dtype"].__name__, tensor["shape_signature"].tolist())
+            for role, details in (("input", inputs), ("output", outputs))
+            for tensor in details
+        ]
+        self.size = check_tensors(artifact, tensors, "input float32 [1, S, S, 3], output float32 [1, 1, S, S]")
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
 
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
-
-        Raises ValueError for another shape or type, JobError when the map isn't finite or the interpreter fails.
-        """
-        if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
-            raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
-        try:
-            self.interpreter.set_tensor(self._input, image[None].astype(np.float32))
-            self.interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            raise JobError(f"{self.artifact}: the interpreter failed ({error})") from None
-        anomaly_map = self.interpreter.get_tensor(self._output)[0, 0]
-        if not np.isfinite(anomaly_map).all():
-            raise JobError(f"{self.artifact}: the anomaly map is not finite (NaN or infinite)")
-        return anomaly_map, score_of_map(anomaly_map)
+    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, None]:
+        self.interpreter.set_tensor(self._input, image[None].astype(np.float32))
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self._output)[0, 0], None
 
     def placement(self) -> dict[str, int] | None:
-        """Nodes that XNNPACK took over, and those that the interpreter's own kernels run; None where none can tell.
+        """Return the number of nodes run by XNNPACK and by the interpreter's own kernels, None where it is unknown.
 
-        The interpreter lists the graph's nodes and then those that replaced them. What such a one replaced is what
-        leads from its inputs to its outputs.
+        The interpreter lists the graph's nodes and then the delegates that replaced some of them. A delegate replaced
+        the nodes between its inputs and its outputs.
         """
         try:
             listed = self.interpreter._get_ops_details()
         except AttributeError:
             return None
         nodes = [node for node in listed if node["op_name"] != "DELEGATE"]
-        maker = {int(output): node for node in nodes for output in node["outputs"]}
+        producer = {int(output): node for node in nodes for output in node["outputs"]}
         replaced: set[int] = set()
         for delegate in (node for node in listed if node["op_name"] == "DELEGATE"):
-            given, wanted = set(map(int, delegate["inputs"])), list(map(int, delegate["outputs"]))
-            while wanted:
-                tensor = wanted.pop()
-                if tensor not in given and tensor in maker and maker[tensor]["index"] not in replaced:
-                    replaced.add(maker[tensor]["index"])
-                    wanted += map(int, maker[tensor]["inputs"])
+            inputs, pending = set(map(int, delegate["inputs"])), list(map(int, delegate["outputs"]))
+            while pending:
+                tensor = pending.pop()
+                if tensor not in inputs and tensor in producer and producer[tensor]["index"] not in replaced:
+                    replaced.add(producer[tensor]["index"])
+                    pending += map(int, producer[tensor]["inputs"])
         counts = {"XNNPACK": len(replaced), "LiteRT's kernels": len(nodes) - len(replaced)}
         return {name: count for name, count in counts.items() if count}
-
-    def _check_graph(self) -> tuple[int, int, int]:
-        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
-        found = [(tensor["dtype"], tensor["shape_signature"].tolist()) for tensor in [*inputs, *outputs]]
-        size = found[0][1][1] if len(inputs) == 1 and len(found[0][1]) == 4 else 0
-        if size < 1 or found != [(np.float32, [1, size, size, 3]), (np.float32, [1, 1, size, size])]:
-            words = ", ".join(f"{dtype.__name__} {shape}" for dtype, shape in found)[:200]
-            raise UsageError(
-                f"{self.artifact}: another graph: found {words}; expected float32 [1, S, S, 3] in and "
-                "float32 [1, 1, S, S] out"
-            )
-        return size, inputs[0]["index"], outputs[0]["index"]
 
 
 def _interpreter_package() -> Any:
@@ -108,8 +88,8 @@ def _interpreter_package() -> Any:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Keep what C++ writes to standard error from the user: what matters is raised."""
+def silenced_stderr() -> Iterator[None]:
+    """Discard what C++ code writes to standard error; errors are raised as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

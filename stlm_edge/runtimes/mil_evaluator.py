@@ -1,13 +1,13 @@
-"""Computes a saved Core ML program with torch, where there is no Core ML: everywhere but on macOS.
+"""Compute a saved Core ML program with torch, where there is no Core ML: everywhere but on macOS.
 
-coremltools converts and saves on any machine, but predicts on macOS only. So that every package is proven where it is
-made, this reads the *saved* package back, weights included, and computes its program (MIL, the model intermediate
-language: apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html) operation by operation.
-Weights that the package holds compressed are used as Core ML decompresses them. Every value that the program declares
-as fp16 is rounded to fp16, and so are the steps inside layer norms and L2 norms, whose squares may overflow there; sums
-run in float32. What the hardware does with subnormals, fp16 values below 6.1e-5, is not documented; many an epsilon and
-square is one. So there are two roundings, which keep them or take them for 0, and a package has to do by both. It says
-what the program means, not how fast Core ML is: a reference, never called Core ML.
+coremltools converts and saves on any machine, but predicts on macOS only. To prove every package where it is exported,
+this module reads the *saved* package, weights included, and computes its program operation by operation (MIL, the model
+intermediate language: apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html). Compressed
+weights are decompressed as Core ML does it. Every value that the program declares as fp16 is rounded to it, as are the
+steps inside layer norms and L2 norms, whose squares may overflow; sums are computed in float32. Apple does not document
+what the hardware does with subnormals, fp16 values below 6.1e-5, and many an epsilon and square is one. So there are
+two roundings, which keep subnormals or set them to 0, and a package has to pass with both. The evaluator is a reference
+for what the program means, not for how fast Core ML is, and is never reported as Core ML.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stlm_edge.errors import JobError, UsageError
+from stlm_edge.errors import UsageError
 from stlm_edge.formats import coreml
+from stlm_edge.runtimes import Runtime, one_line
+from stlm_edge.runtimes.coreml import check_description, import_coremltools
 
 
-def conv(o: Any) -> Tensor:
+def _conv(o: Any) -> Tensor:
     if o.pad_type not in ("custom", "valid"):
         raise NotImplementedError(f"pad_type {o.pad_type}")
     top, bottom, left, right = o.pad if o.pad_type == "custom" else (0, 0, 0, 0)
@@ -32,20 +34,20 @@ def conv(o: Any) -> Tensor:
     return F.conv2d(padded, o.weight, o.bias, o.strides, 0, o.dilations, o.groups)
 
 
-def batch_norm(o: Any) -> Tensor:
+def _batch_norm(o: Any) -> Tensor:
     shape = (1, -1, *[1] * (o.x.dim() - 2))
     deviation = (o.variance + o.epsilon).sqrt().reshape(shape)
     y = (o.x - o.mean.reshape(shape)) / deviation
     return y * (1 if o.gamma is None else o.gamma.reshape(shape)) + (0 if o.beta is None else o.beta.reshape(shape))
 
 
-def gelu(o: Any) -> Tensor:
+def _gelu(o: Any) -> Tensor:
     if o.mode == "SIGMOID_APPROXIMATION":
         return o.x * torch.sigmoid(1.702 * o.x)
     return F.gelu(o.x, approximate="none" if o.mode == "EXACT" else "tanh")
 
 
-def layer_norm(o: Any) -> Tensor:
+def _layer_norm(o: Any) -> Tensor:
     axes = list(o.axes)
     if axes != [-1] and axes != [o.x.dim() - 1]:
         raise NotImplementedError(f"axes {axes}")
@@ -55,19 +57,21 @@ def layer_norm(o: Any) -> Tensor:
     return y * (1 if o.gamma is None else o.gamma) + (0 if o.beta is None else o.beta)
 
 
-def matmul(o: Any) -> Tensor:
+def _matmul(o: Any) -> Tensor:
     x = o.x.transpose(-1, -2) if o.transpose_x else o.x
     return x @ (o.y.transpose(-1, -2) if o.transpose_y else o.y)
 
 
-def pad(o: Any) -> Tensor:
+def _pad(o: Any) -> Tensor:
     if o.mode != "constant":
         raise NotImplementedError(f"mode {o.mode}")
-    pairs = [o.pad[i : i + 2] for i in range(0, len(o.pad), 2)]  # before and after, first axis first; torch's go back
+    pairs = [
+        o.pad[i : i + 2] for i in range(0, len(o.pad), 2)
+    ]  # before and after, first axis first; last axis first in torch
     return F.pad(o.x, [amount for pair in reversed(pairs) for amount in pair], value=o.constant_val)
 
 
-def slice_by_index(o: Any) -> Tensor:
+def _slice_by_index(o: Any) -> Tensor:
     rank = o.x.dim()
     no = [False] * rank
     if any(o.squeeze_mask or no):
@@ -76,24 +80,24 @@ def slice_by_index(o: Any) -> Tensor:
     return o.x[tuple(slice(None if b_open else b, None if e_open else e, s) for b, e, s, b_open, e_open in ranges)]
 
 
-def split(o: Any) -> tuple[Tensor, ...]:
+def _split(o: Any) -> tuple[Tensor, ...]:
     if o.split_sizes is None:
         return o.x.tensor_split(o.num_splits, dim=o.axis)
     return o.x.split(list(o.split_sizes), dim=o.axis)
 
 
-def concat(o: Any) -> Tensor:
+def _concat(o: Any) -> Tensor:
     if o.interleave:
         raise NotImplementedError("interleave")
     return torch.cat(o.values, dim=o.axis)
 
 
-def topk(o: Any) -> tuple[Tensor, ...]:
+def _topk(o: Any) -> tuple[Tensor, ...]:
     found = o.x.topk(o.k, dim=o.axis, largest=not o.ascending, sorted=True)
     return (found.values,) if o.return_indices is False else (found.values, found.indices)
 
 
-def upsample_bilinear(o: Any) -> Tensor:
+def _upsample_bilinear(o: Any) -> Tensor:
     if o.half_pixel_centers not in (None, not o.align_corners):
         raise NotImplementedError(f"half_pixel_centers {o.half_pixel_centers} with align_corners {o.align_corners}")
     factors = [o.scale_factor_height, o.scale_factor_width]
@@ -102,18 +106,18 @@ def upsample_bilinear(o: Any) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "add": lambda o: o.x + o.y,
-    "batch_norm": batch_norm,
-    "cast": lambda o: o.x,  # between floats: the result is rounded to what it is declared as
-    "concat": concat,
-    "conv": conv,
+    "batch_norm": _batch_norm,
+    "cast": lambda o: o.x,  # between floats; the result is rounded to its declared type
+    "concat": _concat,
+    "conv": _conv,
     "expand_dims": lambda o: o.x[tuple(None if i in o.axes else slice(None) for i in range(o.x.dim() + len(o.axes)))],
-    "gelu": gelu,
-    "layer_norm": layer_norm,
+    "gelu": _gelu,
+    "layer_norm": _layer_norm,
     "linear": lambda o: F.linear(o.x, o.weight, o.bias),
-    "matmul": matmul,
+    "matmul": _matmul,
     "maximum": lambda o: torch.maximum(o.x, torch.as_tensor(o.y)),
     "mul": lambda o: o.x * o.y,
-    "pad": pad,
+    "pad": _pad,
     "pow": lambda o: o.x**o.y,
     "real_div": lambda o: o.x / o.y,
     "reduce_l2_norm": lambda o: o.rounded(o.x * o.x).sum(tuple(o.axes), keepdim=o.keep_dims).sqrt(),
@@ -122,25 +126,32 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "reshape": lambda o: o.x.reshape(tuple(o.shape)),
     "rsqrt": lambda o: (o.x + (o.epsilon or 0)).rsqrt(),
     "sigmoid": lambda o: o.x.sigmoid(),
-    "slice_by_index": slice_by_index,
+    "slice_by_index": _slice_by_index,
     "softmax": lambda o: o.x.softmax(o.axis),
-    "split": split,
+    "split": _split,
     "sqrt": lambda o: o.x.sqrt(),
     "squeeze": lambda o: o.x.squeeze(tuple(o.axes)),
     "sub": lambda o: o.x - o.y,
     "tile": lambda o: o.x.repeat(tuple(o.reps)),
-    "topk": topk,
+    "topk": _topk,
     "transpose": lambda o: o.x.permute(tuple(o.perm)),
-    "upsample_bilinear": upsample_bilinear,
+    "upsample_bilinear": _upsample_bilinear,
 }
 
 
 class Name(str):
-    """An argument that an earlier operation computes."""
+    """The name of an argument that an earlier operation computes."""
 
 
 class Step(NamedTuple):
-    """An operation of the program: its arguments, values or `Name`s, its results' names and types, what to forget."""
+    """An operation of the program.
+
+    Attributes:
+        kind: The operation's name in MIL.
+        arguments: Values, or the `Name`s of earlier results.
+        results: Name and type of each result.
+        done_with: Names that no later step needs.
+    """
 
     kind: str
     arguments: dict[str, Any]
@@ -148,14 +159,15 @@ class Step(NamedTuple):
     done_with: list[str]
 
 
-class MilEvaluator:
-    """A saved `.mlpackage` whose input is `image`, an RGB image of S×S, and whose outputs are `anomaly_map`, float32
-    1×1×S×S, and `score`, float32 of shape 1.
+class MilEvaluator(Runtime):
+    """A saved `.mlpackage`, computed by torch.
 
-    `rounded` is what happens to a value that is declared as fp16; `as_it_is` tells rounding from wrong conversion.
-    Raises UsageError when coremltools is missing, the package is another one, or it holds an operation that is not in
+    `rounded` rounds a value that is declared as fp16; `as_it_is` tells rounding from wrong conversion. Raises
+    UsageError when coremltools is missing, or the package has other inputs or outputs or an operation that is not in
     OPERATIONS.
     """
+
+    failures = (FloatingPointError,)
 
     def __init__(
         self, artifact: str | Path, threads: int | None = None, rounded: Callable[[Tensor], Tensor] | None = None
@@ -168,49 +180,39 @@ class MilEvaluator:
         coreml.check_files(artifact)
         self.size, self.steps = read_program(Path(artifact), self.rounded)
 
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out.
-
-        Raises ValueError for another shape or type, UsageError when the program holds an operation in a mode that isn't
-        known, JobError when a value anywhere in it isn't finite.
-        """
-        if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
-            raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
+    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         tensor = torch.tensor(image).permute(2, 0, 1)[None].float()
         try:
             with torch.inference_mode():
                 values = compute(self.steps, {"image": tensor}, self.rounded)
         except NotImplementedError as problem:
-            raise UsageError(
-                f"{self.artifact}: holds the MIL operation {problem}, which the MIL evaluator does not know; export "
-                "with the locked version of coremltools, or check the package on macOS"
-            ) from None
-        except FloatingPointError as problem:
-            raise JobError(f"{self.artifact}: {problem}") from None
+            raise _unknown(self.artifact, str(problem)) from None
         return values["anomaly_map"][0, 0].numpy(), values["score"].item()
 
 
 def to_fp16(x: Tensor) -> Tensor:
-    """Floats rounded to the nearest fp16."""
+    """Round floats to the nearest fp16."""
     return x.half().float() if x.is_floating_point() else x
 
 
 def to_fp16_without_subnormals(x: Tensor) -> Tensor:
-    """The same, but 0 for what is smaller than fp16's smallest normal number, 2⁻¹⁴."""
+    """Round to fp16, and set what is smaller than its smallest normal number, 2⁻¹⁴, to 0."""
     return to_fp16(x).masked_fill(x.abs() < 2**-14, 0) if x.is_floating_point() else x
 
 
 def as_it_is(x: Tensor) -> Tensor:
+    """Return a value without rounding."""
     return x
 
 
 def compute(
     steps: list[Step], values: dict[str, Tensor], rounded: Callable[[Tensor], Tensor] = to_fp16
 ) -> dict[str, Tensor]:
-    """The program's outputs, and whatever else no step is the last to need, from its inputs.
+    """Compute a program from its inputs, and return its outputs and other values that no step is done with.
 
-    Raises FloatingPointError where a step gives, or has inside, a value that isn't finite; NotImplementedError where
-    its arguments ask for what isn't known.
+    Raises:
+        FloatingPointError: A value in a step or its result is not finite.
+        NotImplementedError: A step has arguments that are not supported.
     """
     values = dict(values)
     for step in steps:
@@ -234,7 +236,7 @@ def compute(
 
 
 class _Operands(SimpleNamespace):
-    """An operation's arguments under MIL's names, None where there is none; `rounded` rounds as the result is."""
+    """An operation's arguments by MIL's names, None for a missing one; `rounded` rounds to the result's type."""
 
     def __getattr__(self, name: str) -> Any:
         return None
@@ -247,9 +249,7 @@ def _resolved(value: Any, values: dict[str, Tensor]) -> Any:
 
 
 def read_program(package: Path, rounded: Callable[[Tensor], Tensor] = to_fp16) -> tuple[int, list[Step]]:
-    """The side S of the input and the program's operations, constants already in their arguments, fp16 ones rounded."""
-    from stlm_edge.runtimes.coreml import import_coremltools, size_of_contract
-
+    """Return the side S of the input and the operations, with constants in their arguments, rounded if fp16."""
     coremltools = import_coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -259,20 +259,24 @@ def read_program(package: Path, rounded: Callable[[Tensor], Tensor] = to_fp16) -
         weights = str((package / coreml.WEIGHTS).parent)
         program = load(model, model.specificationVersion, weights)
         operations = list(program.functions["main"].operations)
-    except Exception as error:  # protobuf's, the blob reader's and MIL's own have no common base
-        problem = " ".join(str(error).split())[:200]
+    except Exception as error:  # exceptions of protobuf, the blob reader and MIL have no common base
         raise UsageError(
-            f"{package}: coremltools {coremltools.__version__} cannot read its program ({problem}); export anew"
+            f"{package}: coremltools {coremltools.__version__} cannot read its program ({one_line(error)}); "
+            "export again"
         ) from None
-    size = size_of_contract(package, model.description)
+    size = check_description(package, model.description)
     unknown = sorted({o.op_type for o in operations} - OPERATIONS.keys() - {"const"})
     unknown = [kind for kind in unknown if not kind.startswith("constexpr_")]
     if unknown:
-        raise UsageError(
-            f"{package}: holds the MIL operation {', '.join(unknown)}, which the MIL evaluator does not know; "
-            "export with the locked version of coremltools, or check the package on macOS"
-        )
+        raise _unknown(package, ", ".join(unknown))
     return size, _steps(operations, {"anomaly_map", "score"}, rounded)
+
+
+def _unknown(artifact: str | Path, operations: str) -> UsageError:
+    return UsageError(
+        f"{artifact}: unsupported MIL operation {operations}; export with the locked version of coremltools, or check "
+        "the package on macOS"
+    )
 
 
 def _steps(operations: list[Any], outputs: set[str], rounded: Callable[[Tensor], Tensor]) -> list[Step]:
@@ -307,7 +311,7 @@ def _steps(operations: list[Any], outputs: set[str], rounded: Callable[[Tensor],
 
 
 def _constant(value: Any, rounded: Callable[[Tensor], Tensor]) -> Any:
-    """A float tensor in float32, an fp16 one rounded; anything else as Python's own number, text or list."""
+    """Return a float tensor in float32, rounded if fp16, and anything else as a Python number, text or list."""
     array = np.asarray(value)
     if array.dtype.kind != "f":
         return array.tolist()

@@ -1,4 +1,4 @@
-"""The trained model itself: the reference that every packed model is compared with."""
+"""The trained model: the reference that every packed model is compared with."""
 
 from pathlib import Path
 
@@ -6,32 +6,34 @@ import numpy as np
 import torch
 
 from stlm_edge.model import STLM, checkpoint
+from stlm_edge.runtimes import Runtime
 
 
-class Torch:
-    """Runs a checkpoint in float32. Raises UsageError for a file that isn't a checkpoint.
+class Torch(Runtime):
+    """A checkpoint in float32.
 
-    The reference is the CPU; another `device`, such as "cuda:0", differs from it by its own rounding.
+    The reference is the CPU; another device, such as "cuda:0", differs from it by its own rounding. Raises UsageError
+    for a file that is not a checkpoint.
     """
 
     name = "torch"
 
-    def __init__(self, path: str | Path, threads: int | None = None, device: str = "cpu"):
+    def __init__(self, artifact: str | Path, threads: int | None = None, device: str = "cpu") -> None:
         if threads:
             torch.set_num_threads(threads)
-        opened = checkpoint.load(Path(path))
-        self.model = opened.model.to(device)
-        self.decision_threshold = opened.decision_threshold
-        self.provenance = opened.provenance
-        self.size = opened.model.config.size
+        loaded = checkpoint.load(Path(artifact))
+        self.artifact = artifact
+        self.model = loaded.model.to(device)
+        self.decision_threshold = loaded.decision_threshold
+        self.provenance = loaded.provenance
+        self.size = loaded.model.config.size
 
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """S×S×3 uint8 → the anomaly map, S×S float32, and the score."""
-        return answer_of(self.model, image)
+    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        return run_model(self.model, image)
 
 
 @torch.inference_mode()
-def answer_of(model: STLM, image: np.ndarray) -> tuple[np.ndarray, float]:
-    """A model's answer to one image alone, as a device will ask for it: S×S×3 uint8 → the map and the score."""
-    found = model(torch.tensor(image, device=model.pixel_mean.device)[None])
-    return found.anomaly_map[0, 0].cpu().numpy(), found.score.item()
+def run_model(model: STLM, image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a model's map, float32 S×S, and score for one image, uint8 S×S×3, as a batch of one."""
+    outputs = model(torch.tensor(image, device=model.pixel_mean.device)[None])
+    return outputs.anomaly_map[0, 0].cpu().numpy(), outputs.score.item()

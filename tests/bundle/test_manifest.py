@@ -118,7 +118,7 @@ def test_parts_that_contradict_each_other_are_refused(
 def test_another_version_is_named_before_anything_else(good: dict[str, Any], tmp_path: Path, version: Any) -> None:
     newer = copy.deepcopy(good) | {"format_version": version, "another": "field"}
     line = refusal(newer, tmp_path)
-    assert "this release reads 1; install the release that wrote it or export anew" in line
+    assert "this release reads 1; install the release that wrote it or export again" in line
     assert "\u001b" not in line
 
 

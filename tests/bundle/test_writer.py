@@ -12,7 +12,6 @@ from disk_full import largest_file
 from tiny import write_tiny_bundle
 
 import stlm_edge
-from stlm_edge.bundle.manifest import Manifest
 from stlm_edge.bundle.parity import Parity
 from stlm_edge.bundle.writer import check_writable, recalibrate, replacing_folder
 from stlm_edge.errors import JobError, UsageError
@@ -129,22 +128,24 @@ def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_recalibrating_copies_only_what_was_verified(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_recalibrating_changes_the_manifest_only(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    bundle = stlm_edge.open(folder)
-    changed = dataclasses.replace(bundle.manifest.decision_threshold, value=0.5, source="site")
-    (folder / "golden" / "01.png").write_bytes(b"changed since")
-    with pytest.raises(JobError, match=r"01\.png: changed while it was copied"):
-        recalibrate(bundle, changed)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_recalibrating_leaves_a_leftover_of_an_interruption_behind_it(tiny_bundle: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    shutil.copytree(tiny_bundle, tmp_path / ".bundle.previous")
+    before = contents(folder)
     bundle = stlm_edge.open(folder)
     new = recalibrate(bundle, dataclasses.replace(bundle.manifest.decision_threshold, value=0.5, source="site"))
-    assert isinstance(new, Manifest)
     assert stlm_edge.open(folder).manifest == new
+    assert new.exported_threshold == bundle.manifest.exported_threshold
     assert new.verdict_delta == 0.01 * (0.5 - new.decision_threshold.median_score)
-    assert list(tmp_path.iterdir()) == [folder]
+    after = contents(folder)
+    assert [name for name in before if before[name] != after[name]] == ["manifest.json"]
+    assert after.keys() == before.keys()
+
+
+def test_recalibrating_a_bundle_that_was_replaced_fails(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    bundle = stlm_edge.open(folder)
+    first, second = (dataclasses.replace(bundle.manifest.decision_threshold, value=value) for value in (0.5, 0.6))
+    new = recalibrate(bundle, first)
+    with pytest.raises(JobError, match=r"manifest\.json: changed since the bundle was opened; run it again"):
+        recalibrate(bundle, second)
+    assert stlm_edge.open(folder).manifest == new

@@ -183,7 +183,7 @@ def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_la
     monkeypatch.setattr(tensorrt, "to_int8", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="int8", data=told_apart, out=tmp_path / "bundle")
     assert tried == [(0, 0), (KEPT[0], 0), (KEPT[0], 1)]
-    assert [len(one.kept) for one in done.frontier] == [0, KEPT[0], KEPT[0] + 1]
+    assert [len(one.kept_in_float) for one in done.candidates] == [0, KEPT[0], KEPT[0] + 1]
     assert done.losses == []
     assert f"{KEPT[0]} Conv: measured: the map needs it" in done.describe()
 
@@ -202,7 +202,7 @@ def test_without_tensorrt_one_line_says_what_is_needed(exported_for_jetson: dict
     image = next(iter(stlm_edge.open(folder).golden())).image_path
     for command in (
         ("stlm-predict", "--bundle", folder, image),
-        ("python", "-m", "stlm_edge.runtimes.tensorrt", "--bundle", folder),
+        ("python", "-m", "stlm_edge.commands.build_engine", "--bundle", folder),
     ):
         done = run(*command)
         assert done.returncode == 2

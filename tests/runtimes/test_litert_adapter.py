@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
-def test_the_map_is_the_graph_s_and_the_score_the_map_s(path: Path, image: np.ndarray, threads: int | None) -> None:
+def test_map_is_the_graph_s_and_score_is_computed_from_it(path: Path, image: np.ndarray, threads: int | None) -> None:
     runtime = open_runtime("litert", path, threads)
     assert (runtime.name, runtime.size) == ("litert", 64)
     anomaly_map, score = runtime.run(image)
@@ -37,7 +37,7 @@ def test_the_map_is_the_graph_s_and_the_score_the_map_s(path: Path, image: np.nd
     assert score == score_of_map(anomaly_map)
 
 
-def test_answers_stay_as_they_were_when_the_next_image_is_run(path: Path, image: np.ndarray) -> None:
+def test_outputs_are_not_overwritten_by_the_next_run(path: Path, image: np.ndarray) -> None:
     runtime = LiteRT(path)
     anomaly_map, _ = runtime.run(image)
     kept = anomaly_map.copy()
@@ -45,14 +45,14 @@ def test_answers_stay_as_they_were_when_the_next_image_is_run(path: Path, image:
     assert (anomaly_map == kept).all()
 
 
-def test_infinite_is_a_failed_job(path: Path, image: np.ndarray) -> None:
+def test_infinite_map_is_a_job_error(path: Path, image: np.ndarray) -> None:
     write_tflite(path, tiny_model(64, divide_by=1e-45))
     with pytest.raises(JobError, match="not finite"):
         LiteRT(path).run(image)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.float32)])
-def test_another_shape_or_type_is_a_programming_error(path: Path, wrong: np.ndarray) -> None:
+def test_image_of_another_shape_or_type_is_a_value_error(path: Path, wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected uint8 64×64×3"):
         LiteRT(path).run(wrong)
 
@@ -90,16 +90,16 @@ def no_such_operator(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (more_inputs, "another graph: found "),
-        (no_input, "another graph: found "),
-        (no_output, "another graph: found "),
-        (another_output, r"another graph: found .*\[1, 64, 64, 1\]; expected float32 \[1, S, S, 3\] in"),
-        (another_type, "another graph: found int32|cannot load it"),
+        (more_inputs, "unexpected inputs or outputs: "),
+        (no_input, "unexpected inputs or outputs: "),
+        (no_output, "unexpected inputs or outputs: "),
+        (another_output, r"unexpected inputs or outputs: .*\[1, 64, 64, 1\]; expected input float32 \[1, S, S, 3\]"),
+        (another_type, "unexpected inputs or outputs: found input int32|cannot load it"),
         (name_that_is_no_text, "cannot load it"),
         (no_such_operator, "cannot load it"),
     ],
 )
-def test_another_graph_is_refused_in_one_line(path: Path, change: Callable[[Any], None], problem: str) -> None:
+def test_other_graph_is_refused_in_one_line(path: Path, change: Callable[[Any], None], problem: str) -> None:
     model = tiny_model(64)
     change(model)
     write_tflite(path, model)
@@ -109,7 +109,7 @@ def test_another_graph_is_refused_in_one_line(path: Path, change: Callable[[Any]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_a_file_that_cannot_be_loaded_is_one_line(path: Path, content: bytes | None) -> None:
+def test_damaged_file_is_refused_in_one_line(path: Path, content: bytes | None) -> None:
     path.unlink()
     if content is not None:
         path.write_bytes(content)
@@ -118,14 +118,14 @@ def test_a_file_that_cannot_be_loaded_is_one_line(path: Path, content: bytes | N
     assert "\n" not in str(refused.value)
 
 
-def loaded_by(path: Path, *missing: str, stands_in: str = "") -> subprocess.CompletedProcess[str]:
+def loaded_by(path: Path, *missing: str, replacement: str = "") -> subprocess.CompletedProcess[str]:
     program = f"""
 import sys
 from ai_edge_litert import interpreter
 for name in {missing!r}:
     sys.modules[name] = None
-if {stands_in!r}:
-    sys.modules[{stands_in!r}.partition(".")[0]] = sys.modules[{stands_in!r}] = interpreter
+if {replacement!r}:
+    sys.modules[{replacement!r}.partition(".")[0]] = sys.modules[{replacement!r}] = interpreter
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.runtimes.litert import LiteRT
 with exit_with_one_line():
@@ -134,17 +134,17 @@ with exit_with_one_line():
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
-def test_what_the_interpreter_writes_does_not_reach_the_user(path: Path) -> None:
+def test_interpreter_s_log_is_hidden(path: Path) -> None:
     done = loaded_by(path)
     assert (done.stdout, done.stderr) == ("64\n", "")
 
 
-def test_an_older_package_s_interpreter_will_do(path: Path) -> None:
-    done = loaded_by(path, PACKAGES[0], stands_in=PACKAGES[1])
+def test_older_interpreter_package_is_used(path: Path) -> None:
+    done = loaded_by(path, PACKAGES[0], replacement=PACKAGES[1])
     assert (done.stdout, done.stderr) == ("64\n", "")
 
 
-def test_without_any_interpreter_one_line_says_what_to_install(path: Path) -> None:
+def test_missing_interpreter_is_reported(path: Path) -> None:
     done = loaded_by(path, *PACKAGES)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no TFLite interpreter can be imported (")

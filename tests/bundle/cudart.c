@@ -1,5 +1,5 @@
-/* Stands for libcudart where there is no GPU: the calls that our runtime makes. Device memory is host memory whose
-   addresses are shifted, so that nobody takes one for the other. */
+/* A test double of libcudart: the calls that are used. Device memory is host memory whose addresses are shifted, so
+   that one is never taken for the other. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,7 @@
-"""Stands for the `tensorrt` package where there is no GPU: the calls that our runtime makes, as NVIDIA documents them
-for 10.3 and 11.4, with onnxruntime behind them. Device memory is what `cudart.c` allocates: its addresses are shifted,
-so that a host's address taken for a device's, or the reverse, is a crash.
+"""A test double of the `tensorrt` package: the documented calls of 10.3 and 11.4 that are used, by onnxruntime.
+
+Device memory is what `cudart.c` allocates: its addresses are shifted, so that a host address used as a device address,
+or the reverse, is a crash.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import onnxruntime
 __version__ = "10.3.0"
 SHIFT, STREAM = 1 << 60, 0x57  # as in cudart.c
 _TYPES = {"tensor(uint8)": ("UINT8", np.uint8), "tensor(float)": ("FLOAT", np.float32)}
-built = []  # what a test counts
+built = []  # for tests to count
 
 
 class Logger:
