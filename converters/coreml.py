@@ -23,7 +23,7 @@ import torch
 
 from stlm_edge.converters.onnx import quiet
 from stlm_edge.converters.shaping import folded
-from stlm_edge.formats import stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.formats.coreml import MANIFEST, MODEL, WEIGHTS, manifest_text
 from stlm_edge.model import STLM
 from stlm_edge.model.tiny_vit import LayerNorm2d
@@ -142,6 +142,6 @@ def save(package: Any, path: Path, decision_threshold: DecisionThreshold, size: 
         "STLM: visual anomaly detection. An image whose score is above the threshold is anomalous."
     )
     metadata.author = "stlm-edge"
-    metadata.userDefined.update(stamp(decision_threshold, size))
+    metadata.userDefined.update(metadata_entries(decision_threshold, size))
     (path / MODEL).write_bytes(model.SerializeToString(deterministic=True))
     (path / MANIFEST).write_text(manifest_text(), encoding="utf-8")

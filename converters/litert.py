@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from stlm_edge.converters.onnx import folded, quiet
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.formats import stamp
-from stlm_edge.formats.tflite import IDENTIFIER, METADATA_NAME, encode
+from stlm_edge.formats import metadata_entries
+from stlm_edge.formats.tflite import IDENTIFIER, METADATA_NAME
 from stlm_edge.model import STLM
-from stlm_edge.runtimes.litert import LiteRT, hushed
+from stlm_edge.runtimes.litert import LiteRT, silenced_stderr
 from stlm_edge.threshold import DecisionThreshold
 
 try:
-    with hushed(), quiet():
+    with silenced_stderr(), quiet():
         import flatbuffers
         import litert_torch
         from ai_edge_litert import schema_py_generated as schema
@@ -43,7 +43,6 @@ except ImportError as error:
     raise UsageError(f'{error.name} is not installed; pip install "stlm-edge[export]"') from None
 
 LABELS = ("normal", "anomalous")
-SPARE_BYTES = 1024  # of metadata, for what is written on site
 LINEAR, CONVOLUTIONS = ("FULLY_CONNECTED",), ("CONV_2D", "DEPTHWISE_CONV_2D")
 # Regular expressions for the names of layers; the export takes the first with which the gate holds.
 FP16 = (r"^(?!.*/(patch_embed|layers/0)/)", r"^(?!.*/(patch_embed|layers/[01])/)")
@@ -128,7 +127,7 @@ class _Constant(nn.Module):
 
 
 def _about(decision_threshold: DecisionThreshold, size: int, provenance: dict[str, Any]) -> dict[str, str]:
-    return stamp(decision_threshold, size) | {
+    return metadata_entries(decision_threshold, size) | {
         "stlm_edge.labels": json.dumps(LABELS),
         "stlm_edge.provenance": json.dumps(provenance, sort_keys=True, ensure_ascii=False),
     }
@@ -160,8 +159,7 @@ def _save(content: bytes, path: Path, about: dict[str, str], biases: str = "FLOA
             model.buffers[entry.buffer].data = None
     model.metadata = [entry for entry in model.metadata or [] if entry.name.decode() != METADATA_NAME]
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    text = encode(about)
-    buffer.data = np.frombuffer(text.ljust(len(text) + SPARE_BYTES), np.uint8)
+    buffer.data = np.frombuffer(json.dumps(about, ensure_ascii=False, sort_keys=True).encode(), np.uint8)
     entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)
@@ -261,7 +259,7 @@ def _silent() -> Iterator[None]:
 
     before, progress.config.show_progress = progress.config.show_progress, False
     try:
-        with hushed(), quiet():
+        with silenced_stderr(), quiet():
             yield
     finally:
         progress.config.show_progress = before

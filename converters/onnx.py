@@ -21,7 +21,7 @@ from torch import nn
 from stlm_edge.converters.shaping import folded, shaped
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.formats import stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.model import STLM
 from stlm_edge.threshold import DecisionThreshold
 
@@ -86,7 +86,7 @@ def save(proto: "onnx.ModelProto", path: Path, decision_threshold: DecisionThres
     proto.producer_name, proto.producer_version, proto.doc_string = "stlm-edge", "", ""
     proto.graph.name = "stlm"
     del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, stamp(decision_threshold, size))
+    onnx.helper.set_model_props(proto, metadata_entries(decision_threshold, size))
     for node in proto.graph.node:  # the exporter leaves stack traces with this machine's paths there
         node.doc_string = ""
         del node.metadata_props[:]

@@ -20,7 +20,7 @@ import numpy as np
 
 from stlm_edge.converters.onnx import quiet, spoken
 from stlm_edge.errors import UsageError
-from stlm_edge.formats import stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.formats.openvino import GRAPH
 from stlm_edge.runtimes.openvino import import_openvino
 from stlm_edge.threshold import DecisionThreshold
@@ -102,7 +102,7 @@ def _save(model: Any, folder: Path, decision_threshold: DecisionThreshold, size:
     model.set_friendly_name("stlm")
     for name in list(model.get_rt_info().keys()):
         del model.get_rt_info()[name]
-    for key, value in stamp(decision_threshold, size).items():
+    for key, value in metadata_entries(decision_threshold, size).items():
         model.set_rt_info(value, key.split("."))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

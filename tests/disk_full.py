@@ -1,4 +1,4 @@
-"""A full disk."""
+"""Simulate a full disk."""
 
 import contextlib
 import resource
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """What a full disk looks like: writing fails after so many bytes."""
+    """Let writing fail after so many bytes of a file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

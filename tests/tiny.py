@@ -10,6 +10,7 @@ from PIL import Image
 from stlm_edge.bundle.golden import GoldenCandidate, fit_golden, select_golden
 from stlm_edge.bundle.parity import compare
 from stlm_edge.bundle.writer import write_bundle
+from stlm_edge.formats import metadata_entries
 from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 from stlm_edge.threshold import calibrate
@@ -67,6 +68,13 @@ def write_tiny_onnx(path: Path, size: int, with_score: bool = True, gain: float 
     path.write_bytes(model.SerializeToString())
 
 
+def set_metadata(path: Path, entries: dict[str, str]) -> None:
+    """Set entries of an ONNX file's metadata and keep its others."""
+    model = onnx.load(path)
+    helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | entries)
+    path.write_bytes(model.SerializeToString())
+
+
 def tiny_image(seed: int, defect: bool = False, width: int = 120, height: int = 90) -> Image.Image:
     """A grey surface with grain; with a defect, a bright spot whose strength depends on the seed."""
     rng = np.random.default_rng(seed)
@@ -85,6 +93,7 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
     runtime = OnnxRuntime(artifact, threads=1)
     normal = [runtime.run(load(tiny_image(seed), size)) for seed in range(30)]
     decision_threshold = calibrate([score for _, score in normal], [float(np.median(m)) for m, _ in normal], 0.05)
+    set_metadata(artifact, metadata_entries(decision_threshold, size))
     candidates = []
     for seed in range(100, 110):
         for defect in (False, True):

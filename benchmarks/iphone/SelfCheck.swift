@@ -25,7 +25,8 @@ struct Manifest: Decodable {
     struct File: Decodable { let path: String, bytes: Int }
     struct Teacher: Decodable { let teacher: String? }
     let target: String, runtime: String, precision: String, artifact: String
-    let input: Input, decision_threshold: DecisionThreshold, verdict_delta: Double
+    let input: Input, decision_threshold: DecisionThreshold, exported_threshold: DecisionThreshold
+    let verdict_delta: Double
     let provenance: Teacher, files: [File], golden: [Golden]
 }
 
@@ -47,9 +48,9 @@ func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 
     defer { try? FileManager.default.removeItem(at: compiled) }
     let model = try await MLModel.load(contentsOf: compiled, configuration: configuration)
     let loadTime = milliseconds(clock.now - start)
-    guard let said = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String],
-        let stamped = said["stlm_edge.threshold"].flatMap(Double.init), stamped == manifest.decision_threshold.value
-    else { throw Problem(description: "\(manifest.artifact): its threshold is not the manifest's; export anew") }
+    guard let metadata = model.modelDescription.metadata[.creatorDefinedKey] as? [String: String],
+        let stored = metadata["stlm_edge.threshold"].flatMap(Double.init), stored == manifest.exported_threshold.value
+    else { throw Problem(description: "\(manifest.artifact): not the manifest's exported_threshold; export again") }
 
     var firstTime: Double?
     var golden: [[String: Any]] = []

@@ -1,6 +1,8 @@
-"""What a bundle needs of its artifact whatever the format: which files it is, and its own metadata.
+"""Artifact formats: the files an artifact consists of, and the metadata stored inside it.
 
-An artifact is one file, or a folder where the format is one, as Core ML's is, or takes two files, as OpenVINO's does.
+An artifact is one file (ONNX, TFLite) or a folder (Core ML, OpenVINO). A converter writes the decision threshold into
+it once, at export, so that a lone artifact still gives verdicts. `stlm-calibrate` changes the bundle's manifest only:
+a lone artifact always carries the threshold of its export.
 """
 
 from pathlib import Path
@@ -10,34 +12,31 @@ from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT
 from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import SCORE_RULE
 
-_FORMATS = {".mlpackage": coreml, ".onnx": onnx, ".openvino": openvino, ".tflite": tflite}
+_READERS = {
+    ".mlpackage": coreml.read_metadata,
+    ".onnx": onnx.read_metadata,
+    ".openvino": openvino.read_metadata,
+    ".tflite": tflite.read_metadata,
+}
 
 
 def files_of(artifact: Path) -> list[Path]:
-    """The artifact itself, or all files in its folder, in an order that is always the same."""
+    """Return the artifact itself, or all files in its folder in sorted order."""
     return sorted(path for path in artifact.rglob("*") if path.is_file()) if artifact.is_dir() else [artifact]
 
 
 def read_metadata(artifact: Path) -> dict[str, str] | None:
-    """What the artifact says of itself; None where its format is none that we know a place in.
+    """Return the metadata of an artifact, or None for a format without metadata.
 
-    Raises UsageError when it isn't intact.
+    Raises:
+        UsageError: The artifact is not intact.
     """
-    known = _FORMATS.get(artifact.suffix)
-    return known.read_metadata(artifact) if known else None
+    read = _READERS.get(artifact.suffix)
+    return read(artifact) if read else None
 
 
-def replace_metadata(artifact: Path, entries: dict[str, str]) -> None:
-    """Set these entries and keep all others, where the format has a place for them.
-
-    Raises UsageError when it isn't intact, OSError when it can't be written.
-    """
-    if known := _FORMATS.get(artifact.suffix):
-        known.replace_metadata(artifact, entries)
-
-
-def stamp(decision_threshold: DecisionThreshold, size: int) -> dict[str, str]:
-    """What an artifact says of itself in its own metadata, so that a lone file still knows its verdict."""
+def metadata_entries(decision_threshold: DecisionThreshold, size: int) -> dict[str, str]:
+    """Return the metadata that every artifact carries, for an input of `size` × `size` pixels."""
     return {
         "stlm_edge.threshold": repr(decision_threshold.value),
         "stlm_edge.median_score": repr(decision_threshold.median_score),

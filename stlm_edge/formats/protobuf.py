@@ -1,112 +1,84 @@
-"""The protobuf wire format, as far as reading and rewriting a file's metadata needs it: no package, no schema.
+"""A reader of the protobuf wire format, as far as metadata needs it, without a package or schema.
 
 A message is a sequence of fields in any order, each a varint tag (field number × 8 + wire type) and a value:
 protobuf.dev/programming-guides/encoding.
 """
 
-import io
-import os
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
+
+from stlm_edge.formats.intact import Bytes, Malformed
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-_CHUNK = 1 << 20
-
-
-class Malformed(Exception):
-    """The bytes are no such message; the text says what and where."""
+_MAX_STRINGS = 1 << 20  # bytes
 
 
 class Field(NamedTuple):
-    """A field's number and wire type, and the places where it starts, its content starts, and it ends."""
+    """A field's number and wire type, and the range of bytes that hold its value."""
 
     number: int
     wire: int
     start: int
-    content: int
     end: int
 
 
-def fields(file: BinaryIO, end: int) -> Iterator[Field]:
-    """The fields from the file's place to `end`; at each, the file stands at its content. Raises Malformed."""
-    start = file.tell()
+def fields(data: Bytes, start: int = 0, end: int | None = None) -> Iterator[Field]:
+    """Yield the fields of the message in data[start:end]. Raises Malformed."""
+    end = len(data) if end is None else end
     while start < end:
-        field = _read_field(file, start)
-        if field.end > end:
+        tag, content = _varint(data, start)
+        number, wire = tag >> 3, tag & 7
+        if not 0 < number < 1 << 29 or wire not in (VARINT, FIXED64, BYTES, FIXED32):
+            raise Malformed(f"no field begins at byte {start}")
+        if wire == VARINT:
+            _, stop = _varint(data, content)
+        elif wire == BYTES:
+            length, content = _varint(data, content)
+            stop = content + length
+        else:
+            stop = content + (8 if wire == FIXED64 else 4)
+        if stop > end:
             raise Malformed(f"the field at byte {start} reaches beyond byte {end}")
-        yield field
-        start = file.seek(field.end)
+        yield Field(number, wire, content, stop)
+        start = stop
 
 
-def entry(data: bytes) -> tuple[str, str]:
-    """Key (field 1) and value (2) of an entry of strings; either may be missing, which protobuf takes for empty."""
-    parts, file = {1: "", 2: ""}, io.BytesIO(data)
-    for field in fields(file, len(data)):
-        if field.number not in parts or field.wire != BYTES:
-            raise Malformed("a metadata entry is not a key and a value")
-        try:
-            parts[field.number] = data[field.content : field.end].decode()
-        except UnicodeDecodeError:
-            raise Malformed("a metadata entry is not UTF-8") from None
-    return parts[1], parts[2]
+def messages(data: Bytes, number: int, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Return the byte ranges of the messages stored as field `number` of the message in data[start:end]."""
+    found = [field for field in fields(data, start, end) if field.number == number]
+    if any(field.wire != BYTES for field in found):
+        raise Malformed(f"field {number} is not a message")
+    return [(field.start, field.end) for field in found]
 
 
-def encode_entry(number: int, key: str, value: str) -> bytes:
-    """An entry of strings as field `number`."""
-    return encode_field(number, encode_field(1, key.encode()) + encode_field(2, value.encode()))
+def string_map(data: Bytes, number: int, start: int = 0, end: int | None = None) -> dict[str, str]:
+    """Return the map<string, string> stored as field `number`: entries of key (field 1) and value (field 2)."""
+    strings: dict[str, str] = {}
+    entries = messages(data, number, start, end)
+    if sum(stop - begin for begin, stop in entries) > _MAX_STRINGS:
+        raise Malformed(f"metadata larger than {_MAX_STRINGS} bytes")
+    for begin, stop in entries:
+        entry = {1: "", 2: ""}  # a field that is missing is empty
+        for field in fields(data, begin, stop):
+            if field.number not in entry or field.wire != BYTES:
+                raise Malformed("a metadata entry is not a key and a value")
+            try:
+                entry[field.number] = data[field.start : field.end].decode()
+            except UnicodeDecodeError:
+                raise Malformed("a metadata entry is not UTF-8") from None
+        if entry[1] in strings:
+            raise Malformed(f"duplicate metadata key {entry[1][:60]!r}")
+        strings[entry[1]] = entry[2]
+    return strings
 
 
-def encode_field(number: int, content: bytes) -> bytes:
-    """Bytes, a text or a message as field `number`."""
-    return _encode(number << 3 | BYTES) + _encode(len(content)) + content
-
-
-def encode_number(number: int, value: int) -> bytes:
-    """A whole number that isn't negative, as field `number`."""
-    return _encode(number << 3 | VARINT) + _encode(value)
-
-
-def copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
-    """The source's bytes from `start` to `end`, a piece at a time."""
-    source.seek(start)
-    for position in range(start, end, _CHUNK):
-        target.write(source.read(min(_CHUNK, end - position)))
-
-
-def size_of(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
-def _read_field(file: BinaryIO, start: int) -> Field:
-    tag = _varint(file)
-    number, wire = tag >> 3, tag & 7
-    if number == 0 or number >= 1 << 29 or wire not in (VARINT, FIXED64, BYTES, FIXED32):
-        raise Malformed(f"no field begins at byte {start}")
-    if wire == BYTES:
-        length = _varint(file)
-        return Field(number, wire, start, file.tell(), file.tell() + length)
-    content = file.tell()
-    if wire == VARINT:
-        _varint(file)
-        return Field(number, wire, start, content, file.tell())
-    return Field(number, wire, start, content, content + (8 if wire == FIXED64 else 4))
-
-
-def _varint(file: BinaryIO) -> int:
+def _varint(data: Bytes, start: int) -> tuple[int, int]:
+    """Return the number at `start` and the position after it."""
     value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise Malformed("it ends in the middle of a number")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise Malformed(f"the number before byte {file.tell()} is too long")
-
-
-def _encode(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(encoded) + bytes([value])
+    for index, shift in enumerate(range(0, 70, 7), start):
+        if index >= len(data):
+            raise Malformed("the file ends in the middle of a number")
+        value |= (data[index] & 0x7F) << shift
+        if data[index] < 0x80:
+            return value, index + 1
+    raise Malformed(f"the number at byte {start} is too long")

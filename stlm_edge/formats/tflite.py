@@ -1,198 +1,125 @@
-"""Reads a TFLite file's metadata, and replaces it, without the flatbuffers package, which a device doesn't have.
+"""A TFLite file's metadata, read without the flatbuffers package, which devices do not have.
 
 A .tflite file is one FlatBuffer (flatbuffers.dev/internals) whose root is the table Model (schema.fbs,
 github.com/google-ai-edge/LiteRT): field 2 `subgraphs`, 4 `buffers`, 6 `metadata`, a vector of tables of a name (0) and
-a buffer's number (1), 9 `external_buffers`; a Buffer has its `data` (0), or an offset (1) beyond the FlatBuffer. Ours
-is named METADATA_NAME. Its data are a JSON object of strings in UTF-8, padded with spaces, so that another value fits
-without moving a byte of the rest, and any JSON parser on a phone reads the buffer as it is.
+a buffer's number (1), 9 `external_buffers`; a Buffer has its `data` (0), or an offset (1) beyond the FlatBuffer. The
+entry METADATA_NAME has as its data a JSON object of strings in UTF-8, which any JSON parser on a phone reads.
 """
 
-import contextlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from stlm_edge import strict_json
 from stlm_edge.errors import UsageError
-from stlm_edge.files import replacing
+from stlm_edge.formats.intact import Bytes, Malformed, mapped
 
 METADATA_NAME = "stlm_edge"
 IDENTIFIER = b"TFL3"
-MAX_METADATA = 1 << 20  # bytes
-_MAX_ENTRIES = 64  # metadata of a file, of whoever's
+_MAX_METADATA = 1 << 20  # bytes
+_MAX_ENTRIES = 64  # metadata entries of any name
 _MAX_BUFFERS = 1 << 20
 _SUBGRAPHS, _BUFFERS, _METADATA, _EXTERNAL_BUFFERS = 2, 4, 6, 9
 _NAME, _BUFFER = 0, 1
 _DATA, _OFFSET = 0, 1
 
 
-class _Malformed(Exception):
-    pass
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Our entries in a TFLite file, none where it has no such buffer. Raises UsageError when it isn't intact."""
-    with _intact(path) as file:
-        place = _find(file)
-        return {} if place is None else _entries(file, *place)
+    """Return the entries of METADATA_NAME, none where it is missing. Raises UsageError for a damaged file."""
+    with mapped(path, "TFLite file") as data:
+        content = _content(data)
+        entries = strict_json.parse(content, f"{path}: metadata") if content is not None else {}
+        if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+            raise Malformed("the metadata is not an object of strings")
+        return entries
 
 
 def check_self_contained(path: str | Path) -> None:
-    """Raise UsageError when weights are kept outside the FlatBuffer: in other files, or behind it."""
-    with _intact(path) as file:
-        model = _root(file)
-        outside = _field(file, model, _EXTERNAL_BUFFERS) is not None or any(
-            _field(file, buffer, _OFFSET) is not None for buffer in _tables(file, model, _BUFFERS, _MAX_BUFFERS)
-        )
-    if outside:
-        raise UsageError(
-            f"{path}: keeps weights outside its FlatBuffer; expected one self-contained TFLite file, export anew"
-        )
+    """Raise UsageError if weights are outside the FlatBuffer: in other files, or behind it."""
+    with mapped(path, "TFLite file") as data:
+        model = _root(data)
+        buffers = _tables(data, model, _BUFFERS, _MAX_BUFFERS)
+        is_outside = any(_field(data, _follow(data, place), _OFFSET) is not None for place in buffers)
+        if is_outside or _field(data, model, _EXTERNAL_BUFFERS) is not None:
+            raise UsageError(
+                f"{path}: keeps weights outside its FlatBuffer; expected one self-contained TFLite file, export again"
+            )
 
 
-def replace_metadata(path: str | Path, entries: dict[str, str]) -> None:
-    """Set these entries of ours and keep all others; the file is replaced as a whole or not at all.
-
-    Raises UsageError when it isn't an intact TFLite file with room for them, OSError when it can't be written.
-    """
-    with _intact(path) as source:
-        place = _find(source)
-        if place is None:
-            raise UsageError(f"{path}: holds no metadata of ours, expected a buffer {METADATA_NAME!r}; export anew")
-        start, room = place
-        content = encode(_entries(source, start, room) | entries)
-        if len(content) > room:
-            raise UsageError(f"{path}: has room for {room} bytes of metadata, these take {len(content)}; export anew")
-        with replacing(Path(path)) as temporary, temporary.open("wb") as target:
-            source.seek(0)
-            shutil.copyfileobj(source, target)
-            target.seek(start)
-            target.write(content.ljust(room))
-
-
-def encode(entries: dict[str, str]) -> bytes:
-    """The buffer's content before the padding."""
-    return json.dumps(entries, ensure_ascii=False, sort_keys=True).encode()
-
-
-@contextlib.contextmanager
-def _intact(path: str | Path) -> Iterator[BinaryIO]:
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115, closed by the with below
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        try:
-            yield file
-        except _Malformed as problem:
-            raise UsageError(f"{path}: not an intact TFLite file ({problem}); copy it again or export anew") from None
-
-
-def _find(file: BinaryIO) -> tuple[int, int] | None:
-    """Where the data of our buffer begin, and how many bytes they are."""
-    model = _root(file)
-    numbers = [
-        _number(file, field) if (field := _field(file, entry, _BUFFER)) is not None else 0
-        for entry in _tables(file, model, _METADATA, _MAX_ENTRIES)
-        if _is_ours(file, entry)
-    ]
+def _content(data: Bytes) -> bytes | None:
+    """Return the data of the buffer that METADATA_NAME refers to."""
+    model = _root(data)
+    numbers = []
+    for place in _tables(data, model, _METADATA, _MAX_ENTRIES):
+        entry = _follow(data, place)
+        name = _field(data, entry, _NAME)
+        if name is not None and _string(data, name) == METADATA_NAME.encode():
+            number = _field(data, entry, _BUFFER)
+            numbers.append(0 if number is None else _number(data, number))
     if not numbers:
         return None
     if len(numbers) > 1:
-        raise _Malformed(f"the metadata {METADATA_NAME!r} stands {len(numbers)} times")
-    buffers = list(_tables(file, model, _BUFFERS, _MAX_BUFFERS, only=numbers[0]))
-    data = _field(file, buffers[0], _DATA) if buffers else None
-    if data is None:
-        raise _Malformed(f"buffer {numbers[0]}, which the metadata names, is not there or empty")
-    start, length = _vector(file, data, item=1)
-    if length > MAX_METADATA:
-        raise _Malformed(f"{length} bytes of metadata, at most {MAX_METADATA} are allowed")
-    return start, length
-
-
-def _is_ours(file: BinaryIO, entry: int) -> bool:
-    field = _field(file, entry, _NAME)
+        raise Malformed(f"duplicate metadata {METADATA_NAME!r}")
+    buffers = _tables(data, model, _BUFFERS, _MAX_BUFFERS)
+    field = _field(data, _follow(data, buffers[numbers[0]]), _DATA) if numbers[0] < len(buffers) else None
     if field is None:
-        return False
-    start, length = _vector(file, field, item=1)
-    return length == len(METADATA_NAME) and _bytes(file, start, length) == METADATA_NAME.encode()
+        raise Malformed(f"buffer {numbers[0]}, which the metadata names, is missing or empty")
+    return _string(data, field)
 
 
-def _entries(file: BinaryIO, start: int, length: int) -> dict[str, str]:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(dict(pairs)) < len(pairs):
-            raise _Malformed("a metadata key stands twice")
-        return dict(pairs)
-
-    try:
-        found = json.loads(_bytes(file, start, length).decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError):
-        raise _Malformed(f"the metadata at byte {start} are not JSON in UTF-8") from None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise _Malformed(f"the metadata at byte {start} are not an object of strings")
-    return found
-
-
-def _root(file: BinaryIO) -> int:
-    """The place of the table Model, which must have a graph."""
-    if _bytes(file, 4, 4) != IDENTIFIER:
-        raise _Malformed(f"it does not say {IDENTIFIER.decode()} at byte 4")
-    model = _number(file, 0)
-    if not list(_tables(file, model, _SUBGRAPHS, _MAX_BUFFERS, only=0)):
-        raise _Malformed("it has no graph")
+def _root(data: Bytes) -> int:
+    if data[4:8] != IDENTIFIER:
+        raise Malformed(f"no {IDENTIFIER.decode()} at byte 4")
+    model = _follow(data, 0)
+    graphs = _tables(data, model, _SUBGRAPHS, _MAX_BUFFERS)
+    if not graphs:
+        raise Malformed("it has no graph")
+    _follow(data, graphs[0])
     return model
 
 
-def _tables(file: BinaryIO, table: int, field: int, most: int, only: int | None = None) -> Iterator[int]:
-    """The places of the tables in a vector of a table, or of the one of number `only`."""
-    place = _field(file, table, field)
-    if place is None:
-        return
-    start, count = _vector(file, place, item=4)
-    if count > most:
-        raise _Malformed(f"{count} entries at byte {start}, at most {most} are expected")
-    for index in range(count) if only is None else range(only, min(only + 1, count)):
-        yield _forward(file, start + 4 * index)
+def _tables(data: Bytes, table: int, field: int, limit: int) -> range:
+    """Return where a table's vector holds the offset of each of its tables."""
+    position = _field(data, table, field)
+    if position is None:
+        return range(0)
+    start, count = _vector(data, position, 4)
+    if count > limit:
+        raise Malformed(f"{count} entries at byte {start}, at most {limit} are expected")
+    return range(start, start + 4 * count, 4)
 
 
-def _field(file: BinaryIO, table: int, number: int) -> int | None:
-    """Where a table's field stands; None where it has its default."""
-    vtable = table - _number(file, table, signed=True)
-    size = _number(file, vtable, 2)
-    if 4 + 2 * number + 2 > size:
+def _field(data: Bytes, table: int, number: int) -> int | None:
+    """Return the position of a table's field, None where it has its default."""
+    vtable = table - _number(data, table, signed=True)
+    if 4 + 2 * number + 2 > _number(data, vtable, 2):
         return None
-    offset = _number(file, vtable + 4 + 2 * number, 2)
+    offset = _number(data, vtable + 4 + 2 * number, 2)
     return table + offset if offset else None
 
 
-def _vector(file: BinaryIO, field: int, item: int) -> tuple[int, int]:
-    """The first item's place and the count of a vector, or string, that lies wholly inside the file."""
-    start = _forward(file, field)
-    count = _number(file, start)
-    if start + 4 + count * item > _size(file):
-        raise _Malformed(f"the {count} items at byte {start} reach beyond the file's end")
+def _string(data: Bytes, field: int) -> bytes:
+    start, length = _vector(data, field, 1)
+    if length > _MAX_METADATA:
+        raise Malformed(f"{length} bytes of metadata, at most {_MAX_METADATA} are allowed")
+    return data[start : start + length]
+
+
+def _vector(data: Bytes, field: int, item: int) -> tuple[int, int]:
+    """Return the position of a vector's first item, and how many items of `item` bytes it has."""
+    start = _follow(data, field)
+    count = _number(data, start)
+    if start + 4 + count * item > len(data):
+        raise Malformed(f"the {count} items at byte {start} reach beyond the end of the file")
     return start + 4, count
 
 
-def _forward(file: BinaryIO, place: int) -> int:
-    offset = _number(file, place)
+def _follow(data: Bytes, position: int) -> int:
+    offset = _number(data, position)
     if not offset:
-        raise _Malformed(f"the offset at byte {place} is 0")
-    return place + offset
+        raise Malformed(f"the offset at byte {position} is 0")
+    return position + offset
 
 
-def _number(file: BinaryIO, place: int, width: int = 4, signed: bool = False) -> int:
-    return int.from_bytes(_bytes(file, place, width), "little", signed=signed)
-
-
-def _bytes(file: BinaryIO, place: int, length: int) -> bytes:
-    if not 0 <= place <= _size(file) - length:
-        raise _Malformed(f"byte {place} is outside the file")
-    file.seek(place)
-    return file.read(length)
-
-
-def _size(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+def _number(data: Bytes, position: int, width: int = 4, signed: bool = False) -> int:
+    if not 0 <= position <= len(data) - width:
+        raise Malformed(f"byte {position} is outside the file")
+    return int.from_bytes(data[position : position + width], "little", signed=signed)

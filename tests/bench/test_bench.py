@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY_SIZE, tiny_image, write_tiny_bundle, write_tiny_onnx
+from tiny import TINY_SIZE, set_metadata, tiny_image, write_tiny_bundle, write_tiny_onnx
 
 from stlm_edge.bench import latency, result
 from stlm_edge.bench.measure import Plan, Subject, images_per_second, measure, unmeasured
@@ -24,7 +24,7 @@ from stlm_edge.bundle.manifest import read_manifest
 from stlm_edge.bundle.writer import list_file
 from stlm_edge.commands.bench import main
 from stlm_edge.errors import JobError
-from stlm_edge.formats import replace_metadata, stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.strict_json import dump
 
 QUICK = ["--queries", "30", "--seconds", "0"]
@@ -62,7 +62,7 @@ def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
     shutil.copytree(bundle, folder)
     write_tiny_onnx(folder / "model.onnx", TINY_SIZE, **model)  # type: ignore[arg-type]
     decision_threshold = read_manifest(folder / "manifest.json").decision_threshold
-    replace_metadata(folder / "model.onnx", stamp(decision_threshold, TINY_SIZE))
+    set_metadata(folder / "model.onnx", metadata_entries(decision_threshold, TINY_SIZE))
     return seal(folder)
 
 
@@ -359,17 +359,19 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Pa
 
 def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
+    from small_network import SMALL
+
     from stlm_edge.bundle.golden import GoldenCandidate, select_golden
     from stlm_edge.bundle.writer import write_bundle
     from stlm_edge.images import load
-    from stlm_edge.model import STLM, ModelConfig, checkpoint
+    from stlm_edge.model import STLM, checkpoint
     from stlm_edge.runtimes.torch import Torch
     from stlm_edge.threshold import calibrate
 
     torch.manual_seed(0)
     path = tmp_path / "run" / "checkpoint.safetensors"
     path.parent.mkdir()
-    checkpoint.save(path, STLM(ModelConfig(TINY_SIZE, (1, 1, 1, 1))).eval(), {"teacher": "none"})
+    checkpoint.save(path, STLM(SMALL).eval(), {"teacher": "none"})
     model = Torch(path, threads=1)
     candidates = []
     for seed in range(8):
@@ -378,6 +380,7 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
         candidates.append(GoldenCandidate(f"part-{seed}", image, bool(seed % 2), tensor, *model.run(tensor)))
     decision_threshold = calibrate([candidate.score for candidate in candidates], [0.0] * 8, 0.01)
     write_tiny_onnx(tmp_path / "model.onnx", TINY_SIZE)
+    set_metadata(tmp_path / "model.onnx", metadata_entries(decision_threshold, TINY_SIZE))
     write_bundle(
         *(tmp_path / "bundle", tmp_path / "model.onnx", select_golden(candidates, decision_threshold.value)),
         target="cpu",

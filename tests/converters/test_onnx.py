@@ -1,17 +1,19 @@
 """The ONNX file that a user gets: its contract, what is not in it, and the same bytes again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from small_network import SMALL
 
 from stlm_edge.converters import onnx as converter
 from stlm_edge.errors import JobError
 from stlm_edge.export.pipeline import Exported
-from stlm_edge.formats import stamp
-from stlm_edge.model import STLM, ModelConfig, checkpoint
+from stlm_edge.formats import metadata_entries
+from stlm_edge.model import STLM, checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_the_graph_keeps_its_contract(proto: onnx.ModelProto) -> None:
 def test_one_file_holds_everything(exported: dict[str, Exported], proto: onnx.ModelProto) -> None:
     assert all(weight.data_location == TensorProto.DEFAULT for weight in proto.graph.initializer)
     names = {path.name for path in exported["fp32"].folder.iterdir()}
-    assert names == {"model.onnx", "manifest.json", "golden", ".frontier.json"}
+    assert names == {"model.onnx", "manifest.json", "golden", ".candidates.json"}
 
 
 def test_what_cannot_reach_the_map_is_not_in_the_graph(proto: onnx.ModelProto, small_checkpoint: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_metadata_holds_the_threshold(proto: onnx.ModelProto, exported: dict
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     decision_threshold = exported["fp32"].manifest.decision_threshold
     assert float(metadata["stlm_edge.threshold"]) == decision_threshold.value
-    assert metadata == stamp(decision_threshold, 64)
+    assert metadata == metadata_entries(decision_threshold, 64)
 
 
 def test_linear_weights_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
@@ -107,7 +109,7 @@ def test_exports_in_any_order_give_the_same_bytes(
 ) -> None:
     opened = checkpoint.load(small_checkpoint)
     assert opened.decision_threshold is not None
-    other = STLM(ModelConfig(32, (1, 1, 1, 1))).eval()
+    other = STLM(replace(SMALL, size=32)).eval()
     converter.to_onnx(other, tmp_path / "other.onnx", opened.decision_threshold)
     converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.decision_threshold)
     assert (tmp_path / "again.onnx").read_bytes() == (exported["fp32"].folder / "model.onnx").read_bytes()

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from stlm_edge.converters.quantization import to_int8
 from stlm_edge.export.pipeline import Exported
-from stlm_edge.formats import stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.model import checkpoint
 
 
@@ -76,7 +76,9 @@ def test_it_is_smaller_and_standard_and_knows_its_threshold(
     assert sizes["int8"] < 0.4 * sizes["fp32"]
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
     onnx.checker.check_model(proto, full_check=True)
-    assert {e.key: e.value for e in proto.metadata_props} == stamp(exported["int8"].manifest.decision_threshold, 64)
+    assert {e.key: e.value for e in proto.metadata_props} == metadata_entries(
+        exported["int8"].manifest.decision_threshold, 64
+    )
 
 
 def test_quantizing_again_gives_the_same_bytes_and_leaves_nothing_else(

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_run import SMALL_SIZE
+from small_network import SMALL
 from tiny import tiny_image
 
 from stlm_edge.converters import tensorrt
@@ -16,12 +16,12 @@ from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.converters.qdq import _share, reach_of
 from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export.pipeline import Exported
-from stlm_edge.formats import stamp
+from stlm_edge.formats import metadata_entries
 from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 Typed = dict[str, tuple[Path, list[Island]]]
-IMAGES = [load(tiny_image(seed, defect=seed > 100), SMALL_SIZE) for seed in (100, 105)]
+IMAGES = [load(tiny_image(seed, defect=seed > 100), SMALL.size) for seed in (100, 105)]
 
 IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
 
@@ -59,7 +59,9 @@ def test_a_file_keeps_the_rules_and_the_graph_s_contract(
         ("score", TensorProto.FLOAT),
     ]
     decision_threshold = exported["fp32"].manifest.decision_threshold
-    assert {entry.key: entry.value for entry in proto.metadata_props} == stamp(decision_threshold, SMALL_SIZE)
+    assert {entry.key: entry.value for entry in proto.metadata_props} == metadata_entries(
+        decision_threshold, SMALL.size
+    )
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.2), ("int8", 0.2)])

@@ -78,7 +78,7 @@ class LiteRtModelTest {
     void aLoneModelKnowsItsThreshold(String precision) throws Exception {
         Bundle bundle = bundle(precision);
         Map<String, String> entries = TfliteMetadata.read(bundle.artifact());
-        assertEquals(bundle.manifest.decisionThreshold.value, TfliteMetadata.threshold(entries));
+        assertEquals(bundle.manifest.exportedThreshold.value, TfliteMetadata.threshold(entries));
     }
 
     /** XNNPACK keeps a pool of as many threads, the caller's among them, as it was given. */

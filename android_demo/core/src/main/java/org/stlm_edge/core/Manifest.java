@@ -138,6 +138,8 @@ public final class Manifest {
     public final int size;
 
     public final DecisionThreshold decisionThreshold;
+    /** The threshold of the export, which the artifact's own metadata holds; calibration on site does not change it. */
+    public final DecisionThreshold exportedThreshold;
     /** How near to the threshold a verdict may flip between the trained model and this one. */
     public final double verdictDelta;
     /** What the model was distilled from, or null. */
@@ -181,7 +183,7 @@ public final class Manifest {
         outputs(fields.object("outputs"), size);
         same(fields, "score_rule", SCORE_RULE);
         decisionThreshold = new DecisionThreshold(fields.object("decision_threshold"));
-        new DecisionThreshold(fields.object("exported_threshold"));
+        exportedThreshold = new DecisionThreshold(fields.object("exported_threshold"));
         verdictDelta = fields.number("verdict_delta", 0, Double.MAX_VALUE);
         double expected = 0.01 * (decisionThreshold.value - decisionThreshold.medianScore);
         if (Math.abs(verdictDelta - expected) > Math.max(1e-6 * Math.max(verdictDelta, expected), 1e-12)) {
