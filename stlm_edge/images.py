@@ -96,7 +96,7 @@ def _read(path: Path) -> Image.Image:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected an image")
     if path.stat().st_size == 0:
-        raise UsageError(f"{path}: the file is empty (0 bytes); expected an image, copy it anew from the camera")
+        raise UsageError(f"{path}: the file is empty (0 bytes); expected an image, copy it from the camera again")
     # Pillow is given the open file, not its name: it would map an uncompressed TIFF by name, and scramble a turned one.
     with path.open("rb") as file:
         try:
@@ -169,4 +169,4 @@ def _too_large(name: str, found: str) -> UsageError:
 
 
 def _damaged(name: str, error: Exception) -> UsageError:
-    return UsageError(f"{name}: truncated or damaged ({error}); expected an intact image, copy it anew from the camera")
+    return UsageError(f"{name}: truncated or damaged ({error}); expected an intact image, copy it from the camera again")

@@ -44,7 +44,7 @@ function otherKind(bytes) {
 }
 
 function truncated(kind) {
-  return new Problem(`a ${kind} that is truncated or damaged; expected an intact image, copy it anew from the camera`);
+  return new Problem(`a ${kind} that is truncated or damaged; expected an intact image, copy it from the camera again`);
 }
 
 function animated() {
