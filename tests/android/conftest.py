@@ -1,4 +1,4 @@
-"""The Java of the demo's core and of its tests, compiled once."""
+"""Classes of the demo's core and of its tests, compiled once."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def core_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def core_test_classes(core_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Java tests, and the app's model on LiteRT's classes, which here call the library in Python's wheel."""
+    """The Java tests, and the app's model on LiteRT classes that call the library in Python's wheel."""
     jdk.need(*jdk.JUNIT, jdk.JNA)
     folder = tmp_path_factory.mktemp("core-test-classes")
     files = [jdk.APP / "org/stlm_edge/demo/LiteRtModel.java", *jdk.sources(jdk.TESTS, jdk.LITERT, jdk.JVM_ANDROID)]

@@ -1,6 +1,6 @@
 package android.os;
 
-/** With what API 29 added to it, signatures alone: the android.jar at hand is of API 23. */
+/** Signatures with those added by API 29: the android.jar used here is of API 23. */
 public class PowerManager {
     public boolean isPowerSaveMode() {
         return false;

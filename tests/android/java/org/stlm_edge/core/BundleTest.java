@@ -21,7 +21,7 @@ import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** Bundles from outside: what is not whole and plain is refused in one line. */
+/** Invalid bundles are refused with a one-line message. */
 class BundleTest {
     @TempDir
     Path folder;
@@ -78,7 +78,7 @@ class BundleTest {
         assertTrue(refusal(folder.resolve("nowhere")).contains("no such bundle folder"));
     }
 
-    /** Core ML's and OpenVINO's artifacts are folders. */
+    /** Artifacts of Core ML and OpenVINO are folders. */
     @Test
     void aBundleForAnotherDeviceIsRefusedByItsRuntimesName() throws Exception {
         String text = new String(Files.readAllBytes(bundle().resolve("manifest.json")), StandardCharsets.UTF_8);
@@ -157,7 +157,7 @@ class BundleTest {
         }
     }
 
-    /** Random damage to every golden file: an answer or a BundleException, nothing else, in little memory. */
+    /** Random damage to every golden file gives a result or a BundleException, in little memory. */
     @Test
     void damagedGoldenFilesAreRefused() throws Exception {
         Path bundle = bundle();
@@ -180,7 +180,7 @@ class BundleTest {
         GoldenImage.read(opened, entry, Fixture::decode);
     }
 
-    /** Bytes at random, and the intact manifest with bytes changed, cut and doubled. */
+    /** Random bytes, and the intact manifest with bytes changed, removed and repeated. */
     @Test
     void anyBytesAreAManifestOrRefused() throws Exception {
         byte[] intact = Files.readAllBytes(Fixture.bundle().resolve("manifest.json"));

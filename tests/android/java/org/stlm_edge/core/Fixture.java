@@ -12,7 +12,7 @@ import java.nio.file.Path;
 import java.util.stream.Stream;
 import javax.imageio.ImageIO;
 
-/** What the Python side has laid out in the folder that the property {@code fixtures} names. */
+/** Files that Python has written to the folder of the property {@code fixtures}. */
 public final class Fixture {
     static final Path FOLDER = new File(System.getProperty("fixtures", "none")).toPath();
 
@@ -22,7 +22,7 @@ public final class Fixture {
         return FOLDER.resolve("bundle");
     }
 
-    /** A copy of the bundle that a test may spoil. */
+    /** Returns a copy of the bundle that a test may change. */
     static Path copy(Path place) throws IOException {
         return copy(bundle(), place);
     }

@@ -17,32 +17,32 @@ import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 
-/** What a person sees of the model: opened, judged, failed; in the background, after a rotation, without its GPU. */
+/** States shown to the user: ready, judged, failed; in the background, after a rotation, without the GPU. */
 class JudgeTest {
     private final ExecutorService worker = Executors.newSingleThreadExecutor();
     private final Queue<Runnable> main = new ConcurrentLinkedQueue<>();
     private final Phone phone = new Phone();
     private final Judge<Grey> judge = new Judge<>(phone, worker, main::add);
-    private final List<String> said = new ArrayList<>();
+    private final List<String> states = new ArrayList<>();
 
     private final Judge.Listener<Grey> screen = new Judge.Listener<Grey>() {
         @Override
         public void opened(String running) {
-            said.add("ready on " + running);
+            states.add("ready on " + running);
         }
 
         @Override
         public void judged(Judge.Result<Grey> result) {
-            said.add((result.verdict.anomalous ? "anomalous on " : "normal on ") + result.running);
+            states.add((result.verdict.anomalous ? "anomalous on " : "normal on ") + result.running);
         }
 
         @Override
         public void failed(String words) {
-            said.add("failed: " + words);
+            states.add("failed: " + words);
         }
     };
 
-    /** An image of one grey level. */
+    /** Image of one grey level. */
     private static final class Grey implements Judge.Shot, Image {
         final int level;
 
@@ -76,7 +76,7 @@ class JudgeTest {
         }
     }
 
-    /** Its models answer with the image's brightness. */
+    /** Engine whose models output the image's brightness. */
     private static final class Phone implements Judge.Engine {
         boolean wantsGpu;
         boolean gpuLoads = true;
@@ -159,14 +159,14 @@ class JudgeTest {
         }
     }
 
-    /** All that was asked is done, and told. */
+    /** Waits for all work, and returns the states reported. */
     private List<String> settled() throws Exception {
         worker.submit(() -> {}).get();
         for (Runnable message; (message = main.poll()) != null; ) {
             message.run();
         }
-        List<String> now = new ArrayList<>(said);
-        said.clear();
+        List<String> now = new ArrayList<>(states);
+        states.clear();
         return now;
     }
 
@@ -203,7 +203,7 @@ class JudgeTest {
         assertFalse(phone.loading);
     }
 
-    /** Another screen in front, the phone turned, then back: the camera's frames must be judged again. */
+    /** After another screen and a rotation, the camera's frames are judged again. */
     @Test
     void whatWasPausedIsOpenedAgainByTheScreenThatComesBack() throws Exception {
         judge.listen(screen);
@@ -231,7 +231,7 @@ class JudgeTest {
         judge.resume();
         assertEquals(only("ready on CPU"), settled());
         judge.judge(() -> new Grey(255));
-        judge.listen(null); // the verdict comes while no screen is there
+        judge.listen(null); // the verdict arrives while there is no screen
         settled();
         judge.listen(screen);
         assertEquals(only("anomalous on CPU"), settled());

@@ -7,9 +7,9 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** Which way is up. */
+/** Orientation of images and camera frames. */
 class OrientationTest {
-    /** What a person is shown is turned by mirror and angle, what the network is shown by {@code upright}. */
+    /** The image shown, turned by mirror and angle, agrees with the network's input, turned by {@code upright}. */
     @ParameterizedTest
     @ValueSource(ints = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9})
     void mirroringAndTurningIsUpright(int exif) {
@@ -37,8 +37,8 @@ class OrientationTest {
 
     /**
      * A phone's back camera is mounted at 90°, its front one at 270°. Held upright, frames are turned by that angle.
-     * Turned to its left side (the display then says 90) the back camera's frame is upright already, and so is the
-     * front one's; turned over upside down, both are opposite to how they are when it is held upright.
+     * Turned to its left side (display at 90), both cameras' frames are upright already; upside down, both are opposite
+     * to how they are when the phone is upright.
      */
     @ParameterizedTest
     @CsvSource({

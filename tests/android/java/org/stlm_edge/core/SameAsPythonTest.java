@@ -20,9 +20,9 @@ import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
-/** What Python computed and laid out, computed again. */
+/** Compares the core's results with those that Python has written. */
 class SameAsPythonTest {
-    /** Files are called number-size-orientation.png, beside them the square that Python makes of them. */
+    /** Files are named number-size-orientation.png; beside each is the square that Python resizes it to. */
     @Test
     void resizeAndOrientation() throws Exception {
         int cases = 0;
@@ -46,7 +46,7 @@ class SameAsPythonTest {
         assertTrue(cases >= 20, cases + " images");
     }
 
-    /** A frame of 37×21 whose rows are padded, its colours interleaved as cameras do. */
+    /** A frame of 37×21 with padded rows and interleaved chroma, as cameras have it. */
     @Test
     void cameraFrames() throws Exception {
         byte[] bright = Files.readAllBytes(Fixture.FOLDER.resolve("frame.y"));
@@ -102,7 +102,7 @@ class SameAsPythonTest {
         }
     }
 
-    /** Each line: what Python's reader did, and the manifest in base64. */
+    /** Each line: accepted or refused by Python's reader, and the manifest in base64. */
     @Test
     void manifestsAreAcceptedAndRefusedAlike() throws Exception {
         List<String> different = new ArrayList<>();
@@ -127,7 +127,7 @@ class SameAsPythonTest {
         assertTrue(refused > 100 && refused < lines.length, refused + " of " + lines.length + " refused");
     }
 
-    /** The maps that a packed model gave are played back; Python compares the file with its own parity. */
+    /** Replays a model's maps; Python compares the bench.json with its own parity. */
     @Test
     void benchFile() throws Exception {
         Bundle bundle = Bundle.open(Fixture.bundle().toFile());
@@ -185,7 +185,7 @@ class SameAsPythonTest {
         return SelfCheck.run(bundle, model, Fixture::decode, effort, meters, (what, done, of) -> {});
     }
 
-    /** Each line: the file in base64, and its size and orientation, why it is refused, or ? for a damaged one. */
+    /** Each line: the file in base64, and its size and orientation, the reason to refuse it, or ? if damaged. */
     @Test
     void headersOfImages() throws Exception {
         StringBuilder answers = new StringBuilder();
@@ -206,7 +206,7 @@ class SameAsPythonTest {
         Files.write(Fixture.FOLDER.resolve("headers-java.txt"), answers.toString().getBytes("UTF-8"));
     }
 
-    /** Each line: the file in base64, and Python's answer, entries as JSON in base64, or that it refused it. */
+    /** Each line: the file in base64, and the entries that Python reads as JSON in base64, or "refused". */
     @Test
     void metadataOfTfliteFiles() throws Exception {
         Path file = Fixture.FOLDER.resolve("model.tflite");

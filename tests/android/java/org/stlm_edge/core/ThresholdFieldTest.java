@@ -10,7 +10,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** A threshold that somebody typed stays what it is. */
+/** A typed threshold is kept exactly. */
 class ThresholdFieldTest {
     private String kept;
     private final ThresholdField field = new ThresholdField(new ThresholdField.Store() {
@@ -52,7 +52,7 @@ class ThresholdFieldTest {
         assertNull(kept);
     }
 
-    /** Another bundle was chosen, which forgets the threshold, before the field is left as it stood. */
+    /** Choosing another bundle resets the threshold, and leaving the unchanged field does not set it again. */
     @Test
     void aThresholdThatWasForgottenMeanwhileStaysForgotten() {
         kept = "0.42";

@@ -7,7 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.File;
 import org.junit.jupiter.api.Test;
 
-/** A phone's meters, read while it works for ten seconds. */
+/** Simulated sensors, read over ten seconds of queries. */
 class VitalsTest {
     private double now;
 
@@ -49,7 +49,7 @@ class VitalsTest {
         assertEquals(0, vitals.throttlingEvents());
     }
 
-    /** What lies between two rounds is not theirs. */
+    /** Energy between two rounds does not count. */
     @Test
     void whatLiesBetweenRoundsDoesNotCount() {
         Vitals vitals = new Vitals(new Vitals.Meters() {

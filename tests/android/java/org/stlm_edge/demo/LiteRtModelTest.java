@@ -26,7 +26,7 @@ import org.stlm_edge.core.SelfCheck;
 import org.stlm_edge.core.TfliteMetadata;
 import org.stlm_edge.core.Vitals;
 
-/** The app's own model class, given bundles exported for android and the real LiteRT. */
+/** Runs the app's model class on bundles exported for android with the real LiteRT. */
 class LiteRtModelTest {
     private static final Path BUNDLES = new File(System.getProperty("bundles")).toPath();
 
@@ -34,12 +34,12 @@ class LiteRtModelTest {
         return Bundle.open(BUNDLES.resolve(name).toFile());
     }
 
-    /** The bundles at hand. */
+    /** Returns the exported bundles. */
     static Stream<String> precisions() {
         return Stream.of("fp32", "fp16", "int8").filter(precision -> Files.isDirectory(BUNDLES.resolve(precision)));
     }
 
-    /** Beside the bundle lie the maps of Python's interpreter; Python compares the file that is written. */
+    /** The maps of Python's interpreter are beside the bundle; Python compares the bench.json written here. */
     @ParameterizedTest
     @MethodSource("precisions")
     void anExportedBundleSaysWhatItSaysInPython(String precision) throws Exception {
@@ -81,7 +81,7 @@ class LiteRtModelTest {
         assertEquals(bundle.manifest.exportedThreshold.value, TfliteMetadata.threshold(entries));
     }
 
-    /** XNNPACK keeps a pool of as many threads, the caller's among them, as it was given. */
+    /** XNNPACK's pool has the requested number of threads, including the caller's. */
     @Test
     void theChosenThreadsRun() throws Exception {
         Bundle bundle = bundle("fp32");
@@ -95,7 +95,7 @@ class LiteRtModelTest {
         }
     }
 
-    /** Those that Java didn't start. */
+    /** Returns the threads that Java did not start. */
     private static int nativeThreads() throws Exception {
         int count = 0;
         try (DirectoryStream<Path> tasks = Files.newDirectoryStream(Paths.get("/proc/self/task"))) {
@@ -106,7 +106,7 @@ class LiteRtModelTest {
         return count;
     }
 
-    /** The app relies on it: with the GPU alone there is no silent fall-back to the CPU. */
+    /** The app relies on this: a request for the GPU alone does not silently fall back to the CPU. */
     @Test
     void withoutAGpuTheGpuIsRefused() throws Exception {
         Bundle bundle = bundle("fp32");

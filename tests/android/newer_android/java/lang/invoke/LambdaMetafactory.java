@@ -1,6 +1,6 @@
 package java.lang.invoke;
 
-/** What javac asks for when it meets a lambda, signatures alone; Android's build turns lambdas into classes. */
+/** Signatures that javac needs for lambdas; Android's build turns lambdas into classes. */
 public class LambdaMetafactory {
     public static CallSite metafactory(
             MethodHandles.Lookup caller, String name, MethodType type, MethodType erased, MethodHandle target,

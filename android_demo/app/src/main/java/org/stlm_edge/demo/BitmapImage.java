@@ -5,7 +5,7 @@ import android.graphics.BitmapFactory;
 import java.io.IOException;
 import org.stlm_edge.core.Image;
 
-/** An Android bitmap as the core reads it. */
+/** Adapter from an Android bitmap to the core's image. */
 final class BitmapImage implements Image {
     private final Bitmap bitmap;
 
@@ -22,7 +22,7 @@ final class BitmapImage implements Image {
         return new BitmapImage(bitmap);
     }
 
-    /** Eight bits for each colour, pixels as they are in the file. */
+    /** Returns decoder options: 8 bits per channel, pixels as stored in the file. */
     static BitmapFactory.Options options() {
         BitmapFactory.Options options = new BitmapFactory.Options();
         options.inPreferredConfig = Bitmap.Config.ARGB_8888;

@@ -19,8 +19,8 @@ import org.stlm_edge.core.BundleException;
 import org.stlm_edge.core.Manifest;
 
 /**
- * Where bundles come from: the app's assets, a folder that the user picked, a folder that adb pushed. The first two are
- * copied into the app's own files, since LiteRT reads a model by its path.
+ * Sources of bundles: the app's assets, a folder that the user chose, a folder that adb pushed. The first two are
+ * copied into the app's own files, because LiteRT reads a model by its path.
  */
 final class Bundles {
     private static final String ASSETS = "bundle/";
@@ -28,12 +28,12 @@ final class Bundles {
 
     private Bundles() {}
 
-    /** The bundle that the settings name. */
+    /** Opens the bundle that the settings name. */
     static Bundle open(Context context, Settings settings) throws IOException {
         return settings.picked() ? Bundle.open(picked(context)) : embedded(context);
     }
 
-    /** The bundle that {@code am start} names: pushed to files/bundles/NAME, or "embedded". */
+    /** Opens the bundle that {@code am start} names: pushed to files/bundles/NAME, or "embedded". */
     static Bundle named(Context context, String name) throws IOException {
         if (name == null || name.equals("embedded")) {
             return embedded(context);
@@ -45,12 +45,12 @@ final class Bundles {
         return Bundle.open(new File(files, name));
     }
 
-    /** A name from outside as it may be shown. */
+    /** Returns a name from outside the app in a form that is safe to show. */
     static String plain(String name) {
         return name.substring(0, Math.min(name.length(), 100)).replaceAll("[^A-Za-z0-9._-]", "?");
     }
 
-    /** Copies the picked folder; the one before stays until the new one is whole. */
+    /** Copies the chosen folder; the previous bundle remains until the new one is complete. */
     static Bundle install(Context context, Uri folder) throws IOException {
         Documents documents = new Documents(context.getContentResolver(), folder);
         return Bundle.install(documents, picked(context));
@@ -67,7 +67,7 @@ final class Bundles {
             try {
                 return Bundle.open(folder);
             } catch (BundleException damaged) {
-                // Copied again below: the assets are intact.
+                // The copy is damaged: copy the intact assets again below.
             }
         }
         try {
@@ -105,7 +105,7 @@ final class Bundles {
         return filled;
     }
 
-    /** The files under a folder picked by the Storage Access Framework. */
+    /** Files in a folder chosen with the Storage Access Framework. */
     private static final class Documents implements Bundle.Source {
         private final ContentResolver resolver;
         private final Uri tree;
@@ -136,7 +136,7 @@ final class Bundles {
             throw new FileNotFoundException(path);
         }
 
-        /** Names to document ids. */
+        /** Maps names to document ids. */
         private Map<String, String> children(String folder) throws IOException {
             Map<String, String> found = folders.get(folder);
             if (found != null) {

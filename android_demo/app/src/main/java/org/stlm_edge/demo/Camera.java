@@ -21,16 +21,16 @@ import java.util.Collections;
 import org.stlm_edge.core.Orientation;
 import org.stlm_edge.core.YuvImage;
 
-/** Camera2's frames, each as an image with the EXIF orientation that turns it upright. */
+/** Source of Camera2's frames, each an image with its EXIF orientation. */
 final class Camera {
     /** Called on the camera's thread. */
     interface Listener {
-        /** False: no frame is wanted now, and none is copied. */
+        /** Returns whether a frame is wanted now; otherwise none is copied. */
         boolean wants();
 
         void frame(YuvImage image, int orientation);
 
-        /** The camera is closed; words for people. */
+        /** Reports that the camera has closed, with a message for the user. */
         void failed(String words);
     }
 
@@ -41,7 +41,7 @@ final class Camera {
     private final Display display;
     private final HandlerThread thread = new HandlerThread("camera");
     private final Handler handler;
-    private CameraDevice device; // these on the camera's thread only
+    private CameraDevice device; // used on the camera's thread only
     private ImageReader reader;
     private boolean closed;
     private int mounted;
@@ -94,7 +94,7 @@ final class Camera {
         }
     }
 
-    /** Asked for each frame: a device that is turned over upside down tells nobody of it. */
+    /** Returns the frame's orientation, read each time: Android sends no event when a device is turned upside down. */
     private int displayDegrees() {
         switch (display.getRotation()) {
             case Surface.ROTATION_90:
@@ -111,7 +111,7 @@ final class Camera {
     private static Size size(CameraCharacteristics facts) {
         StreamConfigurationMap streams = facts.get(CameraCharacteristics.SCALER_STREAM_CONFIGURATION_MAP);
         Size[] sizes = streams == null ? null : streams.getOutputSizes(ImageFormat.YUV_420_888);
-        Size best = new Size(640, 480); // every camera has it
+        Size best = new Size(640, 480); // supported by every camera
         for (Size size : sizes == null ? new Size[0] : sizes) {
             if (size.getWidth() <= WIDEST && size.getWidth() > best.getWidth()) {
                 best = size;
@@ -178,7 +178,7 @@ final class Camera {
     }
 
     private void read(ImageReader from) {
-        try (Image raw = from.acquireLatestImage()) { // every image is closed, or the source stalls
+        try (Image raw = from.acquireLatestImage()) { // an image that is not closed stalls the source
             if (raw == null || closed || !listener.wants()) {
                 return;
             }
@@ -189,7 +189,7 @@ final class Camera {
                     bytes(planes[1]), bytes(planes[2]), planes[1].getRowStride(), planes[1].getPixelStride());
             listener.frame(image, Orientation.ofCamera(mounted, front, displayDegrees()));
         } catch (IllegalStateException gone) {
-            // The reader was closed meanwhile.
+            // The reader was closed in the meantime.
         } catch (OutOfMemoryError full) {
             fail(Words.of(context, full));
         }

@@ -5,7 +5,7 @@ import java.io.IOException;
 import org.stlm_edge.core.Bundle;
 import org.stlm_edge.core.Judge;
 
-/** What the settings name, on LiteRT, for the judge to run. */
+/** Engine that loads the bundle of the settings on LiteRT. */
 final class LiteRtEngine implements Judge.Engine {
     private final Context context;
     private final Settings settings;

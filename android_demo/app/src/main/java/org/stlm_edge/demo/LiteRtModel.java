@@ -10,7 +10,7 @@ import org.stlm_edge.core.Bundle;
 import org.stlm_edge.core.BundleException;
 import org.stlm_edge.core.Judge;
 
-/** A bundle's .tflite on LiteRT: float32 RGB 0 to 255 in, the anomaly map out. One thread at a time may use it. */
+/** A bundle's .tflite on LiteRT: float32 RGB 0 to 255 in, anomaly map out. Not thread-safe. */
 final class LiteRtModel implements Judge.Loaded {
     private final Environment environment;
     private final CompiledModel model;
@@ -20,8 +20,8 @@ final class LiteRtModel implements Judge.Loaded {
     private final int size;
 
     /**
-     * Loads the model. The GPU is asked for alone: LiteRT then refuses a graph that doesn't run on it wholly, instead
-     * of running on the CPU in silence.
+     * Loads the model. The GPU is requested without a fallback: LiteRT then refuses a graph that it cannot run
+     * entirely, instead of silently running it on the CPU.
      *
      * @throws Exception when LiteRT refuses it
      */
@@ -60,7 +60,7 @@ final class LiteRtModel implements Judge.Loaded {
         model.run(inputs, outputs);
         float[] map = outputs.get(0).readFloat();
         if (map.length != size * size) {
-            throw new IllegalStateException("the model's answer has " + map.length + " values, not " + size * size);
+            throw new IllegalStateException("the model's output has " + map.length + " values, not " + size * size);
         }
         return map;
     }

@@ -17,13 +17,13 @@ import java.util.concurrent.Executors;
 import org.stlm_edge.core.Judge;
 import org.stlm_edge.core.YuvImage;
 
-/** Point at a part, or pick a photo: verdict, score, heatmap. */
-@SuppressWarnings("deprecation") // framework classes alone: androidx has newer ways
+/** Main screen: verdict, score and heatmap of the camera's frames or of a photo. */
+@SuppressWarnings("deprecation") // androidx has newer APIs, but the app uses framework classes only
 public final class MainActivity extends Activity implements Judge.Listener<Shot> {
     private static final int PICK = 1;
     private static final int PERMISSION = 2;
 
-    private Judge<Shot> judge; // outlives a rotation, and says again then what it said last
+    private Judge<Shot> judge; // survives a rotation, and then repeats its last result
     private Camera camera;
     private boolean live;
     private VerdictView image;
@@ -83,7 +83,7 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
         stopCamera();
         judge.listen(null);
         if (!isChangingConfigurations()) {
-            judge.pause(); // in the background the model's memory is given back
+            judge.pause(); // frees the model's memory in the background
         }
         super.onStop();
     }
@@ -187,7 +187,7 @@ public final class MainActivity extends Activity implements Judge.Listener<Shot>
     public void judged(Judge.Result<Shot> result) {
         image.show(result);
         String word = getString(result.verdict.anomalous ? R.string.anomalous : R.string.normal);
-        if (!word.contentEquals(verdict.getText())) { // TalkBack reads it whenever it is set
+        if (!word.contentEquals(verdict.getText())) { // TalkBack reads the text each time it is set
             verdict.setText(word);
             verdict.setTextColor(getResources().getColor(
                     result.verdict.anomalous ? R.color.anomalous : R.color.normal, getTheme()));

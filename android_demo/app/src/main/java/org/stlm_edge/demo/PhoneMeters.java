@@ -8,7 +8,7 @@ import android.os.Build;
 import android.os.PowerManager;
 import org.stlm_edge.core.Vitals;
 
-/** The battery's gauge and Android's word on throttling. While a charger feeds the phone its battery tells nothing. */
+/** Battery gauge and thermal status of Android. The battery reports nothing while a charger is connected. */
 final class PhoneMeters implements Vitals.Meters {
     private final Context context;
     private final BatteryManager battery;
@@ -28,7 +28,7 @@ final class PhoneMeters implements Vitals.Meters {
         if (state == null || microamperes == Integer.MIN_VALUE || microamperes == 0 || millivolts <= 0) {
             return null;
         }
-        return Math.abs((double) microamperes) * millivolts / 1e6; // phones differ in the sign
+        return Math.abs((double) microamperes) * millivolts / 1e6; // the sign differs between phones
     }
 
     @Override
@@ -42,7 +42,7 @@ final class PhoneMeters implements Vitals.Meters {
         return Build.VERSION.SDK_INT < 29 ? null : Integer.valueOf(power.getCurrentThermalStatus());
     }
 
-    /** The battery's state; null while the phone is plugged in. */
+    /** Returns the battery's state; null while the phone is charging. */
     private Intent onBattery() {
         Intent state = context.registerReceiver(null, new IntentFilter(Intent.ACTION_BATTERY_CHANGED));
         return state == null || state.getIntExtra(BatteryManager.EXTRA_PLUGGED, -1) != 0 ? null : state;

@@ -28,13 +28,13 @@ import org.stlm_edge.core.SelfCheck;
 import org.stlm_edge.core.Vitals;
 
 /**
- * Proves that this phone says what the trained model said, and measures how fast. Started by its button, or by
+ * Compares this phone's results with the trained model's, and measures latency. Started by its button, or by
  *
  * <pre>am start -n org.stlm_edge.demo/.SelfCheckActivity --es bundle NAME --ei queries N --es delegate cpu|gpu</pre>
  *
- * and by more extras, if wanted: {@code --ei threads N --ei seconds N --ez even_if_wrong true}. NAME is
- * a folder in the app's external files/bundles, or "embedded". The answer is bench.json in the app's
- * external files; an old one is gone as soon as this begins.
+ * with the optional extras {@code --ei threads N --ei seconds N --ez even_if_wrong true}. NAME is
+ * a folder in the app's external files/bundles, or "embedded". The result is bench.json in the app's
+ * external files; an old one is deleted first.
  */
 public final class SelfCheckActivity extends Activity {
     private static final int QUERIES = 128;
@@ -68,7 +68,7 @@ public final class SelfCheckActivity extends Activity {
 
     @Override
     protected void onStop() {
-        stop(); // figures from the background would not be this phone's
+        stop(); // measurements in the background would not be representative
         super.onStop();
     }
 
@@ -160,7 +160,8 @@ public final class SelfCheckActivity extends Activity {
             row.loadMs = (System.nanoTime() - started) / 1e6;
             row.check = SelfCheck.run(bundle, model, BitmapImage::decode, effort, new PhoneMeters(context), this::at);
             Double peak = Vitals.peakMemoryMb(STATUS);
-            row.peakMemoryMb = before == null || peak == null || peak <= before ? null : peak; // not another's peak
+            // A peak from before the check is not the model's.
+            row.peakMemoryMb = before == null || peak == null || peak <= before ? null : peak;
         }
     }
 
@@ -191,7 +192,7 @@ public final class SelfCheckActivity extends Activity {
         table.setText(text);
     }
 
-    /** The battery's temperature: the one that every Android tells. */
+    /** Returns the battery's temperature, the only one that every Android version reports. */
     private static Map<String, Double> celsius(Context context) {
         Intent battery = context.registerReceiver(null, new IntentFilter(Intent.ACTION_BATTERY_CHANGED));
         int tenths = battery == null ? 0 : battery.getIntExtra(BatteryManager.EXTRA_TEMPERATURE, 0);
@@ -217,7 +218,7 @@ public final class SelfCheckActivity extends Activity {
         return device;
     }
 
-    /** Null where Android keeps it from apps, as many phones do. */
+    /** Returns the CPU governor; null where Android hides it from apps, as many phones do. */
     private static String governor() {
         try (BufferedReader file = new BufferedReader(new FileReader(GOVERNOR))) {
             return file.readLine();

@@ -4,7 +4,7 @@ import android.content.Context;
 import android.content.SharedPreferences;
 import org.stlm_edge.core.ThresholdField;
 
-/** What the user chose; kept between starts. */
+/** The user's settings, persistent. */
 final class Settings implements ThresholdField.Store {
     private final SharedPreferences kept;
 
@@ -32,7 +32,7 @@ final class Settings implements ThresholdField.Store {
         kept.edit().putBoolean("gpu", gpu).apply();
     }
 
-    /** The picked bundle instead of the embedded one. */
+    /** Returns whether the chosen bundle replaces the embedded one. */
     boolean picked() {
         return kept.getBoolean("picked", false);
     }
@@ -42,14 +42,14 @@ final class Settings implements ThresholdField.Store {
     }
 
     /**
-     * Called before and after a model is loaded and first run, which a damaged model or a GPU's driver can end the app
-     * by. Written at once.
+     * Records that a model is being loaded and first run, where a damaged model or a GPU driver can crash the app.
+     * Written immediately.
      */
     void setLoading(boolean loading) {
         kept.edit().putBoolean("loading", loading).commit();
     }
 
-    /** The app ended while it loaded a model: back to the embedded one, on the CPU, or it would end again. */
+    /** After a crash while a model was loaded, returns to the embedded model on the CPU, so as not to crash again. */
     boolean recover() {
         boolean died = kept.getBoolean("loading", false);
         if (died) {
@@ -59,7 +59,7 @@ final class Settings implements ThresholdField.Store {
         return died;
     }
 
-    /** Null: the bundle's own. */
+    /** Returns the user's decision threshold; null for the bundle's own. */
     Double threshold() {
         String kept = get();
         return kept == null ? null : ThresholdField.parse(kept);

@@ -18,7 +18,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import org.stlm_edge.core.ThresholdField;
 
-/** Threads, delegate, threshold, and which bundle. They take effect when the main screen comes back. */
+/** Settings: threads, delegate, decision threshold and bundle. They apply when the main screen is resumed. */
 public final class SettingsActivity extends Activity {
     private static final int PICK = 1;
     private static final ExecutorService WORKER = Executors.newSingleThreadExecutor(); // one bundle at a time
@@ -102,7 +102,7 @@ public final class SettingsActivity extends Activity {
         });
     }
 
-    /** Opens the bundle to say what it is. */
+    /** Opens the bundle, and shows its name and size. */
     private void showBundle() {
         Context context = getApplicationContext();
         WORKER.execute(() -> {
@@ -118,10 +118,10 @@ public final class SettingsActivity extends Activity {
             } catch (IOException | RuntimeException refused) {
                 words = Words.of(context, refused);
             }
-            String said = words;
+            String shown = words;
             String hint = own;
             main.post(() -> {
-                status.setText(said);
+                status.setText(shown);
                 threshold.setHint(hint);
             });
         });

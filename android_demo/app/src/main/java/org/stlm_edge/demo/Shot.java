@@ -20,13 +20,13 @@ import org.stlm_edge.core.Orientation;
 import org.stlm_edge.core.Image;
 import org.stlm_edge.core.ImageHeader;
 
-/** An image from the camera or a file, as it lies, and the EXIF orientation that turns it upright. */
+/** Image from the camera or a file, as stored, with its EXIF orientation. */
 final class Shot implements Judge.Shot {
     private static final long MAX_FILE_BYTES = 256_000_000;
     private static final long MAX_DECODED_PIXELS = 24_000_000; // 96 MB
     private static final int PREVIEW = 1280;
 
-    /** Upright, small enough to show. */
+    /** Upright and scaled down for display. */
     final Bitmap preview;
 
     private final Image image;
@@ -48,7 +48,7 @@ final class Shot implements Judge.Shot {
         return orientation;
     }
 
-    /** A camera frame. */
+    /** Makes a shot from a camera frame. */
     static Shot of(Image frame, int orientation) {
         int[] pixels = new int[frame.width() * frame.height()];
         int[] row = new int[frame.width()];
@@ -61,8 +61,8 @@ final class Shot implements Judge.Shot {
     }
 
     /**
-     * A photo from storage. One of more than 24 million pixels is halved while it is decoded, which the memory of a
-     * phone asks for; every other one is judged pixel by pixel as on a desk.
+     * Reads a photo from storage. One of more than 24 million pixels is halved while it is decoded, to save memory; all
+     * others are decoded at full size, as on the host.
      */
     static Shot read(Context context, Uri photo) throws IOException {
         File file = new File(context.getCacheDir(), "photo");
@@ -133,7 +133,7 @@ final class Shot implements Judge.Shot {
         turn.postTranslate((sideways ? height : width) / 2f, (sideways ? width : height) / 2f);
         Bitmap upright = Bitmap.createBitmap(
                 sideways ? height : width, sideways ? width : height, Bitmap.Config.ARGB_8888);
-        bitmap.setHasAlpha(false); // ignored, as everywhere
+        bitmap.setHasAlpha(false); // alpha is ignored everywhere
         new Canvas(upright).drawBitmap(bitmap, turn, new Paint(Paint.FILTER_BITMAP_FLAG));
         return upright;
     }

@@ -2,7 +2,7 @@ package org.stlm_edge.demo;
 
 import android.widget.SeekBar;
 
-/** Hands on where a slider stands. */
+/** Listener that passes on a slider's position. */
 final class Slider implements SeekBar.OnSeekBarChangeListener {
     interface Listener {
         void at(int value);

@@ -9,7 +9,7 @@ import android.util.AttributeSet;
 import android.view.View;
 import org.stlm_edge.core.Judge;
 
-/** The image, as large as it fits, with the heatmap over it. */
+/** View of an image, scaled to fit, with its heatmap on top. */
 public final class VerdictView extends View {
     private final Paint smooth = new Paint(Paint.FILTER_BITMAP_FLAG);
     private final Paint layer = new Paint(Paint.FILTER_BITMAP_FLAG);
@@ -21,7 +21,7 @@ public final class VerdictView extends View {
         super(context, attributes);
     }
 
-    /** Null: nothing. */
+    /** Shows a result; null clears the view. */
     void show(Judge.Result<Shot> result) {
         if (result == null) {
             image = null;
@@ -33,7 +33,7 @@ public final class VerdictView extends View {
         invalidate();
     }
 
-    /** 0 to 1. */
+    /** Sets the heatmap's opacity, 0 to 1. */
     void setOpacity(float opacity) {
         layer.setAlpha(Math.round(255 * opacity));
         invalidate();

@@ -3,11 +3,11 @@ package org.stlm_edge.demo;
 import android.content.Context;
 import java.util.Locale;
 
-/** For people. */
+/** Formats values for the user. */
 final class Words {
     private Words() {}
 
-    /** An error, one line. */
+    /** Returns an error on one line. */
     static String of(Context context, Throwable problem) {
         if (problem instanceof OutOfMemoryError) {
             return context.getString(R.string.out_of_memory);

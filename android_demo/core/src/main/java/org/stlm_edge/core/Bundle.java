@@ -15,18 +15,18 @@ import java.util.HashSet;
 import java.util.Set;
 
 /**
- * A bundle's folder: {@code manifest.json}, the packed model, {@code golden/}.
+ * Folder of a bundle: {@code manifest.json}, the model, {@code golden/}.
  *
- * <p>Opening trusts nothing: every file must be listed, plain, inside the folder, of its listed size and sha256. Sizes
- * come before contents. Files that begin with a dot are not looked at; any other unlisted file is refused. It is also
- * what stands before the runtime: LiteRT's library crashes on a model that was cut.
+ * <p>Opening verifies that every file is listed, a regular file inside the folder, and of its listed size and sha256;
+ * sizes are checked before contents. Files whose name begins with a dot are ignored; any other unlisted file is
+ * refused. This also protects the runtime: LiteRT's library crashes on a truncated model.
  */
 public final class Bundle {
-    private static final String AGAIN = "; copy the bundle again or export it anew";
+    private static final String AGAIN = "; copy the bundle again or export it again";
 
-    /** Where a bundle's files come from: an app's assets, a folder that the user picked. */
+    /** Source of a bundle's files, such as an app's assets or a folder that the user chose. */
     public interface Source {
-        /** Opens a file by its path inside the bundle, '/' between its parts. */
+        /** Opens a file by its path inside the bundle, with '/' as separator. */
         InputStream open(String path) throws IOException;
     }
 
@@ -38,7 +38,7 @@ public final class Bundle {
         this.manifest = manifest;
     }
 
-    /** The packed model's file. */
+    /** Returns the model's file. */
     public File artifact() {
         return new File(folder, manifest.artifact);
     }
@@ -77,8 +77,8 @@ public final class Bundle {
     }
 
     /**
-     * Copies a bundle into {@code folder} and opens it there. What is copied is what the manifest lists, verified on
-     * the way. An older bundle in that folder stays until the new one is whole.
+     * Copies a bundle into {@code folder} and opens it there. Copies the files that the manifest lists, and verifies
+     * them. An older bundle in that folder remains until the new one is complete.
      */
     public static Bundle install(Source source, File folder) throws IOException {
         byte[] text;
@@ -120,7 +120,7 @@ public final class Bundle {
         return new Bundle(folder.getCanonicalFile(), manifest);
     }
 
-    /** The verified content of a listed file; for golden files, which are small. */
+    /** Returns the verified content of a listed file; meant for golden files, which are small. */
     byte[] read(String path) throws IOException {
         Manifest.ListedFile file = manifest.files.get(path);
         ByteArrayOutputStream content = new ByteArrayOutputStream((int) Math.min(file.bytes, 1 << 16));
@@ -178,7 +178,7 @@ public final class Bundle {
         return content.toByteArray();
     }
 
-    /** A plain file reached without any link. */
+    /** Returns a regular file, reached without any link. */
     private static File plain(File root, String path) throws IOException {
         File file = new File(root, path);
         if (!file.exists()) {

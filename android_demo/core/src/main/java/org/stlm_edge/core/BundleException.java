@@ -2,7 +2,7 @@ package org.stlm_edge.core;
 
 import java.io.IOException;
 
-/** A bundle that is not as it must be. The message is one line for people: what was found, expected, to do. */
+/** Invalid bundle. The message is one line: what was found, what was expected, what to do. */
 public final class BundleException extends IOException {
     public BundleException(String message) {
         super(message);

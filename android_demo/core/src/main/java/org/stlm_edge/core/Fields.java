@@ -7,13 +7,13 @@ import java.util.Map;
 import java.util.Set;
 import java.util.regex.Pattern;
 
-/** One JSON object that is read strictly: every field is asked for once, and {@link #end} refuses any other. */
+/** Strict reader of one JSON object: each field is read once, and {@link #end} refuses any other. */
 final class Fields {
     private final Map<?, ?> object;
     private final String where;
     private final Set<String> read = new HashSet<>();
 
-    /** {@code where} begins every message: the file's name and the path inside it. */
+    /** Makes a reader; {@code where}, the file's name and the path inside it, begins every message. */
     Fields(Object value, String where) throws BundleException {
         if (!(value instanceof Map)) {
             throw new BundleException(where + ": " + found(value) + ", expected an object");
@@ -117,7 +117,7 @@ final class Fields {
         }
     }
 
-    /** Refuses fields that nobody asked for. */
+    /** Refuses fields that were not read. */
     void end() throws BundleException {
         for (Object key : object.keySet()) {
             if (!read.contains(key)) {

@@ -4,20 +4,20 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 
-/** A golden image of a bundle, read and verified: what the network is shown, and what the trained model said. */
+/** Golden image of a bundle, verified: the network's input, and the trained model's score and map. */
 public final class GoldenImage {
     private static final int MAX_PIXELS = 1_000_000;
     private static final byte[] PNG = {
         (byte) 0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R'
     };
 
-    /** Decodes a PNG; throws when it can't. Its size was checked before. */
+    /** Decodes a PNG whose size has been checked. */
     public interface Decoder {
         Image decode(byte[] png) throws IOException;
     }
 
     public final Manifest.Golden entry;
-    /** RGB, S×S×3. */
+    /** Network input, RGB, S×S×3. */
     public final byte[] tensor;
     /** The trained model's map at [offset::stride] on both axes. */
     public final float[] map;
@@ -38,7 +38,7 @@ public final class GoldenImage {
         if (entry.tensorIsPng) {
             Image image = decode(tensor, entry.tensor, size * size, decoder);
             if (image.width() != size || image.height() != size) {
-                throw new BundleException(entry.tensor + ": not " + size + "×" + size + "; export the bundle anew");
+                throw new BundleException(entry.tensor + ": not " + size + "×" + size + "; export the bundle again");
             }
             tensor = Resize.toSquare(image, size);
         }
@@ -60,7 +60,7 @@ public final class GoldenImage {
             intact = png[i] == PNG[i];
         }
         if (!intact) {
-            throw new BundleException(path + ": not a PNG; export the bundle anew");
+            throw new BundleException(path + ": not a PNG; export the bundle again");
         }
         ByteBuffer header = ByteBuffer.wrap(png);
         int width = header.getInt(16);
@@ -70,7 +70,7 @@ public final class GoldenImage {
         }
         Image image = decoder.decode(png);
         if (image == null || image.width() != width || image.height() != height) {
-            throw new BundleException(path + ": not a readable PNG; export the bundle anew");
+            throw new BundleException(path + ": not a readable PNG; export the bundle again");
         }
         return image;
     }

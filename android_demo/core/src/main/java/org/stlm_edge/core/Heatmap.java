@@ -1,6 +1,6 @@
 package org.stlm_edge.core;
 
-/** Anomaly maps as images: a dark-to-bright colour scale with the threshold in its middle. */
+/** Renders anomaly maps with a dark-to-bright colour scale that has the threshold in its middle. */
 public final class Heatmap {
     private static final int[][] ANCHORS = {
         {4, 5, 18}, {48, 16, 88}, {104, 26, 112}, {160, 42, 98}, {212, 72, 66}, {244, 120, 30}, {252, 178, 36},
@@ -11,8 +11,8 @@ public final class Heatmap {
     private Heatmap() {}
 
     /**
-     * ARGB to lay over the image. Normal surface stays clear; the colour fades in towards the threshold and from
-     * there on has the full {@code opacity}, 0 to 1.
+     * Returns an ARGB overlay. Normal surface is transparent; the colour fades in up to the threshold, and has the full
+     * {@code opacity}, 0 to 1, above it.
      */
     public static int[] layer(float[] map, Manifest.DecisionThreshold decisionThreshold, double opacity) {
         float low = (float) decisionThreshold.mapLow;

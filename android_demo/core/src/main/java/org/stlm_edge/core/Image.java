@@ -1,7 +1,7 @@
 package org.stlm_edge.core;
 
 /**
- * A decoded image, read row by row so that a large one needs no second copy. On Android that is
+ * Decoded image, read row by row so that a large one needs no second copy. On Android use
  * {@code bitmap.getPixels(argb, 0, width, 0, y, width, 1)}, on a JVM {@code BufferedImage.getRGB}. Alpha is ignored.
  */
 public interface Image {

@@ -10,20 +10,20 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * What an image's file says of itself before anything is decoded: kind, size, orientation, whether it is whole. The
- * system's own decoder forgives a file that was cut off, and leaves its rest grey.
+ * Header of an image file, read before anything is decoded: format, size, orientation, and whether the file is
+ * complete. Android's decoder accepts a truncated file, and leaves the rest grey.
  */
 public final class ImageHeader {
     public static final int MAX_PIXELS = 100_000_000;
 
     private static final Pattern XMP_ORIENTATION = Pattern.compile("tiff:Orientation(?:=\"|>)([1-8])");
-    private static final int MAX_XMP = 1 << 20; // bytes that are searched
+    private static final int MAX_XMP = 1 << 20; // bytes that are searched for the orientation
 
-    /** Pixels, as stored. */
+    /** Size in pixels, as stored. */
     public final int width;
 
     public final int height;
-    /** EXIF's, 1 to 8. */
+    /** EXIF orientation, 1 to 8. */
     public final int orientation;
 
     private final ByteBuffer bytes;
@@ -33,10 +33,9 @@ public final class ImageHeader {
     private int xmp;
 
     /**
-     * Reads it; the buffer may be a mapped file.
+     * Reads the header; the buffer may be a mapped file.
      *
-     * @throws IOException in words for what is no JPEG, PNG, WebP or BMP, and for what is truncated, animated, CMYK or
-     *     too large
+     * @throws IOException if it is no JPEG, PNG, WebP or BMP, or is truncated, animated, CMYK or too large
      */
     public static ImageHeader read(ByteBuffer file) throws IOException {
         return new ImageHeader(file.slice().order(ByteOrder.BIG_ENDIAN));
@@ -99,7 +98,7 @@ public final class ImageHeader {
     private static IOException truncated(String kind) {
         return new IOException(
                 "a " + kind
-                        + " that is truncated or damaged; expected an intact image, copy it anew from the camera");
+                        + " that is truncated or damaged; expected an intact image, copy it from the camera again");
     }
 
     private static IOException animated() {
@@ -138,7 +137,7 @@ public final class ImageHeader {
         if (wide == 0) {
             throw truncated("JPEG");
         }
-        // After the scan has begun, an end marker can't be anything else; without one the file was cut off.
+        // Within the scan data, an end marker is unambiguous; without one the file is truncated.
         for (int i = bytes.limit() - 2; i >= at; i--) {
             if (byteAt(i) == 0xff && byteAt(i + 1) == 0xd9) {
                 return;
@@ -200,7 +199,7 @@ public final class ImageHeader {
                 case "XMP ":
                     xmp(from, (int) end);
                     break;
-                default: // nothing that decides
+                default: // irrelevant here
             }
             at = end + (length & 1);
         }
@@ -223,7 +222,7 @@ public final class ImageHeader {
         wide = Math.max(wide, 0);
     }
 
-    /** EXIF 2.3 from {@code start}; nothing where it doesn't tell the orientation. */
+    /** Reads the orientation from EXIF 2.3 data at {@code start}, if it has one. */
     private void exif(int start, int end) {
         boolean little = text(start, 2).equals("II");
         if (exif > 0 || tiff(start + 2, 2, end, little) != 42) {
@@ -280,7 +279,7 @@ public final class ImageHeader {
         return (int) at;
     }
 
-    /** Latin letters; fewer where the file ends. */
+    /** Returns ASCII characters; fewer at the end of the file. */
     private String text(int from, int length) {
         byte[] letters = new byte[Math.max(0, Math.min(length, bytes.limit() - from))];
         for (int i = 0; i < letters.length; i++) {

@@ -13,10 +13,9 @@ import java.util.List;
 import java.util.Map;
 
 /**
- * Strict JSON (RFC 8259): UTF-8, no key twice, no number that is infinite, nothing after the value.
+ * Strict JSON reader (RFC 8259): UTF-8, no duplicate keys, no infinite numbers, nothing after the value.
  *
- * <p>Gson's reader does the parsing. What it forgives (raw control characters, {@code TRUE}, a byte order mark) is
- * refused beforehand.
+ * <p>Gson parses; what it tolerates (raw control characters, {@code TRUE}, a byte order mark) is refused first.
  */
 final class Json {
     private static final int MAX_DEPTH = 32;
@@ -25,7 +24,7 @@ final class Json {
 
     private Json() {}
 
-    /** A Map, List, String, Long, Double, Boolean or null. */
+    /** Returns a Map, List, String, Long, Double, Boolean or null. */
     static Object parse(byte[] data, String name) throws BundleException {
         try {
             String text = StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(data)).toString();
@@ -33,7 +32,7 @@ final class Json {
             JsonReader reader = new JsonReader(new StringReader(text));
             Object value = value(reader, 0);
             if (reader.peek() != JsonToken.END_DOCUMENT) {
-                throw new IOException("something stands behind the value");
+                throw new IOException("unexpected text after the value");
             }
             return value;
         } catch (CharacterCodingException error) {
@@ -59,7 +58,7 @@ final class Json {
                 while (reader.hasNext()) {
                     String key = reader.nextName();
                     if (object.containsKey(key)) {
-                        throw new IOException("a key stands twice in one object");
+                        throw new IOException("duplicate key in an object");
                     }
                     object.put(key, value(reader, depth + 1));
                 }

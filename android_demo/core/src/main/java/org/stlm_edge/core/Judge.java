@@ -7,74 +7,74 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * The model and the one thread that it lives on: opened, given back in the background, opened again, and from a GPU
- * that fails to the CPU. What was last said is said again to a listener that comes later, as after a rotation.
+ * Owner of the model and of the one thread that uses it. Frees the model in the background, loads it again, and falls
+ * back from a failing GPU to the CPU. The last state is repeated to a listener set later, as after a rotation.
  *
- * @param <S> an image as the app has it
+ * @param <S> the app's type of images
  */
 public final class Judge<S extends Judge.Shot> {
-    /** An image as it lies, and the EXIF orientation that turns it upright. */
+    /** Image as stored, with its EXIF orientation. */
     public interface Shot {
         Image image();
 
         int orientation();
     }
 
-    /** A model in memory. */
+    /** Model in memory. */
     public interface Loaded extends Model, AutoCloseable {
         @Override
         void close();
     }
 
-    /** What is run, and how it is called. Asked on the judge's thread alone. */
+    /** Source of the model and its settings. Called on the judge's thread only. */
     public interface Engine {
-        /** Before anything is loaded, which a damaged model or a GPU's driver can end the whole app by. */
+        /** Called before a model is loaded, where a damaged model or a GPU driver can crash the app. */
         void begin();
 
-        /** After {@link #begin}, whether it is loaded or not. */
+        /** Called after {@link #begin}, whether or not the model was loaded. */
         void end();
 
-        /** The bundle to open, verified. */
+        /** Opens and verifies the bundle. */
         Bundle bundle() throws IOException;
 
         boolean wantsGpu();
 
-        /** Null: the bundle's own. */
+        /** Returns the decision threshold; null for the bundle's own. */
         Double threshold();
 
         Loaded load(Bundle bundle, boolean gpu) throws Exception;
 
-        /** What runs, for people; {@code refused} is why the GPU that was wanted doesn't, or null. */
+        /** Describes what runs the model to the user; {@code refused} is why the requested GPU does not, or null. */
         String running(boolean gpu, Throwable refused);
 
-        /** A problem for people. */
+        /** Describes a problem to the user. */
         String words(Throwable problem);
     }
 
-    /** Called by the executor that the judge was given for it. */
+    /** Listener, called by the judge's executor. */
     public interface Listener<S extends Shot> {
-        /** Ready; what really runs, and why it isn't what was asked for. */
+        /** Reports that the model is ready, what runs it, and why if that is not what was requested. */
         void opened(String running);
 
         void judged(Result<S> result);
 
-        /** Words for people. No verdict holds any more. */
+        /** Reports a failure with a message for the user; the last verdict is no longer valid. */
         void failed(String words);
     }
 
-    /** An image's verdict, and what it took. */
+    /** Verdict on an image, with its latency. */
     public static final class Result<S extends Shot> {
         public final S shot;
         public final Verdict verdict;
-        /** Clear where normal, to lay over the image: size×size. */
+        /** Overlay size×size, ARGB, transparent where normal. */
         public final int[] heatmap;
 
         public final int size;
-        /** The network alone. */
+        /** Latency of the network alone. */
         public final double modelMs;
-        /** From the decoded image to the verdict. */
+        /** Latency from the decoded image to the verdict. */
         public final double totalMs;
-        /** What ran it. */
+        /** Description of what ran the model. */
         public final String running;
 
         Result(S shot, Verdict verdict, int[] heatmap, int size, double modelMs, double totalMs, String running) {
@@ -90,34 +90,34 @@ public final class Judge<S extends Judge.Shot> {
 
     private final Engine engine;
     private final ExecutorService worker;
-    private final Executor answers;
+    private final Executor callbacks;
     private final AtomicInteger waiting = new AtomicInteger();
     private volatile boolean paused = true;
 
-    private Bundle bundle; // these on the worker's thread only
+    private Bundle bundle; // used on the worker's thread only
     private Loaded model;
     private double threshold;
     private String running;
 
-    private Listener<S> listener; // these where answers are told
+    private Listener<S> listener; // used by the callbacks executor only
     private String ready;
     private Result<S> shown;
     private String failure;
 
-    /** {@code worker} has one thread, which is the judge's alone; {@code answers} runs what the listener is told. */
-    public Judge(Engine engine, ExecutorService worker, Executor answers) {
+    /** Makes a judge; {@code worker} has one thread, used by nothing else, and {@code callbacks} calls the listener. */
+    public Judge(Engine engine, ExecutorService worker, Executor callbacks) {
         this.engine = engine;
         this.worker = worker;
-        this.answers = answers;
+        this.callbacks = callbacks;
     }
 
-    /** Called where answers are told. Null: nobody listens now. */
+    /** Sets the listener, or null; to be called by the callbacks executor. */
     public void listen(Listener<S> listener) {
         this.listener = listener;
-        tellState();
+        reportState();
     }
 
-    /** Opens what the engine names, unless it is open already. */
+    /** Loads the engine's model, unless it is loaded. */
     public void resume() {
         if (paused) {
             paused = false;
@@ -128,7 +128,7 @@ public final class Judge<S extends Judge.Shot> {
         }
     }
 
-    /** Frees the model, and drops the images that come until {@link #resume}. */
+    /** Frees the model, and drops images until {@link #resume}. */
     public void pause() {
         paused = true;
         work(() -> {
@@ -142,19 +142,19 @@ public final class Judge<S extends Judge.Shot> {
         worker.shutdown();
     }
 
-    /** True while an image waits: a camera drops its frames then. */
+    /** Returns whether an image is waiting, in which case a camera should drop its frames. */
     public boolean busy() {
         return waiting.get() > 0;
     }
 
-    /** Judges what {@code shot} gives; it is asked on the judge's thread, since decoding takes long. */
+    /** Judges an image; {@code shot} is called on the judge's thread, because decoding takes long. */
     public void judge(Callable<S> shot) {
         work(() -> {
             if (paused) {
                 return null;
             }
             if (model == null) {
-                load(); // it was given back when something failed
+                load(); // it was freed after a failure
             }
             S taken = shot.call();
             long started = System.nanoTime();
@@ -167,25 +167,25 @@ public final class Judge<S extends Judge.Shot> {
             double totalMs = (System.nanoTime() - started) / 1e6;
             int[] heatmap = Heatmap.layer(map, bundle.manifest.decisionThreshold, 1);
             Result<S> result = new Result<>(taken, verdict, heatmap, size, modelMs, totalMs, running);
-            answers.execute(() -> {
+            callbacks.execute(() -> {
                 shown = result;
                 failure = null;
-                tellState();
+                reportState();
             });
             return null;
         });
     }
 
-    /** Something beside the model failed, as a camera does: told, and told again, like the judge's own failures. */
+    /** Reports a failure outside the model, such as the camera's, like the judge's own. */
     public void fail(String words) {
-        answers.execute(() -> {
+        callbacks.execute(() -> {
             shown = null;
             failure = words;
-            tellState();
+            reportState();
         });
     }
 
-    private void tellState() {
+    private void reportState() {
         if (listener == null) {
             return;
         }
@@ -198,7 +198,7 @@ public final class Judge<S extends Judge.Shot> {
         }
     }
 
-    /** A model that a first image doesn't get through is none. */
+    /** Loads the model; one that fails on a first image counts as not loaded. */
     private void load() throws Exception {
         close();
         engine.begin();
@@ -219,10 +219,10 @@ public final class Judge<S extends Judge.Shot> {
                 open(false);
             }
             String now = running = engine.running(gpu, refused);
-            answers.execute(() -> {
+            callbacks.execute(() -> {
                 ready = now;
                 failure = null;
-                tellState();
+                reportState();
             });
         } finally {
             engine.end();

@@ -9,7 +9,7 @@ public final class Latency {
     public final double p50;
     public final double p90;
     public final double p99;
-    /** A p90 that holds with 99% confidence (MLPerf's early stopping), null where the queries are too few for one. */
+    /** p90 with 99% confidence (MLPerf's early stopping); null if the queries are too few. */
     public final Double p90EarlyStopping;
 
     public Latency(double[] milliseconds) {
@@ -19,7 +19,7 @@ public final class Latency {
         p90EarlyStopping = earlyStopping(milliseconds, 0.9);
     }
 
-    /** The nearest-rank percentile: the smallest value that {@code share} of all are not above. */
+    /** Returns the nearest-rank percentile: the smallest value that {@code share} of all values do not exceed. */
     public static double percentile(double[] values, double share) {
         double[] sorted = values.clone();
         Arrays.sort(sorted);
@@ -27,13 +27,13 @@ public final class Latency {
     }
 
     /**
-     * So many of n queries may be slower as would be seen, where more than 1 − {@code share} of all queries were
-     * slower, in a hundredth of all runs at most.
+     * Returns how many of n queries may be slower, so that with 99% confidence no more than 1 − {@code share} of all
+     * queries are slower.
      */
     private static Double earlyStopping(double[] values, double share) {
         int n = values.length;
         int slower = -1;
-        double ways = 0; // logarithm of n over k
+        double ways = 0; // logarithm of the binomial coefficient n over k
         double seen = 0;
         for (int k = 0; k < n; k++) {
             ways += k == 0 ? 0 : Math.log((double) (n - k + 1) / k);

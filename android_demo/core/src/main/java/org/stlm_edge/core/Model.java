@@ -1,11 +1,11 @@
 package org.stlm_edge.core;
 
-/** Anything that runs the network. */
+/** Runtime of the network. */
 public interface Model {
     /**
-     * RGB of S×S pixels, three bytes each, in; the anomaly map, S×S, out.
+     * Returns the anomaly map S×S of an RGB image of S×S pixels, three bytes each.
      *
-     * @throws Exception when the runtime fails
+     * @throws Exception if the runtime fails
      */
     float[] run(byte[] rgb) throws Exception;
 }

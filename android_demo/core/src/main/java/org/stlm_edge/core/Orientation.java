@@ -1,11 +1,11 @@
 package org.stlm_edge.core;
 
-/** EXIF orientation, applied after the resize: a square is turned at no cost, a photograph would need a second copy. */
+/** EXIF orientation, applied after the resize: turning the small square is cheap, a photo would need a copy. */
 public final class Orientation {
     private Orientation() {}
 
     /**
-     * The RGB square as a person sees it. {@code exif} is the tag Orientation (1 to 8; anything else means upright).
+     * Returns the RGB square turned upright. {@code exif} is the tag Orientation (1 to 8; anything else means upright).
      */
     public static byte[] upright(byte[] rgb, int size, int exif) {
         if (exif < 2 || exif > 8) {
@@ -26,17 +26,17 @@ public final class Orientation {
         return turned;
     }
 
-    /** Width and height change places. */
+    /** Returns whether width and height are swapped. */
     public static boolean isSideways(int exif) {
         return exif >= 5 && exif <= 8;
     }
 
-    /** Upright is it mirrored left to right first, and then turned by {@link #degrees}. */
+    /** Returns whether the image is to be mirrored left to right, before it is turned by {@link #degrees}. */
     public static boolean isMirrored(int exif) {
         return exif == 2 || exif == 4 || exif == 5 || exif == 7;
     }
 
-    /** Clockwise. */
+    /** Returns how far to turn the image clockwise. */
     public static int degrees(int exif) {
         switch (exif) {
             case 3:
@@ -54,11 +54,11 @@ public final class Orientation {
     }
 
     /**
-     * Of a camera's frame. All in degrees, a multiple of 90.
+     * Returns the EXIF orientation of a camera's frame. All angles are multiples of 90 degrees.
      *
-     * @param mounted how far clockwise its frame is to be turned while the device is held as it naturally is
-     * @param front it looks at the user, and so turns against the display
-     * @param display how far the display is turned from its natural position
+     * @param mounted clockwise angle that turns the frame upright in the device's natural orientation
+     * @param front whether the camera faces the user, and so turns against the display
+     * @param display angle of the display from its natural orientation
      */
     public static int ofCamera(int mounted, boolean front, int display) {
         int degrees = (mounted + (front ? display : 360 - display)) % 360;

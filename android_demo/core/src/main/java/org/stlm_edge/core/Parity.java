@@ -5,17 +5,17 @@ import java.util.List;
 import java.util.Locale;
 
 /**
- * Does this device say what the trained model said?
+ * Comparison of this device's verdicts and maps with the trained model's.
  *
  * <p>A verdict flips when this device's differs from the trained model's. A flip is a failure when the trained model's
- * score was farther than δ from the threshold (the manifest's {@code verdict_delta}). What is not finite always fails.
+ * score was farther than δ from the threshold (the manifest's {@code verdict_delta}). Values not finite always fail.
  */
 public final class Parity {
-    private static final double FP32_MAP_LIMIT = 1e-4; // largest map difference of an artifact of this precision
+    private static final double FP32_MAP_LIMIT = 1e-4; // largest map difference allowed for this precision
     private static final double FP16_MAP_LIMIT = 5e-3;
     private static final int RESIZE_LIMIT = 1; // grey levels: rounding
 
-    /** One golden image. */
+    /** Result of one golden image. */
     public static final class Row {
         public final String name;
         public final boolean anomalous;
@@ -24,7 +24,7 @@ public final class Parity {
         public final double cosine;
         public final double score;
         public final double expectedScore;
-        /** same, flip or failure. */
+        /** One of same, flip, failure. */
         public final String verdict;
 
         public final int resizeMaxDiff;
@@ -71,7 +71,7 @@ public final class Parity {
         this.manifest = manifest;
     }
 
-    /** Adds this device's map of a golden image. */
+    /** Adds this device's map of a golden image to the comparison. */
     public Row add(GoldenImage golden, float[] map) {
         Row row = new Row(golden, map, manifest.size, manifest.decisionThreshold.value, manifest.verdictDelta);
         rows.add(row);
@@ -118,7 +118,7 @@ public final class Parity {
         return most;
     }
 
-    /** Verdicts that differ, failures included. */
+    /** Returns the number of verdicts that differ, failures included. */
     public int flips() {
         return rows.size() - count("same");
     }
@@ -127,7 +127,7 @@ public final class Parity {
         return count("failure");
     }
 
-    /** Why this device does not pass, in words; empty when it does. */
+    /** Returns the reasons why this device does not pass; empty if it does. */
     public String problems() {
         String found = "";
         if (Double.isInfinite(maxAbsDiff())) {

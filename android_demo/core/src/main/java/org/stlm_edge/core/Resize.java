@@ -1,18 +1,18 @@
 package org.stlm_edge.core;
 
 /**
- * The one resize of training and every device: bilinear, antialiased, aspect ratio not kept, as Pillow does it.
+ * Resize as in training and on every device: bilinear, antialiased, aspect ratio not kept, as in Pillow.
  *
- * <p>Each target pixel is a mean of source pixels under a triangle whose half width is the scale (at least 1), along
- * rows first and then along columns, in fixed point with rounding to 8 bits after each. (Pillow 13 chooses the order of
- * the two by the image's shape, so that it may differ by 1 from this and from its older releases.)
+ * <p>Each target pixel is a mean of source pixels weighted by a triangle whose half width is the scale (at least 1),
+ * first along rows and then along columns, in fixed point with rounding to 8 bits after each. (Pillow 13 chooses the
+ * order by the image's shape, so that it may differ by 1 from this and from older releases.)
  */
 public final class Resize {
     private static final int PRECISION = 22;
 
     private Resize() {}
 
-    /** RGB of {@code size}×{@code size}, row by row, three bytes each. */
+    /** Returns RGB of {@code size}×{@code size} pixels, row by row, three bytes each. */
     public static byte[] toSquare(Image image, int size) {
         int width = image.width();
         int height = image.height();
@@ -60,7 +60,7 @@ public final class Resize {
         return square;
     }
 
-    /** For each target pixel the source pixels it is made of: the first one, how many, and their weights. */
+    /** Source pixels of each target pixel: the first, their number and their weights. */
     private static final class Taps {
         final int[] first;
         final int[] count;

@@ -5,14 +5,14 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 
-/** Parity on the golden images, then latency: does this device say what the trained model said, and how fast? */
+/** Check of this device: parity with the trained model on the golden images, then latency. */
 public final class SelfCheck {
-    private static final int MAX_IMAGES = 8; // golden images held for the queries, which take them in turn
+    private static final int MAX_IMAGES = 8; // golden images in memory, which the queries use in turn
     private static final int ROUNDS = 10;
     private static final int WARM_UP_QUERIES = 8;
     private static final int MOST_WARM_UP_ROUNDS = 25;
 
-    /** Told how far the check is; called on the thread that runs it. */
+    /** Progress listener, called on the thread that runs the check. */
     public interface Progress {
         void at(String what, int done, int of);
     }
@@ -23,21 +23,21 @@ public final class SelfCheck {
 
     public final Parity parity;
     public double firstInferenceMs;
-    /** Queries before the first that counts. */
+    /** Number of queries before the first that counts. */
     public int warmup;
-    /** The warm-up ended because its medians had settled. */
+    /** Whether the warm-up ended because its medians were steady. */
     public boolean steady;
-    /** Milliseconds from a resized image to its map and score; empty when it wasn't timed. */
+    /** Milliseconds from a resized image to its map and score; empty if not timed. */
     public double[] milliseconds = {};
     /** Milliseconds from an image's file to its verdict: decode, resize, run, judge. */
     public double[] wholeMilliseconds = {};
-    /** Medians of ten rounds of {@link #milliseconds}: a device that heats up shows in them. */
+    /** Medians of ten rounds of {@link #milliseconds}; they rise on a device that heats up. */
     public final List<Double> roundMedians = new ArrayList<>();
-    /** It failed parity, and was timed since that was asked for. */
+    /** Whether it was timed, on request, although parity failed. */
     public boolean timedEvenIfWrong;
-    /** Of a query of {@link #milliseconds}, the whole phone's, mJ; null where it doesn't tell. */
+    /** Energy of the whole phone per query of {@link #milliseconds}, mJ; null where the phone does not report it. */
     public Double millijoules;
-    /** How often the phone slowed itself down meanwhile; null where it doesn't tell. */
+    /** Number of throttling events while timing; null where the phone does not report it. */
     public Integer throttlingEvents;
 
     private final List<byte[]> tensors = new ArrayList<>();
@@ -45,11 +45,11 @@ public final class SelfCheck {
     private final Progress progress;
     private Vitals vitals;
 
-    /** How long to time for: so many queries, and so many seconds of them, at least. */
+    /** Minimum number of queries and seconds to measure. */
     public static final class Effort {
         public final int queries;
         public final int seconds;
-        /** A model that fails parity is timed too. */
+        /** Whether a model that fails parity is timed, too. */
         public final boolean evenIfWrong;
 
         public Effort(int queries, int seconds, boolean evenIfWrong) {
@@ -65,10 +65,10 @@ public final class SelfCheck {
     }
 
     /**
-     * Runs it. A model that fails parity is timed only where that is asked for.
+     * Runs the check. A model that fails parity is timed only on request.
      *
-     * @throws InterruptedException when the thread was interrupted
-     * @throws Exception when the bundle can't be read or the model fails
+     * @throws InterruptedException if the thread was interrupted
+     * @throws Exception if the bundle cannot be read or the model fails
      */
     public static SelfCheck run(
             Bundle bundle, Model model, GoldenImage.Decoder decoder, Effort effort, Vitals.Meters meters,
@@ -130,7 +130,7 @@ public final class SelfCheck {
         throttlingEvents = vitals.throttlingEvents();
     }
 
-    /** So many queries, and more until so many milliseconds are full; one, before them, is not counted. */
+    /** Runs at least so many queries and milliseconds, after one query that does not count; returns their latencies. */
     private double[] round(Query query, int queries, double milliseconds, boolean metered) throws Exception {
         double[] taken = new double[queries];
         int count = 0;

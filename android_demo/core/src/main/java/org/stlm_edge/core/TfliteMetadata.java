@@ -7,17 +7,17 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * What a TFLite file says of itself, so that a lone one knows its threshold: {@code stlm_edge.threshold} and more,
- * all strings.
+ * Metadata of a TFLite file, by which a file without its bundle has its threshold: {@code stlm_edge.threshold} and
+ * more, all strings.
  *
- * <p>The file is one FlatBuffer whose root is the table Model: field 2 its graphs, 4 its buffers, 6 its metadata, tables
- * of a name (0) and a buffer's number (1); a buffer has its data (0). Ours is named {@code stlm_edge}, its data a JSON
- * object of strings. Nothing but that is read, and nothing is believed of the file.
+ * <p>The file is one FlatBuffer whose root is the table Model: field 2 its graphs, 4 its buffers, 6 its metadata,
+ * tables of a name (0) and a buffer's number (1); a buffer has its data (0). Ours is named {@code stlm_edge}, its data
+ * a JSON object of strings. Only that is read, and all offsets are checked.
  */
 public final class TfliteMetadata {
     private static final String NAME = "stlm_edge";
     private static final int MAX_BYTES = 1 << 20;
-    private static final int MAX_ENTRIES = 64; // metadata of a file, of whoever's
+    private static final int MAX_ENTRIES = 64; // of all metadata in the file
     private static final int MAX_BUFFERS = 1 << 20;
     private static final int GRAPHS = 2;
     private static final int BUFFERS = 4;
@@ -30,21 +30,21 @@ public final class TfliteMetadata {
     }
 
     /**
-     * Our entries, none where the file has no such buffer.
+     * Reads our entries; empty if the file has no such buffer.
      *
-     * @throws BundleException when it isn't an intact TFLite file
-     * @throws IOException when it can't be read
+     * @throws BundleException if it is not an intact TFLite file
+     * @throws IOException if it cannot be read
      */
     public static Map<String, String> read(File file) throws IOException {
         try (RandomAccessFile opened = new RandomAccessFile(file, "r")) {
             return new TfliteMetadata(opened).entries();
         } catch (BundleException problem) {
             throw new BundleException(file + ": not an intact TFLite file (" + problem.getMessage()
-                    + "); copy it again or export anew");
+                    + "); copy it again or export it again");
         }
     }
 
-    /** The threshold among {@link #read}'s entries. Throws BundleException where there is none. */
+    /** Returns the threshold of {@link #read}'s entries. Throws BundleException if there is none. */
     public static double threshold(Map<String, String> entries) throws BundleException {
         String text = entries.get("stlm_edge.threshold");
         try {
@@ -53,10 +53,10 @@ public final class TfliteMetadata {
                 return threshold;
             }
         } catch (NumberFormatException words) {
-            // Told below.
+            // Reported below.
         }
         throw new BundleException("threshold: found " + (text == null ? "none" : Json.shorten(text, 40))
-                + " in the model's metadata, expected a number; export the model anew");
+                + " in the model's metadata, expected a number; export the model again");
     }
 
     private Map<String, String> entries() throws IOException {
@@ -69,7 +69,7 @@ public final class TfliteMetadata {
         if (graphs < 0 || vector(graphs, 4, MAX_BUFFERS) == 0) {
             throw new BundleException("it has no graph");
         }
-        forward(forward(graphs) + 4); // the first one's table
+        forward(forward(graphs) + 4); // table of the first
         long number = -1;
         long place = field(model, METADATA);
         long count = place < 0 ? 0 : vector(place, 4, MAX_ENTRIES);
@@ -77,7 +77,7 @@ public final class TfliteMetadata {
             long entry = forward(forward(place) + 4 + 4 * i);
             if (isOurs(entry)) {
                 if (number >= 0) {
-                    throw new BundleException("the metadata '" + NAME + "' stands twice");
+                    throw new BundleException("duplicate metadata '" + NAME + "'");
                 }
                 long field = field(entry, 1);
                 number = field < 0 ? 0 : number(field);
@@ -123,7 +123,7 @@ public final class TfliteMetadata {
         return entries;
     }
 
-    /** Where a table's field stands; -1 where it has its default. */
+    /** Returns the position of a table's field; -1 if it has its default. */
     private long field(long table, int field) throws IOException {
         long vtable = table - (int) number(table);
         if (4 + 2 * field + 2 > twoBytes(vtable)) {
@@ -133,7 +133,7 @@ public final class TfliteMetadata {
         return offset == 0 ? -1 : table + offset;
     }
 
-    /** How many items a vector, or string, has; all of them lie inside the file. */
+    /** Returns the length of a vector or string, checked to lie inside the file. */
     private long vector(long field, int item, int most) throws IOException {
         long start = forward(field);
         long count = number(start);

@@ -2,14 +2,14 @@ package org.stlm_edge.core;
 
 import java.math.BigDecimal;
 
-/** A text field for the threshold that the user chooses; an empty one means the bundle's own. */
+/** Text field for the user's decision threshold; empty means the bundle's own. */
 public final class ThresholdField {
-    /** Keeps the chosen threshold between starts. */
+    /** Persistent storage of the threshold. */
     public interface Store {
-        /** As text; null: none is chosen. */
+        /** Returns the threshold as text; null if the user has set none. */
         String get();
 
-        /** Null: the bundle's own again. */
+        /** Stores the threshold; null for the bundle's own. */
         void set(String threshold);
     }
 
@@ -22,7 +22,7 @@ public final class ThresholdField {
         this.store = store;
     }
 
-    /** What the field is to show now. */
+    /** Returns the text to show in the field. */
     public String show() {
         String kept = store.get();
         shown = kept == null ? "" : kept;
@@ -30,9 +30,9 @@ public final class ThresholdField {
     }
 
     /**
-     * Keeps what was typed when the field is left; what was never shown, or stands as it was shown, changes nothing.
+     * Stores the text when the field loses focus; text that was never shown, or is unchanged, has no effect.
      *
-     * @throws IllegalArgumentException when it is no threshold; the bundle's own is used then
+     * @throws IllegalArgumentException if it is no threshold; the bundle's own is then used
      */
     public void left(String typed) {
         if (shown == null || typed.equals(shown)) {
@@ -45,9 +45,9 @@ public final class ThresholdField {
     }
 
     /**
-     * The threshold that a text means, 0 to 1, with a point or a comma; null where it is empty.
+     * Parses a threshold, 0 to 1, with a decimal point or comma; returns null for an empty text.
      *
-     * @throws IllegalArgumentException when it is none
+     * @throws IllegalArgumentException if the text is no threshold
      */
     public static Double parse(String typed) {
         String text = typed.trim().replace(',', '.');
@@ -64,7 +64,7 @@ public final class ThresholdField {
         return value;
     }
 
-    /** The shortest decimal digits that are read as this very number. */
+    /** Returns the shortest decimal digits that parse as this number. */
     public static String text(double threshold) {
         return new BigDecimal(Double.toString(threshold)).toPlainString();
     }

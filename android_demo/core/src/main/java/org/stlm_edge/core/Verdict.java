@@ -2,14 +2,14 @@ package org.stlm_edge.core;
 
 import java.util.Arrays;
 
-/** What a model says of one image. */
+/** A model's verdict on one image: anomalous or normal, score and map. */
 public final class Verdict {
     private static final int HIGHEST = 100;
 
     public final boolean anomalous;
     public final double score;
     public final double threshold;
-    /** S×S, row by row: the image resized to a square, so its aspect ratio is not the image's. */
+    /** Anomaly map S×S, row by row, of the image resized to a square: its aspect ratio is not the image's. */
     public final float[] map;
 
     private Verdict(float[] map, double score, double threshold) {
@@ -19,7 +19,7 @@ public final class Verdict {
         anomalous = isAnomalous(score, threshold);
     }
 
-    /** The verdict that an anomaly map means. Throws ArithmeticException when it isn't finite. */
+    /** Returns the verdict for an anomaly map. Throws ArithmeticException if it is not finite. */
     public static Verdict of(float[] map, double threshold) {
         if (!isFinite(map)) {
             throw new ArithmeticException("the anomaly map is not finite (NaN or infinite)");
@@ -27,15 +27,15 @@ public final class Verdict {
         return new Verdict(map, scoreOf(map), threshold);
     }
 
-    /** An image is anomalous when its score is above the threshold; at the threshold it is normal. */
+    /** Returns whether the score is above the threshold; at the threshold an image is normal. */
     public static boolean isAnomalous(double score, double threshold) {
         return score > threshold;
     }
 
-    /** Mean of the 100 highest values of a map (of all of them where it has fewer). */
+    /** Returns the mean of a map's 100 highest values, or of all where it has fewer. */
     public static double scoreOf(float[] map) {
         int count = Math.min(HIGHEST, map.length);
-        float[] highest = new float[count]; // ascending; the lowest gives way
+        float[] highest = new float[count]; // ascending; a new value replaces the lowest
         System.arraycopy(map, 0, highest, 0, count);
         Arrays.sort(highest);
         for (int i = count; i < map.length; i++) {

@@ -7,21 +7,21 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 
-/** Energy and throttling, read between the queries of a self-check. What the phone doesn't tell is null. */
+/** Energy and throttling, read between the queries of a self-check. Null where the phone does not report them. */
 public final class Vitals {
-    /** The phone's own meters. */
+    /** Sensors of the phone. */
     public interface Meters {
-        /** Power that the battery gives now, mW; null, too, while a charger feeds the phone. */
+        /** Returns the power drawn from the battery, mW; null also while charging. */
         Double milliwatts();
 
-        /** Energy that the battery still holds, mJ; null, too, while a charger feeds the phone. */
+        /** Returns the energy left in the battery, mJ; null also while charging. */
         Double storedMillijoules();
 
-        /** 0: the phone does not slow itself down; more: it does, the more the higher. */
+        /** Returns Android's thermal status: 0 without throttling, higher with more. */
         Integer thermalStatus();
     }
 
-    /** A phone that tells nothing. */
+    /** Sensors of a phone that reports nothing. */
     public static final Meters NONE = new Meters() {
         @Override
         public Double milliwatts() {
@@ -40,8 +40,8 @@ public final class Vitals {
     };
 
     private static final long INTERVAL_NS = 250_000_000;
-    private static final int LEAST_STEPS = 20; // of the counter: fewer tell the energy too coarsely
-    private static final double LEAST_MILLIWATTS = 50; // a lit screen takes more: below it, the unit is another one
+    private static final int LEAST_STEPS = 20; // of the energy counter: fewer are too coarse
+    private static final double LEAST_MILLIWATTS = 50; // a lit screen draws more: below it, the phone uses another unit
 
     private final Meters meters;
     private boolean powerTold = true;
@@ -59,14 +59,14 @@ public final class Vitals {
         this.meters = meters;
     }
 
-    /** What follows counts. */
+    /** Starts counting. */
     void begin(long nanoseconds) {
         readPower(nanoseconds, false);
         readCounter(false);
         readStatus();
     }
 
-    /** Between two queries that count; reads only now and then. */
+    /** Called between two queries that count; reads the sensors only now and then. */
     void between(long nanoseconds) {
         if (nanoseconds - at >= INTERVAL_NS) {
             end(nanoseconds);
@@ -80,8 +80,8 @@ public final class Vitals {
     }
 
     /**
-     * Energy of what was counted, mJ: by the battery's counter where it made steps enough, else by its power, each
-     * reading lasting half way to the next.
+     * Returns the energy counted, mJ: from the battery's counter if it made enough steps, else from its power, where
+     * each reading holds half way to the next.
      */
     Double millijoules() {
         if (counterTold && steps >= LEAST_STEPS) {
@@ -90,7 +90,7 @@ public final class Vitals {
         return powerTold && byPower > 0 ? Double.valueOf(byPower) : null;
     }
 
-    /** How often the phone began to slow itself down, or did so further. */
+    /** Returns how often throttling began or increased. */
     Integer throttlingEvents() {
         return rises;
     }
@@ -125,7 +125,7 @@ public final class Vitals {
         status = now;
     }
 
-    /** The most memory that the process ever had resident, 10⁶ bytes, by its /proc status; null: it doesn't tell. */
+    /** Returns the peak resident memory of the process, 10⁶ bytes, from its /proc status; null where it is missing. */
     public static Double peakMemoryMb(File status) {
         try (BufferedReader lines = new BufferedReader(
                 new InputStreamReader(new FileInputStream(status), StandardCharsets.ISO_8859_1))) {

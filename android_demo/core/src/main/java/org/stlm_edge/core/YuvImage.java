@@ -1,6 +1,6 @@
 package org.stlm_edge.core;
 
-/** A camera's YUV 4:2:0 frame (BT.601, full range, as JPEG has it): brightness for each pixel, colour for each 2×2. */
+/** Camera frame in YUV 4:2:0 (BT.601, full range, as in JPEG): luma for each pixel, chroma for each 2×2. */
 public final class YuvImage implements Image {
     private final int width;
     private final int height;
@@ -11,7 +11,7 @@ public final class YuvImage implements Image {
     private final int colourStride;
     private final int colourStep;
 
-    /** Strides are from row to row, {@code colourStep} from one colour value to the next, all in bytes. */
+    /** Makes an image; strides are between rows, {@code colourStep} between chroma values, all in bytes. */
     public YuvImage(
             int width, int height, byte[] y, int yStride, byte[] u, byte[] v, int colourStride, int colourStep) {
         this.width = width;

@@ -10,8 +10,8 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * As Java sees release 2.3 (litert/kotlin/src/main/kotlin/com/google/ai/edge/litert/Model.kt); what the app calls works
- * on a JVM, by the C API.
+ * The API of release 2.3 (litert/kotlin/src/main/kotlin/com/google/ai/edge/litert/Model.kt); the methods that the app
+ * calls work on a JVM, by the C API.
  */
 public final class CompiledModel extends JniHandle {
     private static final Freed KEPT = memory -> {}; // Java frees it
@@ -19,7 +19,7 @@ public final class CompiledModel extends JniHandle {
     private final Environment environment;
     private final Pointer model;
 
-    /** What the C API calls when it needs a payload no more. */
+    /** Callback of the C API for a payload that is no longer needed. */
     public interface Freed extends Callback {
         void call(Pointer memory);
     }
@@ -52,7 +52,7 @@ public final class CompiledModel extends JniHandle {
             accelerator = accelerators[0];
         }
 
-        /** To the C API these are TOML under the accelerator's name. */
+        /** Options, which the C API takes as TOML under the accelerator's name. */
         public void setCpuOptions(CpuOptions options) {
             String text = "num_threads = " + options.numThreads + "\n";
             cpu = new Memory(text.length() + 1);

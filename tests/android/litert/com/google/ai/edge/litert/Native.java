@@ -21,7 +21,7 @@ final class Native {
         }
     }
 
-    /** Calls a function whose last argument is where it puts what it made. */
+    /** Calls a function whose last argument receives the object that it makes. */
     static Pointer made(String function, Object... arguments) throws LiteRtException {
         PointerByReference place = new PointerByReference();
         Object[] all = Arrays.copyOf(arguments, arguments.length + 1);
