@@ -1,19 +1,46 @@
-"""What takes longer than a moment says so on standard error, where that is a terminal."""
+"""Progress of long work on standard error, where that is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
-def step(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """Show what is being done; yields what to call after each of `total` parts."""
+def step(
+    description: str, total: int | None = None, *, completed: int = 0, in_bytes: bool = False, hidden: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Show what is being done.
+
+    Args:
+        description: What is being done.
+        total: The number of parts, if known.
+        completed: The parts that are done already.
+        in_bytes: The parts are bytes.
+        hidden: Show nothing.
+
+    Yields:
+        A function `advance(count=1, note="")` to call after `count` parts; the note is shown beside the bar.
+    """
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
     if total is not None:
-        columns += [BarColumn(), MofNCompleteColumn()]
+        columns += [BarColumn(), DownloadColumn() if in_bytes else MofNCompleteColumn(), TimeRemainingColumn()]
+    columns.append(TextColumn("{task.fields[note]}"))
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, completed=completed, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            progress.update(task, advance=count, note=note)
+
+        yield advance

@@ -7,7 +7,7 @@ import numpy as np
 from stlm_edge.bench.result import Accuracy
 from stlm_edge.data.sample import Sample, mask_of
 from stlm_edge.errors import JobError
-from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
+from stlm_edge.evaluation.metrics import DetectionMetrics
 
 
 class Judged:
@@ -16,27 +16,25 @@ class Judged:
     def __init__(self, samples: Sequence[Sample], size: int, name: str, progress: Callable[[str], None]) -> None:
         self.size = size
         self._samples, self._name, self._progress = samples, name, progress
-        self._scores: list[float] = []
-        self._pixels = PixelMetrics()
+        self._metrics = DetectionMetrics()
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return len(self._metrics.scores)
 
     def add(self, anomaly_map: np.ndarray, score: float) -> None:
         """The next answer, a map float S×S and a score. Raises JobError for another shape and what isn't finite."""
         sample = self._samples[len(self)]
-        self._pixels.update(anomaly_map, mask_of(sample, self.size))
-        if not np.isfinite(score):
-            raise JobError(f"{sample.image.name}: its score is not finite")
-        self._scores.append(score)
+        without_mask = sample.anomalous and sample.mask is None
+        mask = None if without_mask else mask_of(sample, self.size)
+        try:
+            self._metrics.update(anomaly_map, score, sample.anomalous, mask)
+        except JobError as error:
+            raise JobError(f"{sample.image.name}: {error}") from None
         total = len(self._samples)
         reached = len(self) * 10 // total > (len(self) - 1) * 10 // total
         self._progress(f"accuracy: {self._name}, {len(self)} of {total} images" if reached else "")
 
     def accuracy(self) -> Accuracy:
         """Of all the answers; pixel figures are None where an anomalous image has no mask, as `evaluate` has it."""
-        anomalous = [sample.anomalous for sample in self._samples]
-        found = self._pixels.compute()
-        if any(sample.anomalous and sample.mask is None for sample in self._samples):
-            return Accuracy(image_auroc(self._scores, anomalous), None, None)
-        return Accuracy(image_auroc(self._scores, anomalous), found.pixel_auroc, found.aupro)
+        metrics = self._metrics.compute()
+        return Accuracy(metrics["image_auroc"], metrics["pixel_auroc"], metrics["aupro"])

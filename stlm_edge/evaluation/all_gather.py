@@ -1,4 +1,4 @@
-"""Several processes, one evaluation: which one this is, and what they tell one another. A process alone tells itself.
+"""All-gather of several processes that evaluate together; a process alone gathers its own result.
 
 The processes are torchrun's, or whatever has initialised torch.distributed (gloo or NCCL).
 """
@@ -17,63 +17,63 @@ T = TypeVar("T")
 
 
 class LostPeer(JobError):
-    """Another process died. Every survivor says so: nobody knows who is left to say it."""
+    """Another process died. Every remaining process reports it, since none knows which others remain."""
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did; over gloo, for what they exchange lies in main memory.
+    """Join the processes of torchrun, if any, over gloo: the results that they exchange are in main memory.
 
-    A UsageError or JobError then ends all of them, and the first one alone says it.
+    A UsageError or JobError ends all of them, and only the first process reports it.
     """
-    start = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-    if start:
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if launched:
         dist.init_process_group("gloo")
     try:
         yield
     except (UsageError, JobError) as error:
-        if start and rank() > 0 and not isinstance(error, LostPeer):
+        if launched and rank() > 0 and not isinstance(error, LostPeer):
             raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
         raise
     finally:
-        if start:
+        if launched:
             dist.destroy_process_group()
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def device() -> str:
-    """This process's own GPU, or the CPU."""
+    """Return this process's own GPU, or the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def share(work: Callable[[], T]) -> list[T]:
-    """Do this process's work and return everybody's results, by rank.
+def all_gather(work: Callable[[], T]) -> list[T]:
+    """Do this process's work and return the results of all processes, by rank.
 
     A UsageError or JobError of one process is raised by all. Raises LostPeer when another process has died.
     """
+    if count() == 1:
+        return [work()]
     result: T | UsageError | JobError
     try:
         result = work()
     except (UsageError, JobError) as error:
-        if count() == 1:
-            raise
         result = error
-    results: list[Any] = [result]
-    if count() > 1:
-        results = [None] * count()
-        try:
-            dist.all_gather_object(results, result)
-        except RuntimeError as error:
-            line = str(error).splitlines()[0][:200]
-            raise LostPeer(f"process {rank()} of {count()} lost the others, one of them died ({line})") from None
-    for found in results:
-        if isinstance(found, UsageError | JobError):
-            raise found
+    results: list[Any] = [None] * count()
+    try:
+        dist.all_gather_object(results, result)
+    except RuntimeError as error:
+        line = str(error).splitlines()[0][:200]
+        raise LostPeer(f"process {rank()} of {count()} lost the others, one of them died ({line})") from None
+    for gathered in results:
+        if isinstance(gathered, UsageError | JobError):
+            raise gathered
     return results

@@ -23,7 +23,7 @@ _WRONG, _RIGHT, _OUTLINE = (176, 42, 30), (20, 110, 80), (60, 255, 150)
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """An image, what the model said of it, and its anomaly map, shrunk by `shrink`."""
+    """An image with its score and its anomaly map, reduced by `shrink`."""
 
     sample: Sample
     score: float
@@ -31,14 +31,14 @@ class Row:
 
 
 def shrink(anomaly_map: np.ndarray) -> np.ndarray:
-    """A map S×S at the size that a sheet shows: at most CELL×CELL, float32."""
+    """Return a map S×S at the size that a sheet shows: at most CELL×CELL, float32."""
     side = min(CELL, len(anomaly_map))
     image = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def write(path: Path, title: str, rows: Sequence[Row], decision_threshold: DecisionThreshold) -> None:
-    """Draw a sheet and write it as JPEG, whole or not at all. Raises UsageError for an image or mask gone bad."""
+    """Draw a sheet and write it as JPEG. Raises UsageError for an unreadable image or mask."""
     width = 3 * CELL + _TEXT + 5 * _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * (CELL + _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -61,7 +61,7 @@ def write(path: Path, title: str, rows: Sequence[Row], decision_threshold: Decis
 
 
 def _outlined(small: Image.Image, sample: Sample, image_size: tuple[int, int]) -> Image.Image:
-    """The image with a line around its anomalous regions; without a mask, the words that say so."""
+    """Draw a line around the anomalous regions of the image, or say that there is no mask."""
     if sample.mask is None:
         cell = Image.new("RGB", small.size, _PANEL)
         words = "no mask" if sample.anomalous else "normal"
@@ -79,13 +79,13 @@ def _write_verdict(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: Row, threshold: float, top_score: float
 ) -> None:
     left, top = corner
-    said = is_anomalous(row.score, threshold)
-    right = said == row.sample.anomalous
-    words = "found" if said and right else "correct" if right else "false alarm" if said else "missed"
+    verdict = is_anomalous(row.score, threshold)
+    right = verdict == row.sample.anomalous
+    words = "detected" if verdict and right else "correct" if right else "false alarm" if verdict else "missed"
     colour = _RIGHT if right else _WRONG
     draw.text((left, top + 10), words, colour, _font(26))
-    draw.text((left, top + 46), f"verdict: {'anomalous' if said else 'normal'}", _INK, _font(17))
-    draw.text((left, top + 70), f"it is: {_fitted(draw, row.sample.defect, 17, _TEXT - 60)}", _INK, _font(17))
+    draw.text((left, top + 46), f"verdict: {'anomalous' if verdict else 'normal'}", _INK, _font(17))
+    draw.text((left, top + 70), f"label: {_fitted(draw, row.sample.defect, 17, _TEXT - 60)}", _INK, _font(17))
     draw.text((left, top + 104), f"score {row.score:.4f}", _INK, _font(17))
     draw.text((left, top + 128), f"threshold {threshold:.4f}", _MUTED, _font(17))
     if top_score > 0:

@@ -1,4 +1,4 @@
-"""How well images and pixels are told apart: image AUROC and F1, pixel AUROC, and AUPRO."""
+"""Metrics of anomaly detection: image AUROC and F1, pixel AUROC, and AUPRO."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,10 +18,53 @@ _EIGHT_CONNECTED = np.ones((3, 3), dtype=int)
 _LOW, _HIGH, _NORMAL, _ANOMALOUS, _OVERLAP = range(5)  # the rows of a table of levels
 
 
-def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
-    """Area under the ROC curve of image scores, 0 to 1; ties count half. None where one of the classes is missing.
+class PixelAreas(NamedTuple):
+    """Pixel AUROC and AUPRO, 0 to 1, and their largest errors; None without both normal and anomalous pixels."""
 
-    Raises JobError for a score that is not finite.
+    pixel_auroc: float | None = None
+    pixel_auroc_error_bound: float | None = None
+    aupro: float | None = None
+    aupro_error_bound: float | None = None
+
+
+class DetectionMetrics:
+    """Image and pixel metrics of a model, from its outputs for one image after the other; maps are not kept."""
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self.anomalous: list[bool] = []
+        self._pixels = PixelMetrics()
+        self._without_mask = False
+
+    def update(self, anomaly_map: np.ndarray, score: float, anomalous: bool, mask: np.ndarray | None) -> None:
+        """Add the outputs for an image.
+
+        Args:
+            anomaly_map: H×W, float32.
+            score: Score of the image.
+            anomalous: Label of the image.
+            mask: H×W, bool, true where anomalous; None for an anomalous image without a mask.
+
+        Raises:
+            JobError: The map or score is not finite, or the map has another shape than the mask.
+        """
+        self._pixels.update(anomaly_map, np.zeros(anomaly_map.shape, bool) if mask is None else mask)
+        if not np.isfinite(score):
+            raise JobError(f"the score {score} is not finite; the model is damaged")
+        self.scores.append(score)
+        self.anomalous.append(anomalous)
+        self._without_mask |= mask is None
+
+    def compute(self) -> dict[str, float | None]:
+        """Return image_auroc, and pixel metrics by the names of PixelAreas: None where an image has no mask."""
+        pixels = PixelAreas() if self._without_mask else self._pixels.compute()
+        return {"image_auroc": image_auroc(self.scores, self.anomalous), **pixels._asdict()}
+
+
+def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
+    """Return the area under the ROC curve of image scores, 0 to 1, or None where one of the classes is missing.
+
+    Ties count half. Raises JobError for a score that is not finite.
     """
     if all(anomalous) or not any(anomalous):
         return None
@@ -35,35 +78,26 @@ def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | N
 
 
 def image_f1(verdicts: Sequence[bool], anomalous: Sequence[bool]) -> float | None:
-    """F1 = 2·TP / (2·TP + FP + FN) of verdicts on images. None where no image is anomalous."""
+    """Return F1 = 2·TP / (2·TP + FP + FN) of verdicts on images, or None where no image is anomalous."""
     if not any(anomalous):
         return None
-    found = sum(v and a for v, a in zip(verdicts, anomalous, strict=True))
-    return 2 * found / (sum(verdicts) + sum(anomalous))
-
-
-class PixelFigures(NamedTuple):
-    """Each figure from 0 to 1, with the most by which it can be off; None without both normal and anomalous pixels."""
-
-    pixel_auroc: float | None
-    pixel_auroc_error_bound: float | None
-    aupro: float | None
-    aupro_error_bound: float | None
+    true_positives = sum(v and a for v, a in zip(verdicts, anomalous, strict=True))
+    return 2 * true_positives / (sum(verdicts) + sum(anomalous))
 
 
 class PixelMetrics:
     """Pixel AUROC, and AUPRO up to a false-positive rate of 0.3, of any number of maps in bounded memory.
 
     AUPRO (Bergmann et al., "Uninformed Students", CVPR 2020) is the area under the curve of the mean share of a
-    ground-truth region that is found, over the share of normal pixels that are called anomalous, divided by the limit.
+    ground-truth region that is detected, over the false-positive rate of normal pixels, divided by the limit.
     Regions are 8-connected; the normal pixels are those of all images; ties are joined by straight lines.
 
     Pixels are ranked to 16 bits: at most 65,536 levels, each an interval of scores with its counts. Levels are cut at
     even shares of the pixels and of the anomalous regions, so that close scores stay apart at any scale, and at even
     steps of the score, so that levels stay narrow where scores are rare so far. A score between levels becomes a new
-    one, one inside a level joins it. What is lost is the order inside a level, which changes an area by
-    at most half of (its false-positive share × its true-positive share): the error bounds are the sums of these. Levels
-    of one single score lose nothing.
+    level; a score inside a level joins it. The order inside a level is lost, which changes an area by at most half of
+    (its false-positive share × its true-positive share): the error bounds are the sums of these. Levels of one single
+    score lose nothing.
     """
 
     def __init__(self) -> None:
@@ -75,7 +109,7 @@ class PixelMetrics:
         self._overlap: list[np.ndarray] = []
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
-        """Add a map H×W, float32, and its ground truth H×W, bool, true where anomalous.
+        """Add a map H×W, float32, and its mask H×W, bool, true where anomalous.
 
         Raises JobError for a map that is not finite or of another shape than its mask.
         """
@@ -99,13 +133,13 @@ class PixelMetrics:
         if self._waiting >= _CHUNK:
             self._rank()
 
-    def compute(self) -> PixelFigures:
-        """The figures of all maps so far."""
+    def compute(self) -> PixelAreas:
+        """Return the metrics of all maps so far."""
         self._rank()
         low, high, *counts = self._levels[:, ::-1]  # from the highest score on
         normal, anomalous, overlap = np.cumsum([np.append(0, count) for count in counts], axis=1)
         if not low.size or not normal[-1] or not anomalous[-1]:
-            return PixelFigures(None, None, None, None)
+            return PixelAreas()
         fpr, tpr, pro = normal / normal[-1], anomalous / anomalous[-1], overlap / overlap[-1]
 
         half_boxes = np.where(low < high, np.diff(fpr) / 2, 0)
@@ -113,7 +147,7 @@ class PixelMetrics:
         share = (FPR_LIMIT - fpr[last - 1]) / (fpr[last] - fpr[last - 1])
         limited_fpr = np.append(fpr[:last], FPR_LIMIT)
         limited_pro = np.append(pro[:last], pro[last - 1] + share * (pro[last] - pro[last - 1]))
-        return PixelFigures(
+        return PixelAreas(
             pixel_auroc=_area(fpr, tpr),
             pixel_auroc_error_bound=float(half_boxes @ np.diff(tpr)),
             aupro=_area(limited_fpr, limited_pro) / FPR_LIMIT,
@@ -121,7 +155,7 @@ class PixelMetrics:
         )
 
     def _rank(self) -> None:
-        """Count the waiting pixels into the levels, making levels of those that fall between."""
+        """Count the waiting pixels into the levels, and make levels of those that fall between."""
         if not self._waiting:
             return
         normal = np.sort(np.concatenate(self._normal))
@@ -153,7 +187,7 @@ class PixelMetrics:
 
 
 def _place(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each level starts and stops in sorted scores, and for each score whether it lies outside all levels."""
+    """Return where each level starts and stops in sorted scores, and a mask of the scores outside all levels."""
     start = np.searchsorted(scores, levels[_LOW].astype(np.float32), "left")
     stop = np.searchsorted(scores, levels[_HIGH].astype(np.float32), "right")
     steps = np.bincount(start, minlength=len(scores) + 1) - np.bincount(stop, minlength=len(scores) + 1)
@@ -166,7 +200,7 @@ def _single_scores(scores: np.ndarray, counts: tuple[int, int], overlap: np.ndar
 
 
 def _join(levels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """One level of all neighbours with equal keys."""
+    """Join neighbouring levels with equal keys."""
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     last = np.append(first[1:], keys.size) - 1
     return np.stack(
@@ -175,7 +209,7 @@ def _join(levels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def _cuts(levels: np.ndarray) -> np.ndarray:
-    """Ascending keys, at most LEVELS different ones, that cut the levels at even shares and at even steps of the score.
+    """Return ascending keys, at most LEVELS different ones, that cut the levels at even shares and even steps of score.
 
     A level that reaches over a cut of the shares starts a key and ends it: a score with many pixels stays by itself.
     """

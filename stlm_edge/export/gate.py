@@ -28,7 +28,7 @@ from stlm_edge.data.sample import Sample
 from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import JobError
 from stlm_edge.evaluation.evaluate import evaluate
-from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
+from stlm_edge.evaluation.metrics import DetectionMetrics
 from stlm_edge.export.ladder import Artifact, ConversionRequest, open_checker
 from stlm_edge.formats import files_of, metadata_entries, read_metadata
 from stlm_edge.progress import step
@@ -227,16 +227,14 @@ def pseudo_anomalies_on(normal: Sequence[Path], size: int) -> list[tuple[np.ndar
 
 def accuracy_on_pseudo_anomalies(runtime: Runtime, images: Sequence[tuple[np.ndarray, np.ndarray]]) -> Metrics:
     """Return image AUROC, pixel AUROC and AUPRO, 0 to 1, on the images and masks of `pseudo_anomalies_on`."""
-    scores, pixels = [], PixelMetrics()
+    metrics = DetectionMetrics()
     with step(f"judging pseudo-anomalies with {runtime.name}", len(images)) as advance:
         for image, mask in images:
             anomaly_map, score = runtime.run(image)
-            scores.append(score)
-            pixels.update(anomaly_map, mask)
+            metrics.update(anomaly_map, score, bool(mask.any()), mask)
             advance()
-    of_pixels = pixels.compute()
-    values = (image_auroc(scores, [bool(mask.any()) for _, mask in images]), of_pixels.pixel_auroc, of_pixels.aupro)
-    return dict(zip(METRICS, values, strict=True))
+    values = metrics.compute()
+    return {name: values[name] for name in METRICS}
 
 
 def lost_accuracy(accuracy: dict[str, Metrics], precision: str, pairs: int) -> list[str]:
