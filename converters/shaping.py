@@ -93,9 +93,9 @@ class _Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         reduce, norm, mix, last_norm = self.neck
         x = reduce(self.layers(self.patch_embed(x)))
-        x = F.layer_norm(x.permute(0, 2, 3, 1), (256,), norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
-        x = mix(x).permute(0, 2, 3, 1).reshape(-1, 256)
-        return F.layer_norm(x, (256,), last_norm.weight, last_norm.bias, last_norm.eps)
+        x = F.layer_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps).permute(0, 3, 1, 2)
+        x = mix(x).permute(0, 2, 3, 1).reshape(-1, mix.out_channels)
+        return F.layer_norm(x, last_norm.weight.shape, last_norm.weight, last_norm.bias, last_norm.eps)
 
 
 class _Stage(nn.Module):
@@ -240,7 +240,7 @@ class _SelfAttention(nn.Module):
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.v_proj, self.out_proj = attention.v_proj, attention.out_proj
         for parameter in self.q_proj.parameters():
-            parameter.data = parameter.data / (256 // HEADS) ** 0.5
+            parameter.data = parameter.data / (self.q_proj.out_features // HEADS) ** 0.5
 
     def forward(self, encoded: Tensor, tokens: Tensor) -> Tensor:
         q, k, v = _by_head(self.q_proj(encoded)), _by_head(self.k_proj(encoded)), _by_head(self.v_proj(tokens))
@@ -260,6 +260,7 @@ class _TokensToImage(nn.Module):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         exact = copy.deepcopy(attention).double()
+        self.dim = attention.q_proj.in_features
         self.q_proj, self.out_proj = attention.q_proj, attention.out_proj
         keys = exact.k_proj.weight.unflatten(0, (HEADS, -1))
         self.register_buffer("keys", (keys / keys.shape[1] ** 0.5).float())
@@ -269,12 +270,12 @@ class _TokensToImage(nn.Module):
 
     def queries(self, tokens: Tensor) -> Tensor:
         """B5×256 → B×40×256, head by head: what meets the image's cells."""
-        return (_by_head(self.q_proj(tokens)) @ self.keys).reshape(-1, 5 * HEADS, 256)
+        return (_by_head(self.q_proj(tokens)) @ self.keys).reshape(-1, HEADS * 5, self.dim)
 
     def forward(self, queries: Tensor, encoded: Tensor, image: Tensor) -> Tensor:
         attention = (queries @ encoded.transpose(1, 2)).softmax(dim=-1)
-        seen = (attention @ image).reshape(-1, HEADS, 5, 256) @ self.values
-        return self.out_proj(seen.transpose(1, 2).reshape(-1, 16 * HEADS))
+        seen = (attention @ image).reshape(-1, HEADS, 5, self.dim) @ self.values
+        return self.out_proj(seen.transpose(1, 2).reshape(-1, self.out_proj.in_features))
 
 
 class _ImageToTokens(nn.Module):
@@ -286,6 +287,7 @@ class _ImageToTokens(nn.Module):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         exact = copy.deepcopy(attention).double()
+        self.dim = attention.q_proj.in_features
         self.k_proj, self.v_proj = attention.k_proj, attention.v_proj
         queries = exact.q_proj.weight.unflatten(0, (HEADS, -1))
         scale = queries.shape[1] ** -0.5
@@ -296,9 +298,9 @@ class _ImageToTokens(nn.Module):
 
     def forward(self, encoded: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         k, v = _by_head(self.k_proj(keys)), _by_head(self.v_proj(values))
-        keys = (k @ self.queries).reshape(-1, HEADS * 5, 256)
+        keys = (k @ self.queries).reshape(-1, HEADS * 5, self.dim)
         bias = (k @ self.queries_bias).reshape(-1, 1, HEADS * 5)
-        values = (v @ self.out + self.out_bias).reshape(-1, HEADS * 5, 256)
+        values = (v @ self.out + self.out_bias).reshape(-1, HEADS * 5, self.dim)
         scores = encoded @ keys.transpose(1, 2) + bias
         attention = scores.reshape(2, -1, HEADS, 5).softmax(dim=-1).reshape(scores.shape)
         return attention @ values

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from stlm_edge import strict_json
 from stlm_edge.errors import UsageError
 from stlm_edge.files import replacing
 from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.strict_json import Between, Items
 from stlm_edge.threshold import DecisionThreshold
 
 KEY = "stlm_edge"
@@ -29,19 +28,11 @@ DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 @dataclass(frozen=True)
-class Config:
-    """What rebuilds the network."""
-
-    size: Annotated[int, Between(32, 4096)]
-    depths: Annotated[tuple[int, ...], Items(4, 4)]
-
-
-@dataclass(frozen=True)
 class Header:
     """What stands in the file's metadata besides the weights."""
 
     format_version: Literal[1]
-    config: Config
+    config: ModelConfig
     decision_threshold: DecisionThreshold | None
     provenance: dict[str, Any]
 
@@ -59,7 +50,7 @@ def save(
     path: Path, model: STLM, provenance: dict[str, Any], decision_threshold: DecisionThreshold | None = None
 ) -> None:
     """Write a checkpoint under a temporary name and rename it, so that `path` is always whole."""
-    header = Header(FORMAT_VERSION, Config(model.config.size, model.config.depths), decision_threshold, provenance)
+    header = Header(FORMAT_VERSION, model.config, decision_threshold, provenance)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
         try:
@@ -76,17 +67,14 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata())
-            config = ModelConfig(header.config.size, header.config.depths)  # type: ignore[arg-type]
             with torch.device("meta"):
-                expected = STLM(config).state_dict()
+                expected = STLM(header.config).state_dict()
             found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
             _compare(path, found, {name: (DTYPES[t.dtype], list(t.shape)) for name, t in expected.items()})
             tensors = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise UsageError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
-    model = STLM(config)
+    model = STLM(header.config)
     model.load_state_dict(tensors)
     return Checkpoint(model.eval(), header.decision_threshold, header.provenance)
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTH = 128
 RAISED, SLOPE, PRIOR = 3.0, 0.5, -4.0
 """What the map begins as: deviations that the distance is raised by, logits a deviation, logit of the mean distance."""
 
@@ -33,10 +32,12 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    def __init__(self, in_dim: int, kernel: int, dilation: int = 1):
+    """Convolution, batch norm and ReLU."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, dilation: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, WIDTH, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
-        self.norm = nn.BatchNorm2d(WIDTH)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
+        self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
@@ -45,16 +46,16 @@ class ConvNormAct(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: the global mean and dilations 1 and 3, fused by a 3×3 convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.aspp_feature_extractors = nn.ModuleList(
             [
-                nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvNormAct(WIDTH, 1)),
-                ConvNormAct(WIDTH, 1),
-                ConvNormAct(WIDTH, 3, dilation=3),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvNormAct(dim, dim, 1)),
+                ConvNormAct(dim, dim, 1),
+                ConvNormAct(dim, dim, 3, dilation=3),
             ]
         )
-        self.aspp_fusion_layer = ConvNormAct(3 * WIDTH, 3)
+        self.aspp_fusion_layer = ConvNormAct(3 * dim, dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled, near, far = (extract(x) for extract in self.aspp_feature_extractors)
@@ -63,18 +64,18 @@ class ASPP(nn.Module):
 
 
 class FeatureAggregation(nn.Module):
-    """Two streams' maps, K each of B×256×h×w → logits of the anomaly map, B×1×h×w."""
+    """Two maps of each stream, B×in_dim×h×w → logits of the anomaly map, B×1×h×w."""
 
-    def __init__(self, maps: int = 2, dim: int = 256):
+    def __init__(self, in_dim: int = 256, dim: int = 128):
         super().__init__()
-        self.maps = maps
-        self.res: Any = nn.Sequential(ResidualBlock(maps * dim, WIDTH), ResidualBlock(WIDTH, WIDTH))
+        self.in_dim = in_dim
+        self.res: Any = nn.Sequential(ResidualBlock(2 * in_dim, dim), ResidualBlock(dim, dim))
         self.head: Any = nn.Sequential(
-            ASPP(),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
-            nn.BatchNorm2d(WIDTH),
+            ASPP(dim),
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
             nn.ReLU(),
-            nn.Conv2d(WIDTH, 1, 1),
+            nn.Conv2d(dim, 1, 1),
         )
 
     @torch.no_grad()
@@ -87,13 +88,12 @@ class FeatureAggregation(nn.Module):
         logits rise gently: a steep sigmoid would level the map's peaks before it is enlarged. From random filters,
         training takes thousands of steps to find it: it is a hundredth of what the single products vary by.
         """
-        dim = self.res[0].conv1.in_channels // self.maps
         near, fusion = self.head[0].aspp_feature_extractors[1], self.head[0].aspp_fusion_layer
-        _carry(self.res[0].downsample[0], slice(dim))
+        _carry(self.res[0].downsample[0], slice(self.in_dim))
         for block in self.res:
             block.conv2.weight[0] = 0
         _carry(near.conv, 0)
-        _carry(fusion.conv, WIDTH)
+        _carry(fusion.conv, near.conv.out_channels)
         _carry(self.head[1], 0)
         for norm in (self.res[0].downsample[1], near.norm, fusion.norm, self.head[2]):
             norm.bias[0] = RAISED

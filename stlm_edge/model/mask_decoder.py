@@ -10,25 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DIM = 256
 HEADS = 8
-MLP_DIM = 2048
 MASK_TOKENS = 4
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width is `DIM / downsample`."""
+    """Multi-head attention whose inner width is `dim / downsample`."""
 
-    def __init__(self, downsample: int = 1):
+    def __init__(self, dim: int, downsample: int = 1):
         super().__init__()
-        inner = DIM // downsample
-        self.q_proj = nn.Linear(DIM, inner)
-        self.k_proj = nn.Linear(DIM, inner)
-        self.v_proj = nn.Linear(DIM, inner)
-        self.out_proj = nn.Linear(inner, DIM)
+        inner = dim // downsample
+        self.q_proj = nn.Linear(dim, inner)
+        self.k_proj = nn.Linear(dim, inner)
+        self.v_proj = nn.Linear(dim, inner)
+        self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """B×n×256, B×m×256, B×m×256 → B×n×256."""
+        """Attend from n queries to m keys: B×n×dim, B×m×dim, B×m×dim → B×n×dim."""
         b, n, _ = q.shape
         q, k, v = (
             projection(x).reshape(b, x.shape[1], HEADS, -1).transpose(1, 2)
@@ -39,10 +37,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self) -> None:
+    """Two linear layers with a ReLU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(DIM, MLP_DIM)
-        self.lin2 = nn.Linear(MLP_DIM, DIM)
+        self.lin1 = nn.Linear(dim, hidden_dim)
+        self.lin2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(F.relu(self.lin1(x)))
@@ -51,17 +51,17 @@ class MLP(nn.Module):
 class TwoWayBlock(nn.Module):
     """Tokens attend to themselves and to the image; then the image attends to the tokens."""
 
-    def __init__(self, first: bool):
+    def __init__(self, dim: int, mlp_dim: int, first: bool):
         super().__init__()
         self.first = first
-        self.self_attn = Attention()
-        self.norm1 = nn.LayerNorm(DIM)
-        self.cross_attn_token_to_image = Attention(downsample=2)
-        self.norm2 = nn.LayerNorm(DIM)
-        self.mlp = MLP()
-        self.norm3 = nn.LayerNorm(DIM)
-        self.norm4 = nn.LayerNorm(DIM)
-        self.cross_attn_image_to_token = Attention(downsample=2)
+        self.self_attn = Attention(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn_token_to_image = Attention(dim, downsample=2)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, mlp_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.norm4 = nn.LayerNorm(dim)
+        self.cross_attn_image_to_token = Attention(dim, downsample=2)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
         if self.first:
@@ -77,11 +77,13 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    def __init__(self) -> None:
+    """Two blocks of attention in both directions between tokens and image."""
+
+    def __init__(self, dim: int, mlp_dim: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([TwoWayBlock(first=True), TwoWayBlock(first=False)])
-        self.final_attn_token_to_image = Attention(downsample=2)
-        self.norm_final_attn = nn.LayerNorm(DIM)
+        self.layers = nn.ModuleList([TwoWayBlock(dim, mlp_dim, first=first) for first in (True, False)])
+        self.final_attn_token_to_image = Attention(dim, downsample=2)
+        self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
         token_pe = tokens
@@ -91,16 +93,16 @@ class TwoWayTransformer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """B×256×h×w image embedding → B×256×h×w image tokens after the two-way transformer, without any prompt."""
+    """B×dim×h×w image embedding → B×dim×h×w image tokens after the two-way transformer, without any prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int = 256, mlp_dim: int = 2048) -> None:
         super().__init__()
-        self.transformer = TwoWayTransformer()
-        self.iou_token = nn.Embedding(1, DIM)
-        self.mask_tokens = nn.Embedding(MASK_TOKENS, DIM)
+        self.transformer = TwoWayTransformer(dim, mlp_dim)
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(MASK_TOKENS, dim)
 
     def forward(self, embedding: Tensor, image_pe: Tensor, no_mask: Tensor) -> Tensor:
-        """`image_pe` is 1×hw×256, `no_mask` 1×256."""
+        """Run the transformer; `image_pe` is 1×hw×dim, `no_mask` 1×dim."""
         b, c, h, w = embedding.shape
         image = embedding.flatten(2).transpose(1, 2) + no_mask
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(b, -1, -1)

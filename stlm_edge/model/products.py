@@ -46,7 +46,8 @@ class ByOneDNN(TorchFunctionMode):
 
 def split(x: Tensor, filters: Tensor, stride: tuple[int, ...]) -> Tensor:
     """A B×C×h×w map as one of 16 or more images of fewer rows, which a 1×1 convolution cannot tell from it; inside of
-    ByOneDNN where that is no copy, else `x` itself."""
+    ByOneDNN where that is no copy, else `x` itself.
+    """
     images, channels, height, width = x.shape
     count = _images(images * height)
     if not (

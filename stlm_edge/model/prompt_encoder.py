@@ -5,20 +5,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-DIM = 256
-
 
 class RandomPositionalEncoding(nn.Module):
     """Sines and cosines of random spatial frequencies (Tancik et al. 2020), as SAM uses them."""
 
     positional_encoding_gaussian_matrix: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, DIM // 2))
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
 
     def forward(self, height: int, width: int) -> Tensor:
-        """1×hw×256: the encoding of each cell's centre, row by row."""
+        """Return the encoding of each cell's centre, row by row, 1×hw×dim."""
         matrix = self.positional_encoding_gaussian_matrix
         y = (torch.arange(height, device=matrix.device, dtype=matrix.dtype) + 0.5) / height
         x = (torch.arange(width, device=matrix.device, dtype=matrix.dtype) + 0.5) / width
@@ -28,7 +26,9 @@ class RandomPositionalEncoding(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    def __init__(self) -> None:
+    """Parameters of SAM's prompt encoder that are used without prompts."""
+
+    def __init__(self, dim: int = 256) -> None:
         super().__init__()
-        self.pe_layer = RandomPositionalEncoding()
-        self.no_mask_embed = nn.Embedding(1, DIM)
+        self.pe_layer = RandomPositionalEncoding(dim)
+        self.no_mask_embed = nn.Embedding(1, dim)

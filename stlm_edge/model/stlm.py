@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm_edge.model.feature_aggregation import FeatureAggregation
-from stlm_edge.model.mask_decoder import MaskDecoder
+from stlm_edge.model.mask_decoder import HEADS, MaskDecoder
 from stlm_edge.model.prompt_encoder import PromptEncoder
 from stlm_edge.model.tiny_vit import TinyViT
 
@@ -18,19 +18,48 @@ SCORE_PIXELS = 100
 STRIDE = 16
 
 
+def _expect_multiple(field: str, value: int, step: int, maximum: int) -> None:
+    if not (step <= value <= maximum and value % step == 0):
+        raise ValueError(f"{field} {value}: expected a multiple of {step} between {step} and {maximum}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """What rebuilds the network: the image's side in pixels, and the encoders' blocks per stage."""
+    """Input size, depth and widths of the network; the defaults are the published ones.
+
+    Raises ValueError for a value out of range.
+    """
 
     size: int = 224
-    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    """Side of the square image in pixels."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks of each of the encoders' four stages."""
+    embed_dims: tuple[int, ...] = (64, 128, 160, 320)
+    """Channels of each stage."""
+    head_width: int = 32
+    """Channels of one attention head of the encoders."""
+    decoder_dim: int = 256
+    """Channels of the image embedding and of the mask decoder."""
+    decoder_mlp_dim: int = 2048
+    fa_dim: int = 128
+    """Channels of feature aggregation."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.size, int) and 32 <= self.size <= 4096 and self.size % 32 == 0):
-            raise ValueError(f"size {self.size}: expected a multiple of 32 between 32 and 4096, such as 224 or 448")
-        if len(self.depths) != 4 or not all(isinstance(d, int) and 1 <= d <= 24 for d in self.depths):
-            raise ValueError(f"depths {self.depths}: expected four whole numbers between 1 and 24")
+        _expect_multiple("size", self.size, 32, 4096)
+        if len(self.depths) != 4 or not all(1 <= depth <= 24 for depth in self.depths):
+            raise ValueError(f"depths {self.depths}: expected four integers between 1 and 24")
+        if len(self.embed_dims) != 4:
+            raise ValueError(f"embed_dims {self.embed_dims}: expected four integers")
+        _expect_multiple("head_width", self.head_width, 1, 256)
+        _expect_multiple("embed_dims", self.embed_dims[0], 2, 1024)
+        for dim in self.embed_dims[1:]:
+            _expect_multiple("embed_dims", dim, self.head_width, 1024)
+        _expect_multiple("decoder_dim", self.decoder_dim, 2 * HEADS, 1024)
+        _expect_multiple("decoder_mlp_dim", self.decoder_mlp_dim, 1, 8192)
+        _expect_multiple("fa_dim", self.fa_dim, 1, 1024)
 
+
+PUBLISHED = ModelConfig()
 
 Maps = tuple[Tensor, Tensor]
 """A stream's two maps, B×256×h×w each: the image embedding, and the image tokens after the transformer."""
@@ -48,11 +77,11 @@ class STLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.plain = TinyViT(config.depths)
-        self.denoising = TinyViT(config.depths)
-        self.mask_decoder = MaskDecoder()
-        self.prompt_encoder = PromptEncoder()
-        self.fa = FeatureAggregation()
+        self.plain = TinyViT(config.depths, config.embed_dims, config.head_width, config.decoder_dim)
+        self.denoising = TinyViT(config.depths, config.embed_dims, config.head_width, config.decoder_dim)
+        self.mask_decoder = MaskDecoder(config.decoder_dim, config.decoder_mlp_dim)
+        self.prompt_encoder = PromptEncoder(config.decoder_dim)
+        self.fa = FeatureAggregation(config.decoder_dim, config.fa_dim)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(1, 3, 1, 1), persistent=False)
 

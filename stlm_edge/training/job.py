@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import training_samples
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model.stlm import PUBLISHED
 from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.training import initial_weights
@@ -47,13 +48,14 @@ class Job:
     workers: int | None = None
     """Processes that make the images; by default none on a CPU, up to 8 beside a GPU."""
     save_every: int = 50
-    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    network: ModelConfig = PUBLISHED
+    """Depths and widths; its size is replaced by `size`."""
 
 
 def asked_for(job: Job) -> dict[str, Any]:
     """What config.json says of the job: what must be equal for a run to be resumed. Raises UsageError."""
     try:
-        ModelConfig(job.size, job.depths)
+        replace(job.network, size=job.size)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if job.teacher not in TEACHERS:
@@ -65,7 +67,7 @@ def asked_for(job: Job) -> dict[str, Any]:
         "stlm_edge": stlm_edge.__version__,
         "recipe": asdict(job.recipe),
         "size": job.size,
-        "depths": list(job.depths),
+        "network": asdict(job.network),
         "seed": job.seed,
         "teacher": TEACHERS[job.teacher],
         "init": job.init or job.recipe.start,

@@ -29,10 +29,10 @@ from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.images import read_image
-from stlm_edge.model import STLM, ModelConfig, checkpoint
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.stlm import Maps
-from stlm_edge.runtimes.torch import answer_of
+from stlm_edge.runtimes.torch import run_model
 from stlm_edge.teachers import Teacher, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.threshold import calibrate, judge
@@ -100,8 +100,8 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
     if fabric.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(job.seed)
-    model = STLM(ModelConfig(job.size, job.depths))
-    teacher = open_teacher(job.teacher, job.teacher_weights)
+    model = STLM(replace(job.network, size=job.size))
+    teacher = open_teacher(job.teacher, job.teacher_weights, job.network.decoder_dim)
     begin(model, teacher, job, images)
     teacher = teacher.to(fabric.device)
     model = model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -193,7 +193,7 @@ def _train(job: Job, out: Path, resume: bool) -> Path:
         "seconds": round(time.monotonic() - started),
     }
     if log and curves:
-        decision_threshold = calibrate(*judge(partial(answer_of, model), held_out), job.false_alarm_rate)
+        decision_threshold = calibrate(*judge(partial(run_model, model), held_out), job.false_alarm_rate)
         checkpoint.save(finished, model, provenance, decision_threshold)
         (out / run_folder.STATE).unlink(missing_ok=True)
         log.close()
@@ -228,7 +228,8 @@ def _answer(
     model: STLM, teacher: Teacher, recipe: Recipe, come_again: bool, device: torch.device
 ) -> Callable[[np.ndarray], Maps]:
     """Who says of a clean image, S×S×3 uint8, what the denoising stream is to learn; images that `come_again` are
-    worth keeping on disk."""
+    worth keeping on disk.
+    """
     if recipe.denoising_target == "teacher" and not teacher.is_stand_in and come_again:
         return FeatureCache(teacher)
     answer: Callable[[torch.Tensor], Maps] = teacher if recipe.denoising_target == "teacher" else PlainStream(model)

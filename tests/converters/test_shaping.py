@@ -1,20 +1,22 @@
 """The network in its export form says what the checkpoint's says, on every grid, and leaves that one as it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_run import small_network
+from small_network import SMALL, small_network
 from torch import Tensor, nn
 
 from stlm_edge.converters.shaping import folded, shaped
-from stlm_edge.model import STLM
+from stlm_edge.model import STLM, ModelConfig
 
 
-def network(size: int, depths: tuple[int, int, int, int] = (1, 1, 1, 1)) -> tuple[STLM, Tensor]:
+def network(size: int, config: ModelConfig = SMALL) -> tuple[STLM, Tensor]:
     """All parameters away from where they begin, and the images that its statistics come from."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randint(0, 256, (4, 3, size // 8, size // 8), generator=generator).float()
     images = nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear").permute(0, 2, 3, 1).byte()
-    model = small_network(images, depths)
+    model = small_network(images, config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -35,7 +37,7 @@ def test_the_export_form_gives_the_models_map(size: int) -> None:
 
 
 def test_deeper_stages_and_the_decoders_maps_agree_too() -> None:
-    model, images = network(64, (2, 2, 2, 2))
+    model, images = network(64, replace(SMALL, depths=(2, 2, 2, 2)))
     form = shaped(model)
     with torch.no_grad():
         (plain, plain_tokens), (_, denoising_tokens) = model.streams(model.normalise(images[:1]))

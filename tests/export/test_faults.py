@@ -12,7 +12,7 @@ import pytest
 from disk_full import largest_file
 
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
-from stlm_edge.export.ladder import WAYS
+from stlm_edge.export.ladder import CONVERSIONS
 from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.export.targets import TARGETS, Target
 
@@ -36,7 +36,7 @@ def leaving_nothing(tmp_path: Path) -> Iterator[None]:
 def test_a_missing_package_is_named_before_the_work(
     row: Target, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way = WAYS[row.via or row.runtime]
+    way = CONVERSIONS[row.via or row.runtime]
     monkeypatch.setattr("stlm_edge.export.pipeline.Torch", lambda path: pytest.fail("the work began"))
     for missing in way.packages:
 
@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_line_whatever_the_converter_says_of_it(
     if target == "android":
         whole = shutil.copyfile(exported_for_android["fp32"].folder / "model.tflite", tmp_path.parent / "whole.tflite")
         converted_already("stlm_edge.converters.litert.to_tflite", whole)
-    with leaving_nothing(tmp_path), pytest.raises(JobError) as failure, largest_file(1 << 20):
+    with leaving_nothing(tmp_path), pytest.raises(JobError) as failure, largest_file(1 << 18):
         export(
             target,
             via=via,

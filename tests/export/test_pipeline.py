@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from damage import (
     threshold_off_by_five_percent,
     transposed_map,
 )
+from small_network import SMALL
 from tiny import tiny_image
 
 import stlm_edge
-from stlm_edge.bundle.reader import FRONTIER
+from stlm_edge.bundle.reader import CANDIDATES
 from stlm_edge.converters import quantization
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export.pipeline import Exported, export, flops, over_budget
@@ -74,7 +76,7 @@ def test_the_manifest_says_where_the_model_comes_from_and_how_near_it_is(
 
 def test_what_was_done_can_be_told_and_kept(exported: dict[str, Exported]) -> None:
     done = exported["int8"]
-    figures = json.loads(json.dumps(done.figures(), allow_nan=False))
+    figures = json.loads(json.dumps(done.as_json(), allow_nan=False))
     assert figures["parity"]["images"] == 24
     assert figures["golden_parity"]["images"] == 8
     assert figures["losses"] == figures["flips"] == []
@@ -147,19 +149,19 @@ def test_where_int8_fails_the_gate_the_layers_it_hurts_most_stay_in_float(
     quantized = [node.input[1] for node in proto.graph.node if node.op_type == "MatMulInteger"]
     assert len(quantized) > 20
     assert not [name for name in quantized if name.startswith(kept)]
-    first, second = done.frontier
+    first, second = done.candidates
     assert first.losses
-    assert (second.kept, second.losses, second.verdict_failures) == ((kept,), [], 0)
-    assert first.what == second.what == "linear layers"
+    assert (second.kept_in_float, second.losses, second.verdict_failures) == ((kept,), [], 0)
+    assert first.scope == second.scope == "linear layers"
     assert second.cosine > first.cosine
     assert second.bytes > first.bytes
     assert second.latency_ms is not None
     assert second.latency_ms > 0
     assert re.search(r"kept in float .*\n +0 .* fail.*\n +1 .* holds", done.describe())
-    assert json.loads(json.dumps(done.figures()))["frontier"][1]["kept"] == [kept]
-    timed = json.loads((done.folder / FRONTIER).read_text())
+    assert json.loads(json.dumps(done.as_json()))["candidates"][1]["kept_in_float"] == [kept]
+    timed = json.loads((done.folder / CANDIDATES).read_text())
     assert [tried.pop("latency_ms") for tried in timed] == [first.latency_ms, second.latency_ms]
-    assert timed == json.loads(json.dumps(done.manifest.provenance["frontier"])), (
+    assert timed == json.loads(json.dumps(done.manifest.provenance["candidates"])), (
         "the manifest, which must not vary, has all but times"
     )
 
@@ -180,7 +182,7 @@ def test_a_try_that_does_not_run_is_told_among_the_others(
 
     monkeypatch.setattr(quantization, "to_int8", to_int8)
     done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
-    first, second = done.frontier
+    first, second = done.candidates
     assert (first.latency_ms, first.cosine, first.verdict_failures) == (None, 0, 24)
     assert re.search("the int8 model fails on normal-00: .* not finite", first.losses[0])
     assert second.losses == []
@@ -305,7 +307,7 @@ def test_the_full_network_s_size_is_held_against_its_budget(tmp_path: Path) -> N
         "23.0 MB: more than the 22 MB that int8 should take at S=224"
     ]
     assert over_budget(tmp_path / "model.onnx", "fp16", full) == []
-    assert over_budget(tmp_path / "model.onnx", "int8", STLM(ModelConfig(224, (1, 1, 1, 1)))) == []
+    assert over_budget(tmp_path / "model.onnx", "int8", STLM(replace(SMALL, size=224))) == []
 
 
 def test_a_checkpoint_without_a_threshold_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     convert_by(None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
     try:
         with pytest.raises(SystemExit) as end, exit_with_one_line():
             export("cpu", checkpoint=small_checkpoint, precision="fp32", out=tmp_path / "bundle")

@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_network import SMALL
 
 from stlm_edge.errors import UsageError
-from stlm_edge.model import STLM, ModelConfig, checkpoint
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.threshold import DecisionThreshold
 
 THRESHOLD = DecisionThreshold(0.5, 0.25, 0.1, 0.9, 0.01, 30, "maximum plus margin", 0.02, "training")
@@ -21,7 +22,7 @@ THRESHOLD = DecisionThreshold(0.5, 0.25, 0.1, 0.9, 0.01, 30, "maximum plus margi
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return STLM(ModelConfig(64, (1, 1, 1, 1))).eval()
+    return STLM(SMALL).eval()
 
 
 @pytest.fixture
@@ -103,14 +104,24 @@ def test_weights_of_another_shape(model, saved):
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"size": 100, "depths": [1, 1, 1, 1]}, "size 100: expected a multiple of 32"),
-        ({"size": 64, "depths": [1, 1, 1, 10**9]}, "depths .* expected four whole numbers between 1 and 24"),
-        ({"size": 10**9, "depths": [1, 1, 1, 1]}, "config.size: found 1000000000, expected at least 32"),
-        ({"size": 64, "depths": [1, 1, 1, 2]}, "it is of another network"),
+        ({"size": 100}, "size 100: expected a multiple of 32"),
+        ({"size": 10**9}, "size 1000000000: expected .* 4096"),
+        ({"depths": [1, 1, 1, 10**9]}, "depths .* expected four integers between 1 and 24"),
+        ({"depths": [1, 1, 1]}, "depths .* expected four integers"),
+        ({"embed_dims": [16, 32, 32]}, "embed_dims .* expected four integers"),
+        ({"embed_dims": [16, 32, 32, 10**9]}, "embed_dims 1000000000: expected a multiple of 16"),
+        ({"head_width": 0}, "head_width 0: expected"),
+        ({"head_width": 3}, "embed_dims 32: expected a multiple of 3"),
+        ({"decoder_dim": 10**9}, "decoder_dim 1000000000: expected a multiple of 16"),
+        ({"decoder_mlp_dim": 10**9}, "decoder_mlp_dim 1000000000: expected"),
+        ({"fa_dim": "24"}, 'config.fa_dim: found "24", expected an integer'),
+        ({"depths": [1, 1, 1, 2]}, "it is of another network"),
+        ({"decoder_dim": 1024}, "it is of another network"),
     ],
 )
 def test_a_hostile_config_is_refused_before_anything_is_built(saved, config, line):
-    header = _header(saved) | {"config": config}
+    header = _header(saved)
+    header["config"] |= config
     rewritten(saved, lambda h: h["__metadata__"].update({checkpoint.KEY: json.dumps(header)}))
     with pytest.raises(UsageError, match=line):
         checkpoint.load(saved)
@@ -135,7 +146,7 @@ from pathlib import Path
 from stlm_edge.model import checkpoint
 from stlm_edge.errors import exit_with_one_line
 opened = checkpoint.load(Path({str(saved)!r}))
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, {resource.RLIM_INFINITY}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, {resource.RLIM_INFINITY}))
 with exit_with_one_line():
     checkpoint.save(Path({str(saved)!r}), opened.model, {{}})
 """

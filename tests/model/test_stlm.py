@@ -1,18 +1,19 @@
 """The network at any size: its grid, its input, what feature aggregation begins as, and stale biases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from small_network import SMALL
 
-from stlm_edge.model import STLM, ModelConfig
+from stlm_edge.model import STLM
 from stlm_edge.model.feature_aggregation import FeatureAggregation
-
-SHALLOW = (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("size", [64, 96, 224])
 def test_any_multiple_of_32_gives_a_map_of_the_image(size):
-    model = STLM(ModelConfig(size, SHALLOW)).eval()
+    model = STLM(replace(SMALL, size=size)).eval()
     image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():
         anomaly_map, score = model(image)
@@ -25,7 +26,7 @@ def test_any_multiple_of_32_gives_a_map_of_the_image(size):
 def test_attention_biases_follow_every_change():
     """A gathered copy would miss a loaded weight, or a cast, or `eval()`."""
     torch.manual_seed(0)
-    model = STLM(ModelConfig(64, SHALLOW)).eval()
+    model = STLM(SMALL).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         before = model.plain(model.normalise(image))
@@ -39,7 +40,7 @@ def test_attention_biases_follow_every_change():
 
 
 def test_the_final_token_attention_is_kept_but_never_used():
-    model = STLM(ModelConfig(64, SHALLOW)).eval()
+    model = STLM(SMALL).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     transformer = model.mask_decoder.transformer
     with torch.inference_mode():

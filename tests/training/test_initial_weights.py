@@ -4,15 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from small_network import SMALL
 
 from stlm_edge.errors import UsageError
 from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.model.tiny_vit import TinyViT
 from stlm_edge.teachers import sam
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.training import initial_weights
-
-SMALL = ModelConfig(64, (1, 1, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def test_the_shipped_start_fits_the_network_and_is_small(teacher):
 
 def test_a_start_of_another_teacher_is_for_changing_not_for_keeping(tmp_path):
     torch.manual_seed(0)
-    other = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64)
+    other = sam.Sam("vit_t", STLM(SMALL).plain, digest="0" * 64, config=SMALL)
     initial_weights.save(tmp_path / "initial_weights.safetensors", STLM(SMALL), EfficientNetLite0(), {})
     model = STLM(SMALL)
     initial_weights.load(tmp_path / "initial_weights.safetensors", model, other)
@@ -64,7 +62,7 @@ def test_a_start_of_another_teacher_is_for_changing_not_for_keeping(tmp_path):
 
 def test_mobile_sams_weights_begin_encoder_and_decoder(teacher):
     torch.manual_seed(0)
-    published, model = sam.Sam("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64), STLM(SMALL)
+    published, model = sam.Sam("vit_t", STLM(SMALL).plain, digest="0" * 64, config=SMALL), STLM(SMALL)
     initial_weights.copy_mobile_sam(published, model)
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():

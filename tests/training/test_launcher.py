@@ -19,7 +19,9 @@ from stlm_edge.training.launcher import supervise
 
 SCRIPT = """
 import dataclasses, sys
+sys.path.append("TESTS")
 from pathlib import Path
+from small_network import SMALL
 from stlm_edge.training import launcher as processes
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.training.job import Job
@@ -34,8 +36,8 @@ recipe = dataclasses.replace(
 with exit_with_one_line("interrupted"):
     if processes.is_supervisor_needed(count):
         raise SystemExit(processes.supervise(count))
-    train(Job(data, recipe, 64, save_every=2, depths=(1, 1, 1, 1)), out, resume=True)
-"""
+    train(Job(data, recipe, 64, save_every=2, network=SMALL), out, resume=True)
+""".replace("TESTS", str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_network import SMALL
 
 from stlm_edge.data.batches import AnomalousImages
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.model import STLM, ModelConfig, checkpoint
-from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.model import STLM, checkpoint
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.teachers.sam import Sam
 from stlm_edge.training import initial_weights
@@ -61,7 +61,7 @@ def images(tmp_path_factory):
 
 
 def job(images, **changes):
-    return Job(images, RECIPE, 64, save_every=2, depths=(1, 1, 1, 1), **changes)
+    return Job(images, RECIPE, 64, save_every=2, network=SMALL, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -227,14 +227,12 @@ def test_an_unreadable_image_stops_before_training(images, tmp_path):
 def a_start(folder):
     """A start's file of the small network, random weights in it."""
     torch.manual_seed(7)
-    initial_weights.save(
-        folder / "initial_weights.safetensors", STLM(ModelConfig(64, (1, 1, 1, 1))), EfficientNetLite0(), {}
-    )
+    initial_weights.save(folder / "initial_weights.safetensors", STLM(SMALL), EfficientNetLite0(), {})
     return folder / "initial_weights.safetensors"
 
 
 def test_what_a_recipe_freezes_stays():
-    model = STLM(ModelConfig(64, (1, 1, 1, 1)))
+    model = STLM(SMALL)
     recipe = RECIPES["quick"]
     freeze(model, recipe)
     trained = {id(p) for o in make_optimisers(model, recipe) for group in o.param_groups for p in group["params"]}
@@ -245,7 +243,7 @@ def test_what_a_recipe_freezes_stays():
 
 def test_quick_changes_the_denoising_stream_alone(images, tmp_path):
     recipe = dataclasses.replace(RECIPES["quick"], steps=3, batch=2)
-    mine, before = a_start(tmp_path), STLM(ModelConfig(64, (1, 1, 1, 1)))
+    mine, before = a_start(tmp_path), STLM(SMALL)
     initial_weights.load(mine, before, EfficientNetLite0())
     trained = load_file(train(dataclasses.replace(job(images, init=str(mine)), recipe=recipe), tmp_path / "run"))
     for name, tensor in before.state_dict().items():
@@ -257,7 +255,7 @@ def test_quick_changes_the_denoising_stream_alone(images, tmp_path):
 def test_the_paper_recipe_is_the_published_one():
     recipe = RECIPES["paper"]
     assert (recipe.size, recipe.batch, recipe.epochs) == (1024, 2, 200)
-    adam, sgd = make_optimisers(STLM(ModelConfig(64, (1, 1, 1, 1))), recipe)
+    adam, sgd = make_optimisers(STLM(SMALL), recipe)
     assert {(group["lr"], group["betas"]) for group in adam.param_groups} == {(5e-4, (0.5, 0.999))}
     assert [(group["lr"], group["momentum"], group["weight_decay"]) for group in sgd.param_groups] == [
         (0.1, 0.9, 1e-4),
@@ -325,7 +323,7 @@ class CountingSam(Sam):
 
     def __init__(self, *_):
         torch.manual_seed(3)
-        super().__init__("vit_t", TinyViT((1, 1, 1, 1)), digest="0" * 64, native_size=64)
+        super().__init__("vit_t", STLM(SMALL).plain, digest="0" * 64, native_size=64, config=SMALL)
 
     def forward(self, image):
         CountingSam.asked += len(image)

@@ -26,6 +26,7 @@ from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.export.web_site import add_page, page_files
 from stlm_edge.files import sha256_of
 from stlm_edge.images import load
+from stlm_edge.model import ModelConfig
 
 Seen = dict[str, Any]
 SIZE = 64
@@ -36,8 +37,8 @@ BROKEN = {
     "no-onnx": "model.onnx: Can't create a session",
     "bad-manifest": "manifest.json: verdict_delta: expected",
     "no-manifest": "manifest.json: missing on the server (404)",
-    "other-runtime": "manifest.json: a bundle of target cpu, for litert; this page runs those of target web",
-    "no-worker": "worker.js, or a script that it needs, can't be loaded; copy the site again or export it anew",
+    "other-runtime": "manifest.json: target cpu with runtime litert, expected a bundle of target web",
+    "no-worker": "worker.js, or a script that it needs, can't be loaded; copy the site again or export it again",
     "no-script": "runtime/ort.wasm.min.js: ",
     "no-glue": "runtime/ort-wasm-simd-threaded.js: ",
     "changed-binary": "runtime/ort-wasm-simd-threaded.wasm: not the file that site.json lists (sha256 differs)",
@@ -49,14 +50,14 @@ REFUSED = {
     "huge.jpg": "huge.jpg: 12000×9000, more than 100,000,000 pixels; scale the image down or crop it first",
     "cut.jpg": "truncated or damaged",
     "cmyk.jpg": "CMYK",
-    "clear.png": "see-through in places",
+    "clear.png": "partly transparent",
     "a.tif": "(a TIFF)",
     "damaged.png": "this browser can't decode it",
 }
 
 
 def refused(folder: Path) -> dict[str, str]:
-    """Files by name, each of which the page refuses."""
+    """Write files that the page refuses; return their paths by name."""
     (folder / "text.png").write_text("this is no image\n")
     (folder / "empty.png").touch()
     Image.new("L", (12_000, 9_000), 90).save(folder / "huge.jpg", quality=5)
@@ -77,7 +78,7 @@ def refused(folder: Path) -> dict[str, str]:
 
 
 def of_many_kinds(folder: Path) -> list[str]:
-    """Names of images whose decoding differs: kinds, orientations, depths, sizes beyond one tile."""
+    """Write images of many kinds, orientations, depths and sizes; return their names."""
     image = tiny_image(303, defect=True, width=97, height=61)
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -103,7 +104,7 @@ def of_many_kinds(folder: Path) -> list[str]:
 
 
 def linear_profile() -> bytes:
-    """sRGB's primaries without its curve: a reader that applies it makes another image."""
+    """Return a profile with sRGB's primaries without its curve, which changes the image if a reader applies it."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exponents = [struct.pack(">i", round(exponent * 65536)) for exponent in (2.4, 1.0)]
     assert exponents[0] in profile
@@ -111,7 +112,7 @@ def linear_profile() -> bytes:
 
 
 def copy_tiny(root: Path, name: str) -> Path:
-    """tiny/ again under another name; the runtime's files are links."""
+    """Copy tiny/ under another name; the runtime's files are links."""
     shutil.copytree(root / "tiny", root / name, ignore=shutil.ignore_patterns("runtime"))
     (root / name / "runtime").mkdir()
     for path in (root / "tiny" / "runtime").iterdir():
@@ -119,8 +120,8 @@ def copy_tiny(root: Path, name: str) -> Path:
     return root / name
 
 
-def export_anew(root: Path, name: str, threshold: float) -> None:
-    """tiny/ with another model and threshold."""
+def export_again(root: Path, name: str, threshold: float) -> None:
+    """Write tiny/ with another model and threshold."""
     site = copy_tiny(root, name)
     bundle = site / "fp32"
     model = onnx.load(bundle / "model.onnx")
@@ -174,7 +175,7 @@ def break_site(site: Path, how: str) -> None:
 def root(
     runtime: None, exported_for_web: dict[str, Exported], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What is served: site/, tiny/ with a model of a few nodes, the broken ones, images/."""
+    """Return the folder to serve: site/, tiny/ with a model of a few nodes, the broken ones, images/."""
     root = tmp_path_factory.mktemp("served")
     shutil.copytree(exported_for_web["int8"].folder.parent, root / "site")
     shutil.copytree(tiny_bundle, root / "tiny" / "fp32")
@@ -186,7 +187,7 @@ def root(
         copy_tiny(root, name)
     (root / "no-icon" / "icon.svg").unlink()
     for name, threshold in NEW_THRESHOLDS.items():
-        export_anew(root, name, threshold)
+        export_again(root, name, threshold)
     for name in ("images", "refused", "judged"):
         (root / name).mkdir()
     return root
@@ -194,7 +195,7 @@ def root(
 
 @pytest.fixture(scope="module")
 def judged(root: Path, exported_for_web: dict[str, Exported]) -> dict[str, stlm_edge.Verdict]:
-    """Python's verdicts on some images by path: two of each kind, none near to the threshold."""
+    """Return Python's verdicts on some images by path: two of each kind, none near the threshold."""
     bundle = stlm_edge.open(exported_for_web["int8"].folder)
     found: dict[bool, dict[str, Any]] = {False: {}, True: {}}
     for seed in range(100, 112):
@@ -221,7 +222,7 @@ def seen(browse: Callable[..., Seen], root: Path, judged: dict[str, Any]) -> See
     )
 
 
-def test_an_image_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[str, Any]) -> None:
+def test_image_gets_verdict_of_python(seen: Seen, judged: dict[str, Any]) -> None:
     for path, verdict in judged.items():
         shown = seen["use"]["judged"][path]
         assert shown["problems"] == []
@@ -234,24 +235,24 @@ def test_an_image_gets_the_verdict_that_python_gives(seen: Seen, judged: dict[st
     }
 
 
-def test_the_history_brings_an_earlier_verdict_back(seen: Seen, judged: dict[str, Any]) -> None:
+def test_history_shows_earlier_verdict(seen: Seen, judged: dict[str, Any]) -> None:
     assert seen["use"]["history"] == len(judged) + 1
     assert seen["use"]["looked_back"]["name"] == Path(next(iter(judged))).name
 
 
-def test_the_page_says_what_it_runs_on_and_has_threads_on_any_server(seen: Seen) -> None:
+def test_page_shows_backend_and_has_threads_on_any_server(seen: Seen) -> None:
     assert seen["use"]["isolated"] is True, "the service worker's headers isolate it"
     assert "Runs on WebAssembly" in seen["use"]["where"]
     assert "int8 model, 64×64" in seen["use"]["where"]
     assert "WebGPU finds no graphics adapter" in seen["use"]["where"]
 
 
-def test_nothing_is_loaded_from_elsewhere_and_the_policy_hinders_nothing(seen: Seen) -> None:
+def test_nothing_is_loaded_from_other_servers_or_blocked_by_policy(seen: Seen) -> None:
     assert seen["use"]["foreign"] == []
     assert seen["use"]["console"] == []
 
 
-def test_the_self_check_finds_the_parity_that_python_finds(seen: Seen, exported_for_web: dict[str, Exported]) -> None:
+def test_self_check_has_parity_of_python(seen: Seen, exported_for_web: dict[str, Exported]) -> None:
     bench = strict_json.read(Bench, json.loads(seen["use"]["bench"]), "bench.json")
     assert list(json.loads(seen["use"]["bench"]))[-1] == "done"
     (row,) = bench.rows
@@ -275,30 +276,30 @@ def test_the_self_check_finds_the_parity_that_python_finds(seen: Seen, exported_
     assert bench.machine.packages == {"onnxruntime-web": "1.30.0"}
 
 
-def test_the_page_answers_while_the_model_runs(seen: Seen) -> None:
+def test_page_stays_responsive_while_model_runs(seen: Seen) -> None:
     assert seen["use"]["unresponsive_ms"] < 1000
     assert seen["camera"]["unresponsive_ms"] < 1000
 
 
 @pytest.mark.parametrize("scenario", ["use", "images", "loading", "camera"])
-def test_it_is_accessible_and_fits_narrow_and_wide_screens(seen: Seen, scenario: str) -> None:
+def test_page_is_accessible_on_narrow_and_wide_screens(seen: Seen, scenario: str) -> None:
     assert seen[scenario]["axe"] == []
 
 
-def test_while_it_loads_it_says_so_and_then_it_is_there(seen: Seen) -> None:
+def test_page_reports_that_model_is_loading(seen: Seen) -> None:
     (message,) = seen["loading"]["early"]
     assert message.startswith("The model is not loaded yet")
     assert seen["loading"]["loading_hidden"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_readable_image_is_refused_in_words(seen: Seen, name: str) -> None:
+def test_unreadable_image_is_refused(seen: Seen, name: str) -> None:
     (message,) = seen["images"]["refused"][name]
     assert message.startswith(f"{name}: ")
     assert REFUSED[name] in message
 
 
-def test_decoding_and_resizing_is_pythons_within_one_grey_level(seen: Seen, root: Path) -> None:
+def test_decoding_and_resizing_match_python_within_one_grey_level(seen: Seen, root: Path) -> None:
     squares = seen["images"]["squares"]
     assert len(squares) > 30
     for name, square in squares.items():
@@ -307,20 +308,20 @@ def test_decoding_and_resizing_is_pythons_within_one_grey_level(seen: Seen, root
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_site_says_what_is_wrong(seen: Seen, name: str) -> None:
+def test_broken_site_reports_problem(seen: Seen, name: str) -> None:
     message, when_an_image_is_dropped = seen["broken"][f"{name}/"]
     assert BROKEN[name] in message
     assert when_an_image_is_dropped == message
 
 
-def test_it_works_where_the_server_isolates_pages_and_where_no_service_worker_can_be(seen: Seen) -> None:
+def test_page_works_on_isolating_server_and_without_service_worker(seen: Seen) -> None:
     isolated, without = seen["served"]["isolated/"], seen["served"]["no-icon/"]
-    assert isolated["offline"], "what it kept is said to be kept"
+    assert isolated["offline"], "the model is cached"
     assert isolated["judged"] == without["judged"]
     assert isolated["judged"]["problems"] == []
 
 
-def test_a_site_exported_anew_is_taken_whole_or_not_at_all(seen: Seen) -> None:
+def test_new_version_of_site_replaces_all_files_together(seen: Seen) -> None:
     updated = seen["updated"]
     assert [updated[when]["problems"] for when in ("before", "offered", "after", "interrupted")] == [[]] * 4
     assert updated["offered"]["threshold"] == updated["before"]["threshold"], "until it is loaded again"
@@ -329,36 +330,36 @@ def test_a_site_exported_anew_is_taken_whole_or_not_at_all(seen: Seen) -> None:
     assert updated["caches"] == 1
 
 
-def test_the_camera_is_judged_live_and_its_refusal_is_said(seen: Seen) -> None:
+def test_camera_is_judged_live_and_denied_permission_reported(seen: Seen) -> None:
     (message,) = seen["camera"]["refused"]
-    assert message.startswith("Camera: the browser or you refused the camera; allow it for this page")
+    assert message.startswith("Camera: permission denied; allow the camera")
     assert seen["camera"]["live"]["verdict"] in ("✗ Anomalous", "✓ Normal")
     assert seen["camera"]["kept"] == 1
     assert seen["camera"]["problems"] == []
     assert seen["camera"]["console"] == []
 
 
-def test_the_camera_is_opened_once_and_given_back(seen: Seen, judged: dict[str, Any]) -> None:
+def test_camera_is_opened_once_and_released(seen: Seen, judged: dict[str, Any]) -> None:
     camera = seen["camera"]
-    assert camera["opened"] == 1, "by two presses while the browser asks"
+    assert camera["opened"] == 1, "by two clicks while the browser asks for permission"
     assert (camera["dropped"]["name"], camera["dropped"]["running"]) == (Path(next(iter(judged))).name, 0)
     (gone,) = camera["gone"]
-    assert gone.startswith("Camera: it is gone; plug it in")
+    assert gone.startswith("Camera: disconnected; plug it in")
     (no_image,) = camera["no_image"]["problems"]
-    assert no_image.startswith("Camera: it gives no image")
+    assert no_image.startswith("Camera: no image")
     assert camera["no_image"]["running"] == 0
 
 
-def test_it_works_when_the_server_is_gone(seen: Seen, judged: dict[str, Any], tiny_bundle: Path) -> None:
+def test_page_works_offline(seen: Seen, judged: dict[str, Any], tiny_bundle: Path) -> None:
     expected = stlm_edge.open(tiny_bundle).predict(next(iter(judged)))
     assert seen["offline"]["judged"]["score"] == pytest.approx(expected.score, abs=1e-4)
     assert seen["offline"]["judged"]["verdict"] == ("✗ Anomalous" if expected.anomalous else "✓ Normal")
 
 
 @pytest.mark.slow
-def test_a_network_of_full_size_keeps_the_pages_budget(browse: Callable[..., Seen], tmp_path: Path) -> None:
+def test_full_network_keeps_budgets_of_size_and_speed(browse: Callable[..., Seen], tmp_path: Path) -> None:
     """On two cores: little beside the model, a first verdict within 5 s, then 3 a second at S=224 in int8."""
-    checkpoint = write_small_run(tmp_path / "run", size=224, depths=(2, 2, 6, 2))
+    checkpoint = write_small_run(tmp_path / "run", config=ModelConfig())
     bundle = tmp_path / "site" / "int8"
     done = export("web", checkpoint=checkpoint, precision="int8", out=bundle, allow_parity_loss=True)
     add_page(tmp_path / "site", [bundle])
@@ -375,7 +376,7 @@ def test_a_network_of_full_size_keeps_the_pages_budget(browse: Callable[..., See
 
 
 @pytest.mark.slow
-def test_webgpu_gives_pythons_verdicts_on_an_adapter_that_the_processor_plays(
+def test_webgpu_gives_verdicts_of_python_on_software_adapter(
     browse: Callable[..., Seen], exported: dict[str, Exported], judged: dict[str, Any], tmp_path: Path
 ) -> None:
     """In fp32: the adapter has no 16-bit shaders. It shows that the WebGPU build loads and computes, not how fast."""
