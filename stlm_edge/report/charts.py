@@ -304,7 +304,7 @@ def _golden_marks(axes: Any, values_by_artifact: PerImage, cross: bool = False) 
     """Draw one mark per artifact and image, side by side on the image's line."""
     for number, (name, values) in enumerate(values_by_artifact):
         colour, marker = MARKS[number]
-        lines = np.arange(len(values)) + 0.25 * (number - (len(values_by_artifact) - 1) / 2)
+        lines = np.arange(len(values)) + 0.8 / MOST * (number - (len(values_by_artifact) - 1) / 2)
         style: Any = {"marker": "x", "linewidth": 1.6} if cross else {"marker": marker, "linewidth": 0}
         axes.scatter(values, lines, 30 if cross else 17, color=colour, label=_short(name), zorder=3, **style)
 

@@ -267,8 +267,8 @@ def test_each_device_has_a_summary_and_its_own_rows(tmp_path: Path) -> None:
     page = render(tmp_path, host_and_board())
     begin = page.text[: page.text.index("Devices Example")]
     assert "Same verdicts as the trained model on 1 of 2 devices; 1 more returned no result" in begin
-    assert "Example CPU this machine ✓ yes" in begin
-    assert "Jetson Orin Nano ssh:nano ✗ no: 1 of 2 artifacts failed" in begin
+    assert "Example CPU this machine ✓ same verdicts" in begin
+    assert "Jetson Orin Nano ssh:nano ✗ 1 of 2 artifacts failed" in begin
     assert "5.2 ms per image, p90 Artifact cpu-fp32, fp32 Energy per image 12.5" in begin
     assert "adb:77 returned no result: lost: unplugged" in begin
     assert page.text.count("lost: unplugged") == 1
