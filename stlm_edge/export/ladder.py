@@ -100,11 +100,11 @@ def _to_browser(request: ConversionRequest) -> Iterator[Artifact]:
 
 
 def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
+    from stlm_edge.bundle.engine import trtexec_line
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.qdq import reach_of
     from stlm_edge.converters.sensitivity import LINEAR
-    from stlm_edge.bundle.engine import trtexec_line
 
     graph = tensorrt.read(_write_onnx(request, request.beside("untyped")))
     notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")

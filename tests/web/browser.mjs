@@ -1,4 +1,4 @@
-// Drives the page in headless Chromium as a user would, and prints what was seen as one object of JSON.
+// Drives the page in headless Chromium as a user would, and prints what it observed as one JSON object.
 //
 //   node browser.mjs CONFIG     CONFIG is JSON: chromium, tools (a folder of npm packages), root (what is served), shots
 
@@ -10,11 +10,11 @@ import { extname, join, normalize } from "node:path";
 const config = JSON.parse(process.argv[2]);
 const { chromium } = createRequire(join(config.tools, "package.json"))("./playwright-core");
 const axe = await readFile(join(config.tools, "axe-core", "axe.min.js"), "utf8");
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json" }; // as some servers have it: neither .mjs nor .wasm
+const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json" }; // like a server that knows neither .mjs nor .wasm
 
 const ISOLATED = { "Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Opener-Policy": "same-origin" };
 
-/** A static server like any other: no special headers, but under isolated/. The model of slow/ waits for `release`. */
+/** Start a static server without special headers except in isolated/. The model in slow/ waits for `release`. */
 let release, asked;
 const released = new Promise((resolve) => (release = resolve));
 const modelAsked = new Promise((resolve) => (asked = resolve));
@@ -74,10 +74,10 @@ async function judge(page, file) {
   return { ...(await verdict(page)), problems: await problems(page) };
 }
 
-/** Images of the page, narrow and wide; resolves to what axe says against either. */
+/** Take screenshots of the page, narrow and wide; resolves to the accessibility problems that axe finds. */
 async function look(page, name) {
   const found = [];
-  await page.evaluate(axe); // by the debugger, which no Content-Security-Policy hinders
+  await page.evaluate(axe); // through the debugger, which no Content-Security-Policy blocks
   for (const width of [390, 1280]) {
     await page.setViewportSize({ width, height: 900 });
     await page.screenshot({ path: join(config.shots, `${name}-${width}.png`), fullPage: true });
@@ -91,7 +91,7 @@ async function look(page, name) {
   return found;
 }
 
-/** From here on, the longest time in which the page did nothing: `blocked(page)`, in ms. */
+/** Start measuring the longest time in which the page did not respond, in ms: `blocked(page)`. */
 const watch = (page) =>
   page.evaluate(() => {
     globalThis.longest = 0;
@@ -117,7 +117,7 @@ const scenarios = {
       found.first_verdict_ms ??= Date.now() - began;
       found.judged[file] = judged;
     }
-    // One more, dropped as from a file manager.
+    // One more image, dropped as from a file manager.
     const bytes = [...(await readFile(config.images[0]))];
     await page.evaluate((content) => {
       const carried = new DataTransfer();
@@ -181,7 +181,7 @@ const scenarios = {
   async loading() {
     const { context, page } = await open("slow/");
     await modelAsked;
-    await page.waitForFunction(() => document.getElementById("loaded").value > 0); // the runtime has come
+    await page.waitForFunction(() => document.getElementById("loaded").value > 0); // the runtime is loaded
     const found = { early: (await judge(page, config.images[0])).problems, axe: await look(page, "loading") };
     release();
     await ready(page);
@@ -190,7 +190,7 @@ const scenarios = {
     return found;
   },
 
-  // A server that isolates its pages, and one whose service worker can't be installed.
+  // One server that isolates its pages, and one where the service worker can't be installed.
   async served() {
     const found = {};
     for (const path of ["isolated/", "no-icon/"]) {
@@ -198,7 +198,7 @@ const scenarios = {
       await ready(page);
       found[path] = { offline: false, judged: await judge(page, config.images[0]) };
       if (path === "isolated/") {
-        await page.waitForFunction(() => document.getElementById("facts").textContent.includes("without a network"));
+        await page.waitForFunction(() => document.getElementById("facts").textContent.includes("offline"));
         found[path].offline = await page.evaluate(async (model) => Boolean(await caches.match(model)), "fp32/model.onnx");
       }
       await context.close();
@@ -206,17 +206,17 @@ const scenarios = {
     return found;
   },
 
-  // The site is exported anew: while one page is open, and before a page that had not come to its model.
+  // The site is exported again while a page is open, and again before a page whose model is no longer cached.
   async updated() {
-    const exportAnew = (name) =>
+    const exportAgain = (name) =>
       cp(join(config.root, name), join(config.root, "updated"), { recursive: true, filter: (path) => !path.endsWith("/runtime") });
     const { context, page } = await open("updated/");
-    const kept = () => document.getElementById("facts").textContent.includes("without a network");
+    const kept = () => document.getElementById("facts").textContent.includes("offline");
     await page.waitForFunction(kept);
     const found = { before: await judge(page, config.images[0]) };
     found.before.threshold = await page.textContent("#threshold");
-    await exportAnew("second");
-    await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).update()); // browsers do so by themselves, later
+    await exportAgain("second");
+    await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).update()); // browsers do so by themselves later
     await page.waitForFunction(() => document.getElementById("newer").textContent);
     found.offered = { ...(await judge(page, config.images[0])), threshold: await page.textContent("#threshold") };
     await page.reload();
@@ -227,7 +227,7 @@ const scenarios = {
     await page.evaluate(async () => {
       for (const name of await caches.keys()) await (await caches.open(name)).delete(new URL("fp32/model.onnx", location));
     });
-    await exportAnew("third");
+    await exportAgain("third");
     await page.reload();
     await page.waitForFunction(kept);
     found.interrupted = { ...(await judge(page, config.images[0])), threshold: await page.textContent("#threshold") };
@@ -259,7 +259,7 @@ const scenarios = {
     const running = () => page.evaluate(() => globalThis.streams.flatMap((stream) => stream.getTracks()).filter((track) => track.readyState === "live").length);
     await page.evaluate(() => {
       document.getElementById("camera").click();
-      document.getElementById("camera").click(); // while the browser asks
+      document.getElementById("camera").click(); // while the browser asks for permission
     });
     await named("Camera");
     found.live = await verdict(page);
@@ -281,7 +281,7 @@ const scenarios = {
     await page.click("#camera");
     await named("Camera");
     found.problems = await problems(page);
-    await page.evaluate(() => globalThis.streams.at(-1).getTracks()[0].stop()); // what pulling its plug does
+    await page.evaluate(() => globalThis.streams.at(-1).getTracks()[0].stop()); // like unplugging it
     await ended();
     found.gone = await problems(page);
 
@@ -293,7 +293,7 @@ const scenarios = {
     return { ...found, console: seen.console };
   },
 
-  // Also by a graphics adapter that the processor plays, where the browser is told to.
+  // Also on a software graphics adapter, if the browser is started with one.
   async webgpu() {
     const { context, page, seen } = await open("site/?backend=webgpu");
     await page.waitForSelector("#check:enabled, #problems li");
@@ -303,7 +303,7 @@ const scenarios = {
     return { ...found, ...seen };
   },
 
-  // As fast as verdicts come when one image follows the other.
+  // The rate of verdicts when one image follows the other.
   async speed() {
     const began = Date.now();
     const { context, page } = await open("site/");
@@ -318,10 +318,10 @@ const scenarios = {
     return found;
   },
 
-  // The last one: it takes the server away.
+  // Must be the last one: it stops the server.
   async offline() {
     const { context, page } = await open("tiny/");
-    await page.waitForFunction(() => document.getElementById("facts").textContent.includes("without a network"));
+    await page.waitForFunction(() => document.getElementById("facts").textContent.includes("offline"));
     await new Promise((resolve) => {
       server.close(resolve);
       server.closeAllConnections();

@@ -1,4 +1,4 @@
-"""What the web page's tests need beside Python: Node.js, Chromium, and two packages that npm fetches."""
+"""Node.js, Chromium and two npm packages for the tests of the web page."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def node() -> str:
 
 @pytest.fixture(scope="session")
 def in_node(node: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict]], list[dict]]:
-    """Asks the page's modules, outside a browser; tasks and answers as units.mjs has them."""
+    """Return a function that runs tasks of units.mjs, outside a browser."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "package.json").write_text('{"type": "module"}')
     for path in page_files():
@@ -56,7 +56,7 @@ def in_node(node: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[li
 
 @pytest.fixture(scope="session")
 def runtime() -> None:
-    """onnxruntime-web in the cache, or these tests are skipped."""
+    """Have onnxruntime-web in the cache, or skip the test."""
     fetched(RUNTIME)
 
 
@@ -64,9 +64,9 @@ def fetched(package: npm.Package) -> Path:
     try:
         return npm.fetch(package)
     except JobError as error:
-        if "not the published" in str(error):
+        if "wrong checksum" in str(error):
             raise
-        pytest.skip(f"{package.name} can't be had: {error}")
+        pytest.skip(f"{package.name} can't be downloaded: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def tools(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two packages that drive and judge a browser."""
+    """Return a folder with playwright-core, which drives the browser, and axe-core, which checks accessibility."""
     tools = tmp_path_factory.mktemp("tools")
     (tools / "package.json").write_text("{}")
     for package in (PLAYWRIGHT, AXE):
@@ -93,7 +93,7 @@ def tools(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browse(node: str, chromium: str, runtime: None, tools: Path) -> Callable[..., dict[str, Any]]:
-    """Runs scenarios of browser.mjs and returns what was seen, by scenario."""
+    """Return a function that runs scenarios of browser.mjs and returns their observations."""
 
     def run(root: Path, scenarios: list[str], **given: Any) -> dict[str, Any]:
         shots = root / "screenshots"

@@ -1,4 +1,4 @@
-"""The page's modules compute what the Python package computes, and refuse what it refuses. They run in Node.js here."""
+"""The page's modules, run in Node.js: they compute and refuse the same as the Python package."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_resize_is_pythons_within_one_grey_level(in_node: Ask) -> None:
+def test_resize_matches_python_within_one_grey_level(in_node: Ask) -> None:
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (63, 200), (500, 31), (1, 1), (2, 700), (1280, 3), (300, 300)]
     images = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
@@ -48,13 +48,13 @@ def test_resize_is_pythons_within_one_grey_level(in_node: Ask) -> None:
         assert np.abs(square.astype(int) - expected).max() <= 1, image.shape
 
 
-def test_the_score_is_the_mean_of_the_100_highest(in_node: Ask) -> None:
+def test_score_is_mean_of_100_highest_values(in_node: Ask) -> None:
     maps = [np.random.default_rng(seed).random((side, side), np.float32) for seed, side in enumerate((5, 64, 224))]
     answers = in_node([{"task": "score", "map": text(each.tobytes())} for each in maps])
     assert [answer["answer"] for answer in answers] == pytest.approx([score_of_map(each) for each in maps], abs=1e-12)
 
 
-def test_percentiles_are_those_of_the_bench(in_node: Ask) -> None:
+def test_percentiles_match_bench(in_node: Ask) -> None:
     rng = np.random.default_rng(1)
     series = [rng.gamma(9, 2, count).tolist() for count in (1, 43, 44, 128, 1024)]
     answers = in_node([{"task": "percentiles", "values": values} for values in series])
@@ -63,7 +63,7 @@ def test_percentiles_are_those_of_the_bench(in_node: Ask) -> None:
         assert answer["answer"] == expected, len(values)
 
 
-def test_the_heatmap_has_pythons_colours_and_leaves_normal_surface_clear(in_node: Ask) -> None:
+def test_heatmap_has_colours_of_python_and_is_transparent_where_normal(in_node: Ask) -> None:
     decision_threshold = DecisionThreshold(0.5, 0.3, 0.2, 0.8, 0.01, 20, "quantile", 0.0, "training")
     levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
     task = {
@@ -79,7 +79,7 @@ def test_the_heatmap_has_pythons_colours_and_leaves_normal_surface_clear(in_node
     assert (rgba[..., 3][levels >= 0.51] == 255).all()
 
 
-def test_parity_is_judged_as_in_python(in_node: Ask) -> None:
+def test_parity_matches_python(in_node: Ask) -> None:
     rng = np.random.default_rng(2)
     golden, answers = [], []
     for number, (score, answered) in enumerate([(0.2, 0.2), (0.499, 0.501), (0.6, 0.4), (0.7, 0.7), (0.3, np.nan)]):
@@ -140,17 +140,15 @@ def changed(manifest: dict, *path: object, to: object = None) -> str:
     return json.dumps(copy)
 
 
-def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: Path) -> None:
+def test_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: Path) -> None:
     intact = (tiny_bundle / MANIFEST).read_text()
     manifest = json.loads(intact)
     wrong = {
         "not valid JSON": intact[:-2],
-        "a key stands twice": intact.replace('"target"', '"target": "x", "target"', 1),
+        "duplicate key": intact.replace('"target"', '"target": "x", "target"', 1),
         "bundle format 2": changed(manifest, "format_version", to=2),
         "bundle format undefined": "[]",
-        "a bundle of target cpu, for coreml; this page runs those of target web": changed(
-            manifest, "runtime", to="coreml"
-        ),
+        "target cpu with runtime coreml, expected a bundle of target web": changed(manifest, "runtime", to="coreml"),
         "unknown key": changed(manifest, "input", "more", to=1),
         "score_rule: missing": changed(manifest, "score_rule"),
         "expected at most 4096": changed(manifest, "input", "size", to=1 << 30),
@@ -164,7 +162,7 @@ def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: 
         "value < median_score": changed(manifest, "decision_threshold", "median_score", to=9.0),
         "tensor.shape": changed(manifest, "golden", 0, "tensor", "shape", to=[64, 64, 4]),
         "map.shape": changed(manifest, "golden", 0, "map", "stride", to=2),
-        "this page does": changed(manifest, "score_rule", to="the highest value"),
+        "score_rule: found": changed(manifest, "score_rule", to="the highest value"),
         "more than 256 MB": changed(manifest, "files", 0, "bytes", to=300_000_000),
         "8000000 are allowed": changed(manifest, "files", 1, "bytes", to=9_000_000),
         "too large a number": intact.replace('"flops": null', '"flops": 1e999'),
@@ -177,13 +175,13 @@ def test_a_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: 
         assert "\n" not in answer["problem"]
 
 
-def test_a_browser_without_caches_still_says_what_is_wrong(in_node: Ask, tiny_bundle: Path) -> None:
+def test_problem_is_reported_without_access_to_caches(in_node: Ask, tiny_bundle: Path) -> None:
     wrong = changed(json.loads((tiny_bundle / MANIFEST).read_text()), "verdict_delta", to=0.5)
     (answer,) = in_node([{"task": "opened", "text": wrong, "schema": schema()}])
     assert "verdict_delta" in answer["problem"]
 
 
-def test_damaged_manifests_never_show_another_error(in_node: Ask, tiny_bundle: Path) -> None:
+def test_damaged_manifests_never_raise_unexpected_errors(in_node: Ask, tiny_bundle: Path) -> None:
     intact = (tiny_bundle / MANIFEST).read_text()
     rng = np.random.default_rng(3)
     tasks = []
@@ -196,7 +194,7 @@ def test_damaged_manifests_never_show_another_error(in_node: Ask, tiny_bundle: P
     assert sum("problem" in answer for answer in answers) > 200
 
 
-def test_an_images_header_tells_its_size_and_orientation(in_node: Ask) -> None:
+def test_header_has_size_and_orientation(in_node: Ask) -> None:
     image = tiny_image(1, width=70, height=50)
     tasks, expected = [], []
     for kind in ("JPEG", "PNG", "WEBP", "BMP"):
@@ -210,7 +208,7 @@ def test_an_images_header_tells_its_size_and_orientation(in_node: Ask) -> None:
     assert in_node(tasks) == expected
 
 
-def test_damaged_images_are_refused_or_read_but_never_break_the_reader(in_node: Ask) -> None:
+def test_damaged_images_never_raise_unexpected_errors(in_node: Ask) -> None:
     rng = np.random.default_rng(4)
     tasks, cut = [], []
     for kind in ("JPEG", "PNG", "WEBP"):

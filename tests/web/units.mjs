@@ -1,4 +1,4 @@
-// Runs the page's modules outside a browser: tasks as JSON on standard input, their answers on standard output.
+// Runs the page's modules outside a browser: tasks as JSON on standard input, results on standard output.
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -28,7 +28,7 @@ const tasks = {
   percentiles: ({ values }) => [...[0.5, 0.9, 0.99].map((share) => percentile(values, share)), earlyStopping(values)],
   layer: ({ map, side, decision_threshold: decisionThreshold }) => base64(layer(floats(map), side, decisionThreshold, side, side)),
   manifest: ({ text, schema }) => readManifest(text, schema).format_version,
-  // As a server gives it to a browser that refuses a page its caches.
+  // In a browser that denies a page access to its caches.
   async opened({ text, schema }) {
     globalThis.fetch = async () => new Response(text);
     globalThis.caches = { keys: () => Promise.reject(new DOMException("refused", "SecurityError")) };

@@ -1,8 +1,8 @@
-// bench.json: what a self-check found, in the form that stlm-bench writes on every device. Not measured is null.
+// bench.json: the result of a self-check in the format of stlm-bench. What is not measured is null.
 
-/** The whole file as an object, `done` last. `model` is opened, `found` is what `selfCheck` gave. */
-export async function benchFile(model, found) {
-  const row = rowOf(model, found);
+/** Return the whole file as an object, `done` last, from an opened model and the result of `selfCheck`. */
+export async function benchFile(model, result) {
+  const row = rowOf(model, result);
   return {
     format_version: 1,
     headline: headline(row),
@@ -17,7 +17,7 @@ export async function benchFile(model, found) {
   };
 }
 
-/** Whether this browser gives the trained model's verdicts, and how fast, in one line. */
+/** Return one line: whether the verdicts are those of the trained model, and the latency. */
 function headline(row) {
   if (!row.passed) return `${row.name} FAILED: ${row.failure}`;
   const { images, verdict_flips: flips } = row.parity;
@@ -65,15 +65,15 @@ function rowOf({ name, manifest, backend, threads, loadMs }, { answers, parity, 
 }
 
 async function machine(site) {
-  const hints = ["architecture", "bitness", "fullVersionList", "model", "platformVersion"];
-  const told = (await navigator.userAgentData?.getHighEntropyValues(hints).catch(() => null)) ?? {};
-  const browser = told.fullVersionList?.find(({ brand }) => !/not.?a.?brand/i.test(brand));
+  const names = ["architecture", "bitness", "fullVersionList", "model", "platformVersion"];
+  const hints = (await navigator.userAgentData?.getHighEntropyValues(names).catch(() => null)) ?? {};
+  const browser = hints.fullVersionList?.find(({ brand }) => !/not.?a.?brand/i.test(brand));
   const cores = navigator.hardwareConcurrency || 1;
   const unknown = ["virtual", "governor", "load_before", "load_after", "power_mode"];
   return {
-    device: told.model || null,
+    device: hints.model || null,
     processor: null,
-    architecture: [told.architecture, told.bitness].filter(Boolean).join("-") || "unknown",
+    architecture: [hints.architecture, hints.bitness].filter(Boolean).join("-") || "unknown",
     instructions: [],
     cores,
     cores_of_machine: null,
@@ -83,7 +83,7 @@ async function machine(site) {
     celsius_before: {},
     celsius_after: {},
     throttling_events: null,
-    system: [told.platform, told.platformVersion].filter(Boolean).join(" ") || navigator.platform || "unknown",
+    system: [hints.platform, hints.platformVersion].filter(Boolean).join(" ") || navigator.platform || "unknown",
     kernel: "unknown",
     python: `none: JavaScript in ${browser ? `${browser.brand} ${browser.version}` : navigator.userAgent}`,
     packages: { "onnxruntime-web": site.runtime.version },

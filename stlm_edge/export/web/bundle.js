@@ -1,4 +1,4 @@
-// A bundle: manifest.json, the packed model, golden/. Nothing of it is trusted: sizes before contents, then sha256.
+// A bundle: manifest.json, the model, golden/. Nothing in it is trusted: sizes are checked first, then sha256.
 
 import { fetchAtMost, fetchListed, forget } from "./fetching.js";
 import { Problem, check, parse } from "./strict_json.js";
@@ -6,37 +6,37 @@ import { Problem, check, parse } from "./strict_json.js";
 const MAX_MANIFEST_BYTES = 1 << 20;
 const MAX_MODEL_BYTES = 256e6;
 const MAX_GOLDEN_BYTES = 8e6;
-const RUNTIMES = ["onnxruntime-web", "onnxruntime"]; // the second: for a CPU, in ONNX too
+const RUNTIMES = ["onnxruntime-web", "onnxruntime"]; // a bundle for CPUs holds an ONNX file, too
 const KNOWN = {
   preprocessing: "exif-upright, rgb, antialiased-bilinear (Pillow), v1",
   sixteen_bit: "round(value / 257)",
   score_rule: "mean of the 100 highest values of the S×S map",
 };
 
-/** The manifest in a text, checked against the published schema and for parts that contradict each other. */
+/** Parse a manifest and check it against the published schema and for contradictions. */
 export function readManifest(text, schema, name = "manifest.json") {
   const manifest = parse(text, name);
   const version = manifest?.format_version;
   if (version !== 1) {
-    throw new Problem(`${name}: bundle format ${String(version).slice(0, 20)}, this page reads 1; export anew`);
+    throw new Problem(`${name}: bundle format ${String(version).slice(0, 20)}, this page reads 1; export it again`);
   }
   check(manifest, schema, name);
   if (!RUNTIMES.includes(manifest.runtime)) {
     const { target, runtime } = manifest;
-    throw new Problem(`${name}: a bundle of target ${target}, for ${runtime}; this page runs those of target web`);
+    throw new Problem(`${name}: target ${target} with runtime ${runtime}, expected a bundle of target web`);
   }
   const wrong = contradiction(manifest);
   if (wrong) throw new Problem(`${name}: ${wrong}`);
   const { preprocessing, sixteen_bit } = manifest.input;
-  for (const [key, found] of Object.entries({ preprocessing, sixteen_bit, score_rule: manifest.score_rule })) {
-    if (found !== KNOWN[key]) {
-      throw new Problem(`${name}: ${key}: found "${found.slice(0, 60)}", this page does "${KNOWN[key]}"; export anew`);
+  for (const [key, value] of Object.entries({ preprocessing, sixteen_bit, score_rule: manifest.score_rule })) {
+    if (value !== KNOWN[key]) {
+      throw new Problem(`${name}: ${key}: found "${value.slice(0, 60)}", expected "${KNOWN[key]}"; export it again`);
     }
   }
   return manifest;
 }
 
-/** An opened bundle: `manifest`, and `read(path)`, which resolves to the verified bytes of a listed file. */
+/** Open a bundle. Resolves to its `manifest` and `read(path)`, which resolves to the verified bytes of a listed file. */
 export async function openBundle(base, schema) {
   const place = new URL("manifest.json", base);
   const text = new TextDecoder().decode(await fetchAtMost(place, MAX_MANIFEST_BYTES));
@@ -52,7 +52,7 @@ export async function openBundle(base, schema) {
   return { manifest, read };
 }
 
-/** Why the parts of a manifest can't all be true, or nothing. The same rules as the Python package's. */
+/** Return a contradiction within a manifest, or null, by the rules of the Python package. */
 function contradiction(manifest) {
   const { files, input, artifact, golden } = manifest;
   const bytes = new Map(files.map((file) => [file.path, file.bytes]));
@@ -89,7 +89,7 @@ function goldenContradiction({ tensor, map }, side, bytes) {
   if (`${tensor.shape}` !== `${[side, side, 3]}`) return `tensor.shape: expected [${side}, ${side}, 3]`;
   if (tensor.encoding === "raw" && bytes.get(tensor.file) !== side * side * 3) return "tensor: its size in bytes is wrong";
   const count = Math.ceil((side - map.offset) / map.stride);
-  if (count < 1 || `${map.shape}` !== `${[count, count]}`) return "map.shape: does not suit its stride and offset";
+  if (count < 1 || `${map.shape}` !== `${[count, count]}`) return "map.shape: does not match its stride and offset";
   if (bytes.get(map.file) !== count * count * 4) return "map: its size in bytes is wrong";
   return null;
 }

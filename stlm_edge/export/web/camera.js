@@ -1,21 +1,21 @@
-// The camera: one frame after the other, as fast as they are judged.
+// The camera: one frame after the other, as fast as the model runs.
 
 const WHY_NOT = {
-  NotAllowedError: "the browser or you refused the camera; allow it for this page in the address bar, then try again",
-  NotFoundError: "there is no camera; plug one in, or drop images",
+  NotAllowedError: "permission denied; allow the camera for this page in the address bar, then try again",
+  NotFoundError: "no camera found; plug one in, or drop images",
   NotReadableError: "the camera is used by another program; close that, then try again",
-  OverconstrainedError: "there is no camera that suits; plug another in, or drop images",
+  OverconstrainedError: "no suitable camera found; plug another in, or drop images",
 };
 
-/** A running camera. `frame()` resolves to an ImageBitmap, or to null after `stop()`, and throws when it is gone. */
+/** Start the camera. `frame()` resolves to an ImageBitmap, or to null after `stop()`; it throws if the camera is unplugged. */
 export async function openCamera() {
   if (!navigator.mediaDevices?.getUserMedia) {
-    throw new Error("Camera: this page has none here; it needs https, or localhost");
+    throw new Error("Camera: not available; the page must be served by https or from localhost");
   }
   let stream;
   try {
-    const wanted = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 960 } };
-    stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+    const constraints = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 960 } };
+    stream = await navigator.mediaDevices.getUserMedia({ video: constraints });
   } catch (error) {
     throw new Error(`Camera: ${WHY_NOT[error.name] ?? error.message}`);
   }
@@ -32,12 +32,12 @@ export async function openCamera() {
     await video.play();
   } catch (error) {
     stop();
-    throw new Error(`Camera: it gives no image (${error.message}); try again, or drop images`);
+    throw new Error(`Camera: no image (${error.message}); try again, or drop images`);
   }
   const frame = async () => {
     if (stopped) return null;
     if (stream.getVideoTracks()[0].readyState !== "live") {
-      throw new Error("Camera: it is gone; plug it in, or allow it again, then press the button once more");
+      throw new Error("Camera: disconnected; plug it in or allow it again, then press the button");
     }
     return createImageBitmap(video);
   };

@@ -1,4 +1,4 @@
-// The page's end of the worker: a task is asked for, and answered by a promise.
+// The page's end of the worker: sends tasks and returns promises of their results.
 
 export class Engine {
   constructor(progress) {
@@ -10,21 +10,22 @@ export class Engine {
       if (data.progress) return progress(data.progress);
       const { resolve, reject } = this.waiting.get(data.id);
       this.waiting.delete(data.id);
-      return data.problem ? reject(new Error(data.problem)) : resolve(data.answer);
+      return data.problem ? reject(new Error(data.problem)) : resolve(data.result);
     };
     this.worker.onerror = (event) => {
       event.preventDefault();
-      // Without a message nothing of it has run.
+      // Without a message, the script was not loaded.
       const why = event.message
         ? `the worker stopped (${event.message}); load the page again`
-        : "worker.js, or a script that it needs, can't be loaded; copy the site again or export it anew";
+        : "worker.js, or a script that it needs, can't be loaded; copy the site again or export it again";
       this.dead = new Error(why);
       for (const { reject } of this.waiting.values()) reject(this.dead);
       this.waiting.clear();
     };
   }
 
-  ask(task, given = {}, transfer = []) {
+  /** Run a task of worker.js. Rejects with an Error whose message is for the user. */
+  run(task, given = {}, transfer = []) {
     if (this.dead) return Promise.reject(this.dead);
     return new Promise((resolve, reject) => {
       const id = this.count++;

@@ -1,8 +1,8 @@
-// Files from this page's own server, with a limit on what is taken in and a word on how far it is.
+// Files from this page's own server, with a size limit and progress.
 
 import { Problem } from "./strict_json.js";
 
-/** The bytes at a URL, at most `limit` of them. `progress` is told how many there are so far. */
+/** Fetch at most `limit` bytes from a URL. `progress` is called with the number of bytes so far. */
 export async function fetchAtMost(url, limit, progress = () => {}) {
   const name = decodeURIComponent(new URL(url).pathname.split("/").slice(-2).join("/"));
   let response;
@@ -12,7 +12,7 @@ export async function fetchAtMost(url, limit, progress = () => {}) {
     throw new Problem(`${name}: can't be loaded; check the connection to the server and load the page again`);
   }
   if (!response.ok) {
-    throw new Problem(`${name}: missing on the server (${response.status}); copy the site again or export it anew`);
+    throw new Problem(`${name}: missing on the server (${response.status}); copy the site again or export it again`);
   }
   const parts = [];
   let total = 0;
@@ -28,7 +28,7 @@ export async function fetchAtMost(url, limit, progress = () => {}) {
     total += part.value.length;
     if (total > limit) {
       await reader.cancel();
-      throw new Problem(`${name}: more than the ${limit} bytes expected; copy the site again or export it anew`);
+      throw new Problem(`${name}: more than the ${limit} bytes expected; copy the site again or export it again`);
     }
     parts.push(part.value);
     progress(total);
@@ -42,25 +42,25 @@ export async function fetchAtMost(url, limit, progress = () => {}) {
   return bytes;
 }
 
-/** The bytes at a URL, which are those that `lister` lists: so many, and of this sha256. */
+/** Fetch a file whose size and sha256 are listed in `lister`, and verify both. */
 export async function fetchListed(url, { path, bytes: size, sha256 }, lister, progress) {
   const bytes = await fetchAtMost(url, size, progress);
   if (bytes.length === size && (await digest(bytes)) === sha256) return bytes;
   await forget(url);
-  const found = bytes.length === size ? "sha256 differs" : `${bytes.length} bytes instead of ${size}`;
-  throw new Problem(`${path}: not the file that ${lister} lists (${found}); copy the site again or export it anew`);
+  const difference = bytes.length === size ? "sha256 differs" : `${bytes.length} bytes instead of ${size}`;
+  throw new Problem(`${path}: not the file that ${lister} lists (${difference}); copy the site again or export it again`);
 }
 
 async function digest(bytes) {
-  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return Array.from(found, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Let the service worker's copy of a file go that turned out to be wrong, so that the server is asked again. */
+/** Remove a damaged file from the service worker's caches, so that it is fetched again. */
 export async function forget(url) {
   try {
     for (const name of await caches.keys()) await (await caches.open(name)).delete(url);
   } catch {
-    // A browser that refuses a page its caches keeps nothing in them.
+    // Where a browser denies access to caches, nothing is in them.
   }
 }

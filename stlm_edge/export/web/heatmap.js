@@ -1,11 +1,11 @@
 // Anomaly maps as images: a dark-to-bright colour scale with the threshold in its middle.
 
-const MOST_DRAWN = 640; // longer side; the screen enlarges it
+const MAX_DRAWN = 640; // pixels of the longer side; the screen enlarges it
 const ANCHORS = [
   [4, 5, 18], [48, 16, 88], [104, 26, 112], [160, 42, 98], [212, 72, 66], [244, 120, 30], [252, 178, 36], [252, 255, 164],
 ];
 
-/** RGBA of the 256 levels; the colour fades in from a quarter of the scale and is all there from its middle on. */
+/** RGBA of the 256 levels: transparent up to a quarter of the scale, opaque from its middle on. */
 const COLOURS = new Uint8Array(256 * 4);
 for (let level = 0; level < 256; level++) {
   const place = (level / 255) * (ANCHORS.length - 1);
@@ -18,9 +18,9 @@ for (let level = 0; level < 256; level++) {
 }
 const PIXELS = new Uint32Array(COLOURS.buffer);
 
-/** A bitmap to lay over that of an image: the map S×S in colours, as large as the screen needs. */
+/** Return a bitmap to draw over an image: the map S×S in colours, at the size of the screen. */
 export function heatmapOver(shown, map, decisionThreshold) {
-  const scale = Math.min(1, MOST_DRAWN / Math.max(shown.width, shown.height));
+  const scale = Math.min(1, MAX_DRAWN / Math.max(shown.width, shown.height));
   const width = Math.max(1, Math.round(shown.width * scale)), height = Math.max(1, Math.round(shown.height * scale));
   const canvas = new OffscreenCanvas(width, height);
   const rgba = layer(map, Math.sqrt(map.length), decisionThreshold, width, height);
@@ -28,7 +28,7 @@ export function heatmapOver(shown, map, decisionThreshold) {
   return canvas.transferToImageBitmap();
 }
 
-/** RGBA width×height to lay over the image. Normal surface stays clear; from the threshold on the colour is all there. */
+/** Return RGBA width×height to draw over the image: transparent where it is normal, opaque from the threshold on. */
 export function layer(map, side, decisionThreshold, width, height) {
   const levels = new Float32Array(map.length);
   const span = Math.max(decisionThreshold.map_high - decisionThreshold.map_low, 1e-9);
@@ -49,7 +49,7 @@ export function layer(map, side, decisionThreshold, width, height) {
   return new Uint8ClampedArray(pixels.buffer);
 }
 
-/** Bilinear: for each of `to` pixels the two of `from` it lies between, and how near to the second. */
+/** Bilinear interpolation: for each of `to` pixels the two of `from` it lies between, and the weight of the second. */
 function places(from, to) {
   const low = new Int32Array(to), high = new Int32Array(to), share = new Float32Array(to);
   for (let i = 0; i < to; i++) {

@@ -1,4 +1,4 @@
-// Images from outside: decoded, upright, RGB, and resized as in training. What can't be read faithfully is refused.
+// The user's images: decoded, upright, RGB, and resized as in training. What can't be decoded exactly is refused.
 
 import { readHeader } from "./image_header.js";
 import { Resizer } from "./resize.js";
@@ -6,9 +6,9 @@ import { Problem } from "./strict_json.js";
 
 const MAX_FILE_BYTES = 256e6;
 const TILE_WIDTH = 4096, TILE_HEIGHT = 128;
-const LEAST_SHOWN = 480, MOST_SHOWN = 1280; // longer side on the screen
+const MIN_SHOWN = 480, MAX_SHOWN = 1280; // longer side on the screen
 
-// How a stored image of width w and height h is drawn upright (EXIF 2.3, tag Orientation): a canvas's transform.
+// Canvas transforms that draw a stored image of width w and height h upright (EXIF 2.3, tag Orientation).
 const UPRIGHT = {
   1: () => [1, 0, 0, 1, 0, 0],
   2: (w) => [-1, 0, 0, 1, w, 0],
@@ -20,7 +20,7 @@ const UPRIGHT = {
   8: (w) => [0, -1, 1, 0, 0, w],
 };
 
-/** An image's file: `square` size×size×3 RGB as the network takes it, and `shown`, an upright bitmap for the screen. */
+/** Load an image file: `square`, size×size×3 RGB for the network, and `shown`, an upright bitmap for the screen. */
 export async function loadFile(file, size, show = true) {
   if (file.size > MAX_FILE_BYTES) throw new Problem(`${Math.round(file.size / 1e6)} MB; expected at most 256 MB`);
   let bytes;
@@ -41,34 +41,34 @@ export async function loadFile(file, size, show = true) {
   }
   try {
     if (bitmap.width !== header.width || bitmap.height !== header.height) {
-      throw new Problem("its size is not what its header says; save it anew as a PNG or JPEG");
+      throw new Problem("its size differs from its header; save it again as PNG or JPEG");
     }
     const orientation = header.orientation;
-    const square = toSquare(bitmap, size, orientation, header.mayBeClear);
+    const square = toSquare(bitmap, size, orientation, header.mayBeTransparent);
     return { square, shown: show ? toShow(bitmap, orientation) : null };
   } finally {
     bitmap.close();
   }
 }
 
-/** A frame of the camera, an ImageBitmap, which is closed. */
+/** Load a frame of the camera, an ImageBitmap, and close it. */
 export function loadFrame(bitmap, size) {
   const loaded = { square: toSquare(bitmap, size, 1, false), shown: toShow(bitmap, 1) };
   bitmap.close();
   return loaded;
 }
 
-/** The pixels of a PNG of size×size as they are. */
+/** Return the pixels of a PNG of size×size. */
 export async function loadPixels(bytes, size) {
   const header = readHeader(bytes);
   if (header.width !== size || header.height !== size) {
-    throw new Problem(`golden: ${header.width}×${header.height}, expected ${size}×${size}; export the bundle anew`);
+    throw new Problem(`golden: ${header.width}×${header.height}, expected ${size}×${size}; export the bundle again`);
   }
   const bitmap = await createImageBitmap(new Blob([bytes]), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   return toSquare(bitmap, size, 1, false);
 }
 
-function toSquare(bitmap, size, orientation, mayBeClear) {
+function toSquare(bitmap, size, orientation, mayBeTransparent) {
   const [width, height] = uprightSize(bitmap, orientation);
   const [a, b, c, d, e, f] = UPRIGHT[orientation](bitmap.width, bitmap.height);
   const canvas = new OffscreenCanvas(Math.min(width, TILE_WIDTH), Math.min(height, TILE_HEIGHT));
@@ -84,7 +84,7 @@ function toSquare(bitmap, size, orientation, mayBeClear) {
       context.setTransform(a, b, c, d, e - left, f - top);
       context.drawImage(bitmap, 0, 0);
       const { data } = context.getImageData(0, 0, columns, rows);
-      if (mayBeClear) refuseClear(data);
+      if (mayBeTransparent) refuseTransparent(data);
       for (let y = 0; y < rows; y++) {
         strip.set(data.subarray(y * columns * 4, (y + 1) * columns * 4), (y * width + left) * 4);
       }
@@ -94,17 +94,17 @@ function toSquare(bitmap, size, orientation, mayBeClear) {
   return resizer.square();
 }
 
-/** A canvas loses the colour of what is see-through; the Python package ignores alpha and keeps it. */
-function refuseClear(rgba) {
+/** Refuse transparency: a canvas loses the colour of transparent pixels, which the Python package keeps. */
+function refuseTransparent(rgba) {
   for (let i = 3; i < rgba.length; i += 4) {
-    if (rgba[i] !== 255) throw new Problem("see-through in places; expected an opaque image, save it without alpha");
+    if (rgba[i] !== 255) throw new Problem("partly transparent; expected an opaque image, save it without alpha");
   }
 }
 
 function toShow(bitmap, orientation) {
   const [width, height] = uprightSize(bitmap, orientation);
   const longer = Math.max(width, height);
-  const scale = Math.min(Math.max(longer, LEAST_SHOWN), MOST_SHOWN) / longer;
+  const scale = Math.min(Math.max(longer, MIN_SHOWN), MAX_SHOWN) / longer;
   const canvas = new OffscreenCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";

@@ -1,14 +1,14 @@
-// What an image's file says of itself before anything is decoded: kind, size, orientation, whether it is whole.
+// The header of an image file, read before anything is decoded: format, size, orientation, completeness.
 
 import { Problem } from "./strict_json.js";
 
 export const MAX_PIXELS = 100_000_000;
 
 /**
- * Of an image's bytes: `width` and `height` as stored, EXIF `orientation` 1 to 8, `mayBeClear`, and `bytes` that say
- * nothing of orientation, since not all browsers turn what Pillow turns.
+ * Return `width` and `height` as stored, EXIF `orientation` 1 to 8, `mayBeTransparent`, and the `bytes` without an
+ * orientation, since not all browsers rotate what Pillow rotates.
  *
- * Throws a Problem for what is no JPEG, PNG, WebP or BMP, and for what is truncated, animated or too large.
+ * Throws a Problem for anything but JPEG, PNG, WebP or BMP, and for truncated, animated or too large images.
  */
 export function readHeader(bytes) {
   const [kind, read] = KINDS.find(([, , begins]) => begins(bytes)) ?? [];
@@ -26,7 +26,7 @@ export function readHeader(bytes) {
     const most = MAX_PIXELS.toLocaleString("en");
     throw new Problem(`${width}×${height}, more than ${most} pixels; scale the image down or crop it first`);
   }
-  return { orientation: 1, bytes, mayBeClear: true, ...header };
+  return { orientation: 1, bytes, mayBeTransparent: true, ...header };
 }
 
 const KINDS = [
@@ -52,7 +52,7 @@ function animated() {
 }
 
 function jpeg(bytes, view) {
-  const found = {};
+  const header = {};
   let at = 2;
   for (;;) {
     while (view.getUint8(at) === 0xff && view.getUint8(at + 1) === 0xff) at++;
@@ -63,72 +63,72 @@ function jpeg(bytes, view) {
     if (end > bytes.length || length < 2) throw truncated("JPEG");
     if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
       if (view.getUint8(from + 5) > 3) throw new Problem("colours as CMYK; expected grey or RGB, save it as such");
-      Object.assign(found, { height: view.getUint16(from + 1), width: view.getUint16(from + 3) });
+      Object.assign(header, { height: view.getUint16(from + 1), width: view.getUint16(from + 3) });
     } else if (marker === 0xe1 && text(bytes, from, 6) === "Exif\0\0") {
-      found.exif ??= exif(bytes, view, from + 6, end);
+      header.exif ??= exif(bytes, view, from + 6, end);
     } else if (marker === 0xe1 && text(bytes, from, 4) === "http") {
-      found.xmp ??= xmp(bytes, from, end);
+      header.xmp ??= xmp(bytes, from, end);
     }
     at = end;
     if (marker === 0xda) break;
   }
-  if (!found.width) throw truncated("JPEG");
-  // After the scan has begun, an end marker can't be anything else; without one the file was cut off.
+  if (!header.width) throw truncated("JPEG");
+  // Within the scan data, this marker can only be the end; without it, the file is truncated.
   let ended = false;
   for (let i = bytes.length - 2; i >= at && !ended; i--) ended = bytes[i] === 0xff && bytes[i + 1] === 0xd9;
   if (!ended) throw truncated("JPEG");
-  return { ...found, mayBeClear: false, ...turned(bytes, view, found) };
+  return { ...header, mayBeTransparent: false, ...withoutOrientation(bytes, view, header) };
 }
 
 function png(bytes, view) {
-  const found = { width: view.getUint32(16), height: view.getUint32(20), bytes };
+  const header = { width: view.getUint32(16), height: view.getUint32(20), bytes };
   for (let at = 8; ; ) {
     const length = view.getUint32(at), kind = text(bytes, at + 4, 4), from = at + 8, end = from + length;
     if (end + 4 > bytes.length) throw truncated("PNG");
     if (kind === "IEND") break;
     if (kind === "acTL" && view.getUint32(from) > 1) throw animated();
-    if (kind === "iTXt" && text(bytes, from, 17) === "XML:com.adobe.xmp") found.xmp ??= xmp(bytes, from, end);
+    if (kind === "iTXt" && text(bytes, from, 17) === "XML:com.adobe.xmp") header.xmp ??= xmp(bytes, from, end);
     if (kind === "eXIf") {
-      found.exif ??= exif(bytes, view, from, end);
-      found.chunk ??= [at, end + 4];
+      header.exif ??= exif(bytes, view, from, end);
+      header.chunk ??= [at, end + 4];
     }
     at = end + 4;
   }
-  if (found.chunk) {
-    // Taken out whole: its checksum would no longer fit.
-    const [from, to] = found.chunk;
-    found.bytes = new Uint8Array(bytes.length - (to - from));
-    found.bytes.set(bytes.subarray(0, from));
-    found.bytes.set(bytes.subarray(to), from);
+  if (header.chunk) {
+    // The whole chunk is removed, since its checksum would no longer match.
+    const [from, to] = header.chunk;
+    header.bytes = new Uint8Array(bytes.length - (to - from));
+    header.bytes.set(bytes.subarray(0, from));
+    header.bytes.set(bytes.subarray(to), from);
   }
-  return { ...found, orientation: found.exif?.orientation ?? found.xmp ?? 1 };
+  return { ...header, orientation: header.exif?.orientation ?? header.xmp ?? 1 };
 }
 
 function webp(bytes, view) {
   if (view.getUint32(4, true) + 8 > bytes.length) throw truncated("WebP");
-  const found = {};
+  const header = {};
   for (let at = 12; at + 8 <= bytes.length; ) {
     const kind = text(bytes, at, 4), length = view.getUint32(at + 4, true), from = at + 8, end = from + length;
     if (end > bytes.length) throw truncated("WebP");
     if (kind === "VP8X") {
       if (view.getUint8(from) & 2) throw animated();
-      found.width = 1 + (view.getUint32(from + 4, true) & 0xffffff);
-      found.height = 1 + (view.getUint32(from + 6, true) >>> 8);
+      header.width = 1 + (view.getUint32(from + 4, true) & 0xffffff);
+      header.height = 1 + (view.getUint32(from + 6, true) >>> 8);
     } else if (kind === "VP8 ") {
-      found.width ??= view.getUint16(from + 6, true) & 0x3fff;
-      found.height ??= view.getUint16(from + 8, true) & 0x3fff;
+      header.width ??= view.getUint16(from + 6, true) & 0x3fff;
+      header.height ??= view.getUint16(from + 8, true) & 0x3fff;
     } else if (kind === "VP8L") {
       const packed = view.getUint32(from + 1, true);
-      found.width ??= 1 + (packed & 0x3fff);
-      found.height ??= 1 + ((packed >>> 14) & 0x3fff);
+      header.width ??= 1 + (packed & 0x3fff);
+      header.height ??= 1 + ((packed >>> 14) & 0x3fff);
     } else if (kind === "EXIF") {
-      found.exif ??= exif(bytes, view, from + (text(bytes, from, 6) === "Exif\0\0" ? 6 : 0), end);
+      header.exif ??= exif(bytes, view, from + (text(bytes, from, 6) === "Exif\0\0" ? 6 : 0), end);
     } else if (kind === "XMP ") {
-      found.xmp ??= xmp(bytes, from, end);
+      header.xmp ??= xmp(bytes, from, end);
     }
     at = end + (length & 1);
   }
-  return { ...found, ...turned(bytes, view, found) };
+  return { ...header, ...withoutOrientation(bytes, view, header) };
 }
 
 function bmp(bytes, view) {
@@ -139,7 +139,7 @@ function bmp(bytes, view) {
   return { width: Math.max(width, 0), height };
 }
 
-/** Where EXIF (EXIF 2.3, from `start`) holds the orientation, and which it is; nothing when it doesn't say. */
+/** Return the orientation in EXIF data (EXIF 2.3) that begins at `start`, and its offset, or undefined. */
 function exif(bytes, view, start, end) {
   const little = text(bytes, start, 2) === "II";
   const short = (at) => (at + 2 <= end ? view.getUint16(at, little) : 0);
@@ -154,16 +154,16 @@ function exif(bytes, view, start, end) {
 }
 
 function xmp(bytes, from, end) {
-  const found = /tiff:Orientation(?:="|>)([1-8])/.exec(text(bytes, from, end - from));
-  return found ? Number(found[1]) : undefined;
+  const match = /tiff:Orientation(?:="|>)([1-8])/.exec(text(bytes, from, end - from));
+  return match ? Number(match[1]) : undefined;
 }
 
-/** The orientation, and a copy of the bytes in which it is 1. */
-function turned(bytes, view, { exif: found, xmp: other }) {
-  if (!found) return { orientation: other ?? 1 };
+/** Return the orientation, and a copy of the bytes in which it is 1. */
+function withoutOrientation(bytes, view, { exif, xmp }) {
+  if (!exif) return { orientation: xmp ?? 1 };
   const copy = bytes.slice();
-  new DataView(copy.buffer).setUint16(found.at, 1, found.little);
-  return { orientation: found.orientation, bytes: copy };
+  new DataView(copy.buffer).setUint16(exif.at, 1, exif.little);
+  return { orientation: exif.orientation, bytes: copy };
 }
 
 function text(bytes, from, length) {

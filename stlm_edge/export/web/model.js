@@ -1,4 +1,4 @@
-// The site's model, opened on the best that this browser has: fp16 on WebGPU, else int8 on WebAssembly.
+// Opens the site's model on the best backend of this browser: fp16 on WebGPU, or else int8 on WebAssembly.
 
 import { openBundle } from "./bundle.js";
 import { fetchAtMost } from "./fetching.js";
@@ -44,9 +44,9 @@ const SITE = {
 };
 
 /**
- * Opens it. `backend` ("webgpu" or "wasm") insists on one; `threads` is for WebAssembly. `progress` is told bytes, of how
- * many. Resolves to the bundle's `manifest` and `read`, the `runtime`, and what was chosen: `backend`, `threads`, and
- * `note`, why it isn't WebGPU.
+ * Open the model. `backend` ("webgpu" or "wasm") forces one; `threads` is for WebAssembly. `progress` is called with the
+ * bytes loaded and their total. Resolves to the bundle's `manifest` and `read`, the `runtime`, the chosen `backend` and
+ * `threads`, and `note`, the reason if it is not WebGPU.
  */
 export async function openModel({ backend, threads }, progress) {
   const json = async (name) => parse(new TextDecoder().decode(await fetchAtMost(new URL(name, import.meta.url), 1e6)), name);
@@ -57,10 +57,10 @@ export async function openModel({ backend, threads }, progress) {
   const attempts = [];
   if (backend !== "wasm") {
     const best = pick(site, "webgpu");
-    const why = best ? await whyNoWebGpu(best.precision) : "this site has no fp16 model for WebGPU";
-    if (!why) attempts.push("webgpu");
-    else if (backend) throw new Problem(`WebGPU can't be used: ${why}`);
-    else notes.push(why);
+    const reason = best ? await whyNoWebGpu(best.precision) : "this site has no fp16 model for WebGPU";
+    if (!reason) attempts.push("webgpu");
+    else if (backend) throw new Problem(`WebGPU can't be used: ${reason}`);
+    else notes.push(reason);
   }
   if (backend !== "webgpu") attempts.push("wasm");
   for (const attempt of attempts) {
@@ -70,23 +70,23 @@ export async function openModel({ backend, threads }, progress) {
       return { site, backend: attempt, threads: used, note: notes.join("; ") || null, ...opened };
     } catch (error) {
       if (attempt === attempts.at(-1)) throw error;
-      notes.push(`WebGPU was tried: ${error.message}`);
+      notes.push(`WebGPU failed: ${error.message}`);
     }
   }
-  throw new Problem("site.json: no bundle in it that this page can run; export the site anew");
+  throw new Problem("site.json: no bundle that this page can run; export the site again");
 }
 
 function pick(site, backend) {
   for (const precision of PRECISIONS[backend]) {
-    const found = site.bundles.find((bundle) => bundle.precision === precision);
-    if (found) return found;
+    const listed = site.bundles.find((bundle) => bundle.precision === precision);
+    if (listed) return listed;
   }
   return null;
 }
 
 async function openOn(backend, site, schema, threads, progress) {
   const listed = pick(site, backend);
-  if (!listed) throw new Problem("site.json: no bundle in it that this page can run; export the site anew");
+  if (!listed) throw new Problem("site.json: no bundle that this page can run; export the site again");
   const began = performance.now();
   const { manifest, read } = await openBundle(new URL(`${listed.folder}/`, import.meta.url), schema);
   const engine = site.runtime[backend];
@@ -98,12 +98,12 @@ async function openOn(backend, site, schema, threads, progress) {
   };
   const [model, binary] = await Promise.all([read(manifest.artifact, part(0)), fetchBinary(engine, part(1))]);
   const runtime = await openRuntime(backend, binary, model, manifest, threads);
-  if (backend === "webgpu") await prove(manifest, read, runtime);
+  if (backend === "webgpu") await checkOneImage(manifest, read, runtime);
   return { name: listed.name, manifest, read, runtime, loadMs: performance.now() - began };
 }
 
-/** A graphics driver that computes wrongly is found out before it gives a verdict: by one golden image. */
-async function prove(manifest, read, runtime) {
+/** Check a golden image, since some graphics drivers compute wrong results. */
+async function checkOneImage(manifest, read, runtime) {
   const golden = await readGolden(manifest.golden[0], manifest, read);
   const row = compareOne(golden, await runtime.run(golden.tensor), manifest.input.size, manifest);
   const wrong = problems(total([row]), manifest.precision);

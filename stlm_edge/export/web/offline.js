@@ -1,10 +1,10 @@
-// The service worker: without a network the page works from what it kept, and with its headers WebAssembly has threads.
+// Installs the service worker, which serves the page offline and with the headers that WebAssembly threads need.
 
 const RELOADED = "stlm-edge reloaded for its service worker";
 
 /**
- * Resolves to whether a service worker serves this page; loads the page once more where that gives it one. `onNewer` is
- * told when one of a newer version has replaced it, from which files come from then on.
+ * Resolves to whether a service worker serves this page; reloads the page once if that is needed. `onNewer` is called
+ * when a worker of a newer version has taken over.
  */
 export async function serveOffline(onNewer) {
   if (!navigator.serviceWorker) return false;
@@ -21,11 +21,11 @@ export async function serveOffline(onNewer) {
     navigator.serviceWorker.addEventListener("controllerchange", onNewer);
     return Boolean(navigator.serviceWorker.controller);
   } catch {
-    return false; // forbidden by the browser's settings: the page works while there is a network
+    return false; // denied by the browser's settings: the page works online only
   }
 }
 
-/** Whether it does: one whose files are not all there becomes "redundant". */
+/** Resolve to whether the worker becomes active; one that can't load all its files becomes "redundant". */
 function becomesActive(worker) {
   return new Promise((resolve) => {
     const look = () => ["activated", "redundant"].includes(worker.state) && resolve(worker.state === "activated");
@@ -34,7 +34,7 @@ function becomesActive(worker) {
   });
 }
 
-/** Asks the server for a newer version, which then replaces what is kept here. */
+/** Ask the server for a newer version, which then replaces the cached one. */
 export async function lookForNewer() {
   const registration = await navigator.serviceWorker?.getRegistration();
   await registration?.update();

@@ -1,4 +1,4 @@
-// The page: images in, verdicts out. What takes long happens in the worker.
+// The page: images in, verdicts out. The model runs in a worker.
 
 import { openCamera } from "./camera.js";
 import { Engine } from "./engine.js";
@@ -6,15 +6,15 @@ import { lookForNewer, serveOffline } from "./offline.js";
 import { showCheck } from "./show_check.js";
 import { remember, show } from "./show_verdict.js";
 
-// What the address may ask for: ?backend=wasm or webgpu, &threads=1, &check=QUERIES,SECONDS; the bench's: &bench,
+// Parameters of the address: ?backend=wasm or webgpu, &threads=1, &check=QUERIES,SECONDS; set by the bench: &bench,
 // &even-if-wrong.
 const $ = (id) => document.getElementById(id);
-const asked = new URLSearchParams(location.search);
+const parameters = new URLSearchParams(location.search);
 let engine = null;
 let model = null;
 let failure = "The model is not loaded yet; wait for it, then drop the images again";
 let live = null;
-let filming = false; // from the press on: while the browser asks whether it may, too
+let filming = false; // from the click on, also while the browser asks for permission
 
 function progress({ what, done, of }) {
   const bar = $(what === "model" ? "loaded" : "checked");
@@ -23,7 +23,7 @@ function progress({ what, done, of }) {
   if (what !== "model") $("checking-what").textContent = sentence(what);
 }
 
-function complain(message) {
+function report(message) {
   const line = document.createElement("li");
   line.textContent = message;
   $("problems").append(line);
@@ -31,15 +31,15 @@ function complain(message) {
 
 async function judgeFiles(files) {
   $("problems").replaceChildren();
-  if (!model) return complain(failure);
+  if (!model) return report(failure);
   live?.stop();
   for (const file of files) {
     try {
-      const found = { name: file.name, ...(await engine.ask("judge", { file })) };
-      show(found, model.decisionThreshold);
-      remember(found, model.decisionThreshold);
+      const verdict = { name: file.name, ...(await engine.run("judge", { file })) };
+      show(verdict, model.decisionThreshold);
+      remember(verdict, model.decisionThreshold);
     } catch (error) {
-      complain(`${file.name}: ${error.message}`);
+      report(`${file.name}: ${error.message}`);
     }
   }
   return undefined;
@@ -54,13 +54,13 @@ async function runCamera() {
     $("camera").textContent = "Stop the camera";
     $("keep").hidden = false;
     for (let frame = await live.frame(); frame; frame = await live.frame()) {
-      const found = { name: "Camera", ...(await engine.ask("judge", { frame }, [frame])) };
+      const verdict = { name: "Camera", ...(await engine.run("judge", { frame }, [frame])) };
       if (live.stopped()) break;
-      live.latest = found;
-      show(found, model.decisionThreshold);
+      live.latest = verdict;
+      show(verdict, model.decisionThreshold);
     }
   } catch (error) {
-    complain(error.message);
+    report(error.message);
   }
   live?.stop();
   live = null;
@@ -73,8 +73,8 @@ async function check() {
   $("check").disabled = true;
   $("checking").hidden = false;
   try {
-    const [queries, seconds] = (asked.get("check") ?? "128,10").split(",").map(Number);
-    const bench = await engine.ask("check", { queries, seconds, evenIfWrong: asked.has("even-if-wrong") });
+    const [queries, seconds] = (parameters.get("check") ?? "128,10").split(",").map(Number);
+    const bench = await engine.run("check", { queries, seconds, evenIfWrong: parameters.has("even-if-wrong") });
     showCheck(bench);
     return bench;
   } finally {
@@ -84,18 +84,18 @@ async function check() {
 }
 
 function describe({ backend, threads, note, precision, size, site, teacher }) {
-  const way = backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
+  const on = backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
   const alone = backend === "wasm" && threads === 1 && !crossOriginIsolated ? " (the page is not cross-origin isolated)" : "";
-  $("where").textContent = `Runs on ${way}${alone}: ${precision} model, ${size}×${size}.${note ? ` ${sentence(note)}.` : ""}`;
-  const learnt = /efficientnet/i.test(JSON.stringify(teacher)) ? " Distilled from a stand-in teacher, EfficientNet-Lite0, not from SAM." : "";
-  $("facts").textContent = `stlm-edge ${site.stlm_edge}, onnxruntime-web ${site.runtime.version}.${learnt}`;
+  $("where").textContent = `Runs on ${on}${alone}: ${precision} model, ${size}×${size}.${note ? ` ${sentence(note)}.` : ""}`;
+  const teacherNote = /efficientnet/i.test(JSON.stringify(teacher)) ? " Distilled from a proxy teacher, EfficientNet-Lite0, not from SAM." : "";
+  $("facts").textContent = `stlm-edge ${site.stlm_edge}, onnxruntime-web ${site.runtime.version}.${teacherNote}`;
 }
 
 function sentence(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
 
-/** The bench opens the page with ?bench and waits for its answer at the page's own server. */
+/** Send a self-check to the bench, which opened the page with ?bench and runs its server. */
 async function answerBench() {
   let answer;
   try {
@@ -106,31 +106,31 @@ async function answerBench() {
   await fetch("answer", { method: "PUT", body: JSON.stringify(answer) });
 }
 
-/** A page that is still loading, or could not, takes it at once, lest it get files of both. */
+/** Reload at once if the model is not loaded yet, so that no files of two versions mix. */
 function offerNewer() {
   if (!model) location.reload();
-  $("newer").textContent = " A newer version is here: load the page again to use it.";
+  $("newer").textContent = " A newer version is available; reload the page to use it.";
 }
 
 async function start() {
-  const kept = asked.has("bench") ? false : await serveOffline(offerNewer);
+  const offline = parameters.has("bench") ? false : await serveOffline(offerNewer);
   engine = new Engine(progress);
   try {
-    model = await engine.ask("open", { backend: asked.get("backend"), threads: Number(asked.get("threads")) });
+    model = await engine.run("open", { backend: parameters.get("backend"), threads: Number(parameters.get("threads")) });
   } catch (error) {
     $("where").textContent = "The model could not be loaded.";
     $("loading").hidden = true;
     failure = error.message;
-    complain(failure);
-    if (asked.has("bench")) await fetch("answer", { method: "PUT", body: JSON.stringify({ problem: failure }) });
-    else lookForNewer().catch(() => {}); // what is kept and what the server has may not belong together
+    report(failure);
+    if (parameters.has("bench")) await fetch("answer", { method: "PUT", body: JSON.stringify({ problem: failure }) });
+    else lookForNewer().catch(() => {}); // cached files and those on the server may be of different versions
     return;
   }
   $("loading").hidden = true;
   $("camera").disabled = $("check").disabled = false;
   describe(model);
-  if (asked.has("bench")) return void answerBench();
-  if (kept && (await engine.ask("save").then(() => true, () => false))) $("facts").append(" Works without a network from now on.");
+  if (parameters.has("bench")) return void answerBench();
+  if (offline && (await engine.run("save").then(() => true, () => false))) $("facts").append(" Now works offline, too.");
 }
 
 $("files").addEventListener("change", async ({ target }) => {
@@ -146,6 +146,6 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 $("camera").addEventListener("click", () => (live ? live.stop() : runCamera()));
 $("keep").addEventListener("click", () => live?.latest && remember(live.latest, model.decisionThreshold));
-$("check").addEventListener("click", () => check().catch((error) => complain(error.message)));
+$("check").addEventListener("click", () => check().catch((error) => report(error.message)));
 $("opacity").addEventListener("input", ({ target }) => ($("heat").style.opacity = target.value / 100));
 start();

@@ -1,13 +1,13 @@
-// Figures from latencies, as stlm-bench has them.
+// Percentiles of latencies, as in stlm-bench.
 
-/** The nearest-rank percentile: the smallest value that `share` of all are not above. */
+/** Return the nearest-rank percentile: the smallest value that at least `share` of all values do not exceed. */
 export function percentile(values, share) {
   return Float64Array.from(values).sort()[Math.max(0, Math.ceil(share * values.length) - 1)];
 }
 
 /**
- * A percentile that holds with 99% confidence however few queries there were, as MLPerf's LoadGen reports it: so many of
- * n may be slower as chance would show in a hundredth of all runs at most. Null where n is too small even for none.
+ * Return an upper bound of a percentile with 99% confidence, for any number n of queries (early stopping, MLPerf's
+ * LoadGen). Null where n is too small.
  */
 export function earlyStopping(values, share = 0.9) {
   const n = values.length;
@@ -21,12 +21,13 @@ export function earlyStopping(values, share = 0.9) {
   return slower < 0 ? null : Float64Array.from(values).sort()[n - slower - 1];
 }
 
+/** Return the median; for an even number of values the mean of the two in the middle. */
 export function median(values) {
   const sorted = Float64Array.from(values).sort();
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }
 
-/** Percentiles in the form that bench.json has them. */
+/** Return percentiles in the format of bench.json. */
 export function latency(values) {
   return {
     p50: percentile(values, 0.5),

@@ -1,4 +1,4 @@
-// The one resize of training and every device: bilinear, antialiased, aspect ratio not kept, as Pillow does it.
+// The resize of training and of every device: Pillow's antialiased bilinear, aspect ratio not kept.
 //
 // Each target pixel is a mean of source pixels under a triangle whose half width is the scale (at least 1), along rows
 // first and then along columns, in fixed point with rounding to 8 bits after each. (Pillow 13 chooses the order of the
@@ -7,7 +7,7 @@
 const PRECISION = 22;
 const HALF = 1 << (PRECISION - 1);
 
-/** Takes an upright image row by row (`row`: RGBA), from top to bottom, and gives size×size×3, RGB. */
+/** Resizes an upright image, given row by row in RGBA from top to bottom, to size×size×3 RGB. */
 export class Resizer {
   constructor(width, height, size) {
     this.size = size;
@@ -51,17 +51,17 @@ export class Resizer {
   }
 }
 
-/** For each target pixel the first source pixel it is made of, and the weights of that and the following ones. */
+/** Return for each target pixel its first source pixel, and the weights of that and the following ones. */
 function taps(from, to) {
   const scale = from / to;
-  const reach = Math.max(scale, 1);
+  const support = Math.max(scale, 1);
   const first = new Int32Array(to);
   const weights = [];
   for (let i = 0; i < to; i++) {
     const centre = (i + 0.5) * scale;
-    first[i] = Math.max(Math.trunc(centre - reach + 0.5), 0);
-    const count = Math.min(Math.trunc(centre + reach + 0.5), from) - first[i];
-    const shares = Array.from({ length: count }, (_, k) => Math.max(0, 1 - Math.abs((first[i] + k - centre + 0.5) / reach)));
+    first[i] = Math.max(Math.trunc(centre - support + 0.5), 0);
+    const count = Math.min(Math.trunc(centre + support + 0.5), from) - first[i];
+    const shares = Array.from({ length: count }, (_, k) => Math.max(0, 1 - Math.abs((first[i] + k - centre + 0.5) / support)));
     const total = shares.reduce((sum, share) => sum + share, 0);
     weights.push(Int32Array.from(shares, (share) => Math.trunc(0.5 + (share / total) * (1 << PRECISION))));
   }

@@ -1,4 +1,4 @@
-// The packed model on onnxruntime-web: its WebGPU build where the browser has that, its WebAssembly build otherwise.
+// Runs the model on onnxruntime-web, in its WebGPU or its WebAssembly build.
 
 import { fetchListed } from "./fetching.js";
 import { Problem } from "./strict_json.js";
@@ -9,30 +9,31 @@ const FILES = {
   wasm: { script: "ort.wasm.min.js", glue: "ort-wasm-simd-threaded.js" },
 };
 
-const AGAIN = "copy the site again or export it anew";
+const AGAIN = "copy the site again or export it again";
 
-/** Why WebGPU can't run a model of this precision here, or nothing. */
+/** Resolve to the reason why WebGPU can't run a model of this precision, or null. */
 export async function whyNoWebGpu(precision) {
   if (!navigator.gpu) return "this browser has no WebGPU";
   const adapter = await navigator.gpu.requestAdapter().catch(() => null);
   if (!adapter) return "WebGPU finds no graphics adapter";
-  const suits = precision !== "fp16" || adapter.features.has("shader-f16");
-  return suits ? null : "the graphics adapter has no 16-bit shaders";
+  const supported = precision !== "fp16" || adapter.features.has("shader-f16");
+  return supported ? null : "the graphics adapter has no 16-bit shaders";
 }
 
+/** Return the number of threads that WebAssembly can use, at most 8. */
 export function mostThreads() {
   return globalThis.crossOriginIsolated ? Math.max(1, Math.min(8, navigator.hardwareConcurrency || 1)) : 1;
 }
 
-/** The bytes of the runtime's WebAssembly binary, as site.json lists it, which `openRuntime` takes. */
+/** Fetch the runtime's WebAssembly binary, as listed in site.json, for `openRuntime`. */
 export function fetchBinary(listed, progress) {
   return fetchListed(new URL(listed.path, import.meta.url), listed, "site.json", progress);
 }
 
 /**
- * What runs a model: `run(square)` takes size×size×3 RGB bytes and resolves to { map, score }.
+ * Open a model; `run(square)` takes size×size×3 RGB bytes and resolves to { map, score }.
  *
- * Throws a Problem when the runtime can't be loaded, or the model can't be opened or isn't what the manifest says.
+ * Throws a Problem if the runtime can't be loaded, or the model can't be opened or doesn't match the manifest.
  */
 export async function openRuntime(backend, binary, model, manifest, threads) {
   const { script, glue } = FILES[backend];
@@ -51,30 +52,30 @@ export async function openRuntime(backend, binary, model, manifest, threads) {
     session = await ort.InferenceSession.create(model, { executionProviders: [backend], logSeverityLevel: 3 });
   } catch (error) {
     if (/no available backend/.test(error.message)) throw new Problem(`runtime/${glue}: ${oneLine(error)}; ${AGAIN}`);
-    throw new Problem(`${manifest.artifact}: ${oneLine(error)}; export the bundle anew`);
+    throw new Problem(`${manifest.artifact}: ${oneLine(error)}; export the bundle again`);
   }
   const { input, outputs } = manifest;
   const shape = [1, input.size, input.size, 3];
-  const found = session.inputMetadata.find((each) => each.name === input.name);
-  if (!found || `${found.shape}` !== `${shape}` || found.type !== input.dtype) {
-    throw new Problem(`${manifest.artifact}: its input is not the ${input.dtype} ${shape.join("×")} that the manifest says`);
+  const actual = session.inputMetadata.find((each) => each.name === input.name);
+  if (!actual || `${actual.shape}` !== `${shape}` || actual.type !== input.dtype) {
+    throw new Problem(`${manifest.artifact}: its input is not the ${input.dtype} ${shape.join("×")} of the manifest`);
   }
   const run = async (square) => {
     const values = input.dtype === "float32" ? new Float32Array(square) : square;
     const feeds = { [input.name]: new ort.Tensor(input.dtype, values, shape) };
-    let answers;
+    let results;
     try {
-      answers = await session.run(feeds);
+      results = await session.run(feeds);
     } catch (error) {
       throw new Problem(`${manifest.artifact}: fails to run: ${oneLine(error)}`);
     }
-    const answer = answers[outputs.anomaly_map.name];
-    if (`${answer?.dims}` !== `${outputs.anomaly_map.shape}`) {
-      throw new Problem(`${manifest.artifact}: its map is not the ${outputs.anomaly_map.shape.join("×")} that the manifest says`);
+    const output = results[outputs.anomaly_map.name];
+    if (`${output?.dims}` !== `${outputs.anomaly_map.shape}`) {
+      throw new Problem(`${manifest.artifact}: its map is not the ${outputs.anomaly_map.shape.join("×")} of the manifest`);
     }
-    const map = new Float32Array(answer.data); // a copy: the runtime will use its own again
-    const score = outputs.score ? answers[outputs.score.name].data[0] : scoreOfMap(map);
-    for (const each of Object.values(answers)) each.dispose();
+    const map = new Float32Array(output.data); // a copy, since the runtime reuses its buffer
+    const score = outputs.score ? results[outputs.score.name].data[0] : scoreOfMap(map);
+    for (const each of Object.values(results)) each.dispose();
     return { map, score };
   };
   return { run, release: () => session.release() };

@@ -1,8 +1,9 @@
-// A self-check on the screen: the parity table, the percentiles, and bench.json to download.
+// Shows a self-check: the parity table, the percentiles, and bench.json to download.
 
 const $ = (id) => document.getElementById(id);
 const VERDICTS = { same: "✓ same", flip: "flip, within tolerance", failure: "✗ FAILED" };
 
+/** Show the only row of `bench`, the content of bench.json. */
 export function showCheck(bench) {
   const [row] = bench.rows;
   $("headline").textContent = bench.headline;
@@ -34,16 +35,16 @@ export function showCheck(bench) {
       levels(row.parity.resize_max_diff),
     ]),
   );
-  const timed = { "Graph alone": row.latency_ms, "End to end: decode, resize, run, judge": row.end_to_end_ms };
+  const timed = { "Graph alone": row.latency_ms, "End to end: decode, resize, run, decide": row.end_to_end_ms };
   $("latencies").replaceChildren(
-    ...Object.entries(timed).map(([what, times]) =>
-      line([what, ...["p50", "p90", "p99"].map((key) => (times ? times[key].toFixed(1) : "not measured"))]),
+    ...Object.entries(timed).map(([name, times]) =>
+      line([name, ...["p50", "p90", "p99"].map((key) => (times ? times[key].toFixed(1) : "not measured"))]),
     ),
   );
-  const settled = row.steady ? "" : ", which did not become steady";
+  const unsteady = row.steady ? "" : ", which did not become steady";
   $("how").textContent = row.queries
-    ? `${row.queries} queries in ${row.seconds.toFixed(0)} s after ${row.warmup} for warm-up${settled}, one image at a time.`
-    : "Not timed: a fast wrong answer is no news.";
+    ? `${row.queries} queries in ${row.seconds.toFixed(0)} s after ${row.warmup} for warm-up${unsteady}, one image at a time.`
+    : "Not timed, since the results are wrong.";
   URL.revokeObjectURL($("download").href);
   $("download").href = URL.createObjectURL(new Blob([`${JSON.stringify(bench, null, 2)}\n`], { type: "application/json" }));
   $("checked-result").hidden = false;

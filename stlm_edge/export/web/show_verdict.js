@@ -1,47 +1,46 @@
-// A verdict on the screen: image, heatmap, score against the threshold; and the strip of those before it.
+// Shows a verdict: image, heatmap, score and threshold; and the history of earlier verdicts.
 
-const MOST_REMEMBERED = 24;
+const MAX_HISTORY = 24;
 const $ = (id) => document.getElementById(id);
 
-/** `found`: name, anomalous, score, milliseconds, and the bitmaps `shown` and `heat`. */
-export function show(found, decisionThreshold) {
+/** Show a verdict: name, anomalous, score, milliseconds, and the bitmaps `shown` and `heat`. */
+export function show(verdict, decisionThreshold) {
   const image = $("image"), heat = $("heat");
-  draw(image, found.shown);
-  draw(heat, found.heat);
+  draw(image, verdict.shown);
+  draw(heat, verdict.heat);
   heat.style.opacity = $("opacity").value / 100;
 
-  const verdict = $("verdict");
-  verdict.textContent = found.anomalous ? "✗ Anomalous" : "✓ Normal";
-  verdict.className = kind(found);
-  $("name").textContent = found.name;
-  image.setAttribute("aria-label", `${found.name}: ${kind(found)}`);
-  $("score").textContent = found.score.toFixed(5);
+  $("verdict").textContent = verdict.anomalous ? "✗ Anomalous" : "✓ Normal";
+  $("verdict").className = kind(verdict);
+  $("name").textContent = verdict.name;
+  image.setAttribute("aria-label", `${verdict.name}: ${kind(verdict)}`);
+  $("score").textContent = verdict.score.toFixed(5);
   $("threshold").textContent = decisionThreshold.value.toFixed(5);
-  $("time").textContent = `${found.milliseconds.toFixed(0)} ms`;
+  $("time").textContent = `${verdict.milliseconds.toFixed(0)} ms`;
   const { map_low: low, map_high: high } = decisionThreshold;
   const place = (value) => `${100 * Math.min(Math.max((value - low) / Math.max(high - low, 1e-9), 0), 1)}%`;
-  $("mark").style.left = place(found.score);
+  $("mark").style.left = place(verdict.score);
   $("limit").style.left = place(decisionThreshold.value);
-  $("scale").setAttribute("aria-label", `Score ${found.score.toFixed(5)}, threshold ${decisionThreshold.value.toFixed(5)}`);
+  $("scale").setAttribute("aria-label", `Score ${verdict.score.toFixed(5)}, threshold ${decisionThreshold.value.toFixed(5)}`);
   $("result").hidden = false;
-  for (const button of $("strip").querySelectorAll("button")) button.setAttribute("aria-pressed", button.found === found);
+  for (const button of $("strip").querySelectorAll("button")) button.setAttribute("aria-pressed", button.verdict === verdict);
 }
 
-/** Put a verdict into the strip, the newest first, from where it can be looked at again. */
-export function remember(found, decisionThreshold) {
+/** Add a verdict to the history, the newest first; a click shows it again. */
+export function remember(verdict, decisionThreshold) {
   const button = document.createElement("button");
   button.type = "button";
-  button.found = found;
-  button.className = kind(found);
-  button.append(thumbnail(found.shown), label(found.anomalous ? "✗" : "✓", found.score.toFixed(3)));
-  button.setAttribute("aria-label", `${found.name}: ${kind(found)}, score ${found.score.toFixed(3)}`);
-  button.addEventListener("click", () => show(found, decisionThreshold));
+  button.verdict = verdict;
+  button.className = kind(verdict);
+  button.append(thumbnail(verdict.shown), label(verdict.anomalous ? "✗" : "✓", verdict.score.toFixed(3)));
+  button.setAttribute("aria-label", `${verdict.name}: ${kind(verdict)}, score ${verdict.score.toFixed(3)}`);
+  button.addEventListener("click", () => show(verdict, decisionThreshold));
   const item = document.createElement("li");
   item.append(button);
   $("strip").prepend(item);
   $("history").hidden = false;
   for (const each of $("strip").querySelectorAll("button")) each.setAttribute("aria-pressed", each === button);
-  if ($("strip").children.length > MOST_REMEMBERED) $("strip").lastElementChild.remove();
+  if ($("strip").children.length > MAX_HISTORY) $("strip").lastElementChild.remove();
 }
 
 function draw(canvas, bitmap) {
@@ -50,8 +49,8 @@ function draw(canvas, bitmap) {
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
 }
 
-function kind(found) {
-  return found.anomalous ? "anomalous" : "normal";
+function kind(verdict) {
+  return verdict.anomalous ? "anomalous" : "normal";
 }
 
 function label(...words) {

@@ -1,9 +1,9 @@
-// JSON from outside, read strictly: no key twice, no number that isn't finite, nothing but what a published schema says.
+// Strict JSON: no duplicate keys, finite numbers only, and nothing but what a published schema allows.
 
-/** What can be foreseen to go wrong, told in one line: what was found, what was expected, what to do. */
+/** An expected error. Its message is one line: what was found, what was expected, what to do. */
 export class Problem extends Error {}
 
-/** The JSON value in a text; `name` begins the line of the Problem that it throws. */
+/** Parse a JSON text. Throws a Problem, whose message begins with `name`. */
 export function parse(text, name) {
   let value;
   try {
@@ -12,8 +12,8 @@ export function parse(text, name) {
     throw new Problem(`${name}: not valid JSON: ${error.message}`);
   }
   // In valid JSON a string is a key exactly where a colon follows it.
-  const keys = [...text.matchAll(/"(?:[^"\\]|\\.)*"(\s*:)?/g)].filter((found) => found[1]).length;
-  if (keys !== countKeys(value, name)) throw new Problem(`${name}: not valid JSON: a key stands twice in one object`);
+  const keys = [...text.matchAll(/"(?:[^"\\]|\\.)*"(\s*:)?/g)].filter((match) => match[1]).length;
+  if (keys !== countKeys(value, name)) throw new Problem(`${name}: not valid JSON: duplicate key`);
   return value;
 }
 
@@ -24,7 +24,7 @@ function countKeys(value, name) {
   return Object.values(value).reduce((sum, each) => sum + countKeys(each, name), own);
 }
 
-/** Throws a Problem unless the value is as the JSON Schema says: of its keywords, those that our schemas use. */
+/** Check a value against a JSON Schema; only the keywords of our schemas are known. Throws a Problem. */
 export function check(value, schema, name, where = "", root = schema) {
   if (schema.$ref) return check(value, root.$defs[schema.$ref.split("/").at(-1)], name, where, root);
   if (schema.anyOf) {
@@ -32,15 +32,15 @@ export function check(value, schema, name, where = "", root = schema) {
     if (value !== null) check(value, schema.anyOf.find((each) => each.type !== "null"), name, where, root);
     return undefined;
   }
-  const expect = (right, expected) => {
-    if (right) return;
+  const expect = (valid, expected) => {
+    if (valid) return;
     const found = JSON.stringify(value) ?? "nothing";
     const shown = found.length <= 60 ? found : `${found.slice(0, 57)}...`;
     throw new Problem(`${name}: ${where || "the whole file"}: found ${shown}, expected ${expected}`);
   };
   if (schema.enum) expect(schema.enum.includes(value), schema.enum.map((each) => JSON.stringify(each)).join(" or "));
   if (schema.type) expect(isOfType(value, schema.type), `a value of type ${schema.type}`);
-  if (schema.pattern) expect(new RegExp(schema.pattern, "u").test(value), `what matches ${schema.pattern}`);
+  if (schema.pattern) expect(new RegExp(schema.pattern, "u").test(value), `a match of ${schema.pattern}`);
   if ("minimum" in schema) expect(value >= schema.minimum, `at least ${schema.minimum}`);
   if ("maximum" in schema) expect(value <= schema.maximum, `at most ${schema.maximum}`);
   if ("minItems" in schema) expect(value.length >= schema.minItems, `at least ${schema.minItems} items`);

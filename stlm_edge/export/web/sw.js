@@ -1,7 +1,7 @@
-// Service worker: keeps what was loaded, so that the page works without a network, and gives every file the headers that
-// let WebAssembly use threads, whatever the server sends.
+// Service worker: caches what was loaded, so that the page works offline, and adds the headers to every file that
+// WebAssembly threads need, whatever the server sends.
 
-importScripts("version.js"); // VERSION: changes with every export. SHELL: the page's own small files.
+importScripts("version.js"); // VERSION changes with every export; SHELL lists the page's own small files
 
 const PLACE = `stlm-edge ${new URL(registration.scope).pathname} `;
 const CACHE = PLACE + VERSION;
@@ -35,16 +35,16 @@ self.addEventListener("activate", (event) => {
 self.addEventListener("fetch", (event) => {
   const { request } = event;
   const here = new URL(request.url).origin === location.origin;
-  if (here && request.method === "GET") event.respondWith(answer(request));
+  if (here && request.method === "GET") event.respondWith(responseTo(request));
 });
 
-async function answer(request) {
+async function responseTo(request) {
   const url = request.url.split(/[?#]/)[0];
   const cache = await caches.open(CACHE);
   let response = await cache.match(url);
   if (!response) {
     response = await fetch(url, { cache: "no-cache" });
-    if (response.status === 200) await cache.put(url, response.clone()).catch(() => {}); // a full disk: go on without
+    if (response.status === 200) await cache.put(url, response.clone()).catch(() => {}); // disk full: not cached
   }
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value);

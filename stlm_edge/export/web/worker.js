@@ -1,4 +1,4 @@
-// Everything that takes long runs here, one task after the other, so that the page stays responsive.
+// Runs the long tasks one after the other, so that the page stays responsive.
 
 import { benchFile } from "./bench_file.js";
 import { heatmapOver } from "./heatmap.js";
@@ -16,7 +16,7 @@ const progress = (what, done, of) => postMessage({ progress: { what, done, of } 
 const tasks = {
   async open(given) {
     if (!globalThis.crypto?.subtle) {
-      throw new Problem("this page needs https, or localhost: only there may it check files and use the camera");
+      throw new Problem("this page must be served by https or from localhost, where browsers allow checksums and the camera");
     }
     model = await openModel(given, (done, of) => progress("model", done, of));
     const { site, backend, threads, note, manifest } = model;
@@ -24,14 +24,14 @@ const tasks = {
     return { site, backend, threads, note, precision, size: input.size, decisionThreshold, teacher: provenance.teacher ?? null };
   },
 
-  /** The verdict on a file or a camera's frame, and two bitmaps to show: the image and the heatmap over it. */
+  /** Return the verdict on a file or a camera's frame, and two bitmaps: the image and the heatmap to draw over it. */
   async judge({ file, frame }) {
     const { runtime, manifest } = model;
     const began = performance.now();
     const { square, shown } = file ? await loadFile(file, manifest.input.size) : loadFrame(frame, manifest.input.size);
-    const answer = await runtime.run(square);
-    checkFinite(answer);
-    const { map, score } = answer;
+    const output = await runtime.run(square);
+    checkFinite(output);
+    const { map, score } = output;
     const anomalous = isAnomalous(score, manifest.decision_threshold.value);
     const milliseconds = performance.now() - began;
     return { anomalous, score, milliseconds, shown, heat: heatmapOver(shown, map, manifest.decision_threshold) };
@@ -41,7 +41,7 @@ const tasks = {
     return benchFile(model, await selfCheck(model, given, progress));
   },
 
-  /** Load what is left of the bundle, so that the service worker keeps it for when there is no network. */
+  /** Load the rest of the bundle, so that the service worker caches it for offline use. */
   async save() {
     for (const file of model.manifest.files) if (file.path !== model.manifest.artifact) await model.read(file.path);
   },
@@ -50,10 +50,10 @@ const tasks = {
 onmessage = ({ data: { id, task, given } }) => {
   last = last.then(async () => {
     try {
-      const answer = await tasks[task](given);
-      postMessage({ id, answer }, answer?.shown ? [answer.shown, answer.heat] : []);
+      const result = await tasks[task](given);
+      postMessage({ id, result }, result?.shown ? [result.shown, result.heat] : []);
     } catch (error) {
-      const problem = error instanceof Problem ? error.message : `something unforeseen went wrong: ${error}`;
+      const problem = error instanceof Problem ? error.message : `unexpected error: ${error}`;
       postMessage({ id, problem });
     }
   });
