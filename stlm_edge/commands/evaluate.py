@@ -5,21 +5,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stlm_edge.commands.parser import CommandParser, needs_extra, number
 from stlm_edge.commands.train import all_categories
 from stlm_edge.errors import UsageError, exit_with_one_line
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 EXAMPLES = """examples:
   stlm-eval --checkpoint runs/bottle/checkpoint.safetensors --data images/bottle --out evaluation
   stlm-eval --bundle bundles/cpu-int8 --data images/bottle --out evaluation
   stlm-eval --checkpoint runs/mvtec_ad --data mvtec_ad --category all --out evaluation
 each writes metrics.json and contact sheets into --out"""
-COLUMNS = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "image_f1": "Image F1"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.json:
             print(json.dumps(metrics, indent=2, allow_nan=False))
         else:
-            Console().print(summary_of_all(metrics) if options.category == "all" else summary(metrics))
+            Console().print(summary(metrics))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,7 +103,7 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
     """
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluation import all_gather
-    from stlm_edge.evaluation.evaluate import METRICS
+    from stlm_edge.evaluation.evaluate import COLUMNS, METRICS
     from stlm_edge.files import write_text
     from stlm_edge.training.run_folder import CHECKPOINT
 
@@ -134,26 +130,6 @@ def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[
     if all_gather.rank() == 0:
         write_text(out / METRICS, json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
-
-
-def summary_of_all(metrics: dict[str, Any]) -> "Table":
-    """Return the metrics as a table for a terminal: a row for each category, and the mean."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from stlm_edge.evaluation.metrics import FPR_LIMIT
-
-    caption = f"each category at the threshold of its own model; AUPRO up to a false-positive rate of {FPR_LIMIT}"
-    table = Table(title=escape(metrics["source"]), caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("Category")
-    for column in (*COLUMNS.values(), "False alarms", "Missed"):
-        table.add_column(column, justify="right")
-    for name, row in [*metrics["categories"].items(), ("mean", metrics["mean"])]:
-        cells = ["n/a" if row[key] is None else f"{row[key]:.4f}" for key in COLUMNS]
-        if row is not metrics["mean"]:
-            cells += [f"{row['false_alarms']} of {row['normal']}", f"{row['missed']} of {row['anomalous']}"]
-        table.add_row(escape(name), *cells, end_section=name == [*metrics["categories"]][-1])
-    return table
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import is_anomalous
 
 METRICS = "metrics.json"
+COLUMNS = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "image_f1": "Image F1"}
 SHEETS = ("sample.jpg", "worst_false_alarms.jpg", "worst_misses.jpg")
 ROWS = 8  # of a contact sheet
 
@@ -118,26 +119,27 @@ def evaluate(
 
 
 def summary(metrics: dict[str, Any]) -> Table:
-    """Return the metrics as a table for a terminal: one row overall and one per defect type."""
+    """Return metrics as a table for a terminal: overall and per defect type, or per category and their mean."""
+    if "categories" in metrics:
+        header, total, rows = "Category", metrics["mean"], [*metrics["categories"].items(), ("mean", metrics["mean"])]
+        caption = "each category at the threshold of its own model"
+    else:
+        header, total, rows = "Defect type", metrics, [("all", metrics), *metrics["by_defect"].items()]
+        caption = f"threshold {metrics['threshold']:.4f}; pixel metrics at {metrics['size']}×{metrics['size']}"
     table = Table(
         title=escape(metrics["source"]),
-        caption=f"threshold {metrics['threshold']:.4f}; pixel metrics at {metrics['size']}×{metrics['size']}, "
-        f"AUPRO up to a false-positive rate of {FPR_LIMIT}",
+        caption=f"{caption}; AUPRO up to a false-positive rate of {FPR_LIMIT}",
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("Defect type")
-    for column in ("Image AUROC", "Pixel AUROC", "AUPRO", "Image F1", "False alarms", "Missed"):
+    table.add_column(header)
+    for column in (*COLUMNS.values(), "False alarms", "Missed"):
         table.add_column(column, justify="right")
-    for defect, row in [("all", metrics), *metrics["by_defect"].items()]:
-        shares = [row[key] for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1")]
-        table.add_row(
-            escape(defect),
-            *("n/a" if share is None else f"{share:.4f}" for share in shares),
-            f"{row['false_alarms']} of {row['normal']}",
-            f"{row['missed']} of {row['anomalous']}",
-            style="bold" if row is metrics else None,
-        )
+    for name, row in rows:
+        cells = ["n/a" if row[key] is None else f"{row[key]:.4f}" for key in COLUMNS]
+        if "missed" in row:
+            cells += [f"{row['false_alarms']} of {row['normal']}", f"{row['missed']} of {row['anomalous']}"]
+        table.add_row(escape(name), *cells, style="bold" if row is total else None)
     return table
 
 

@@ -10,14 +10,17 @@ from rich.console import Console
 from small_network import SMALL
 from tiny import tiny_image
 
-from stlm_edge.commands.evaluate import COLUMNS, evaluate_all, summary_of_all
+from stlm_edge.commands.evaluate import evaluate_all
 from stlm_edge.commands.train import train_all
 from stlm_edge.errors import UsageError
+from stlm_edge.evaluation.evaluate import COLUMNS, summary
 from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.train import Job
 
 NAMES = ["bolt", "cap", "nut"]
-SHORT = replace(RECIPES["quick"], steps=2, batch=2, start="random", plain_lr=1e-4)
+SHORT = replace(
+    RECIPES["quick"], length=2, batch=2, initial_weights="random", denoising_target="teacher", plain_lr=1e-4
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_categories_are_evaluated_with_their_own_models_and_averaged(runs, data,
 
     console = Console(width=140)
     with console.capture() as captured:
-        console.print(summary_of_all(metrics))
+        console.print(summary(metrics))
     lines = [line for line in captured.get().splitlines() if line.startswith("│")]
     rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("│")[1:-1]] for line in lines)}
     assert list(rows) == [*NAMES, "mean"]
