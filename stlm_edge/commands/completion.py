@@ -32,8 +32,8 @@ complete -o default -F _stlm stlm stlm-edge {executables}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run stlm completion."""
     shell = parser().parse_args(arguments).shell
-    print("autoload -U +X bashcompinit && bashcompinit" if shell == "zsh" else "# stlm-edge")
-    print("\n".join(_fish()) if shell == "fish" else _bash())
+    script = "\n".join(_fish()) if shell == "fish" else _bash()
+    print(("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + script)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,7 +24,9 @@ COMMANDS = {
 USAGE = f"""usage: stlm COMMAND [OPTIONS]
 
 commands: {", ".join(COMMANDS)}
-stlm COMMAND --help shows a command's options; stlm --version prints the version."""
+stlm COMMAND --help shows a command's options; stlm --version prints the version.
+
+exit codes: 0 success, 1 failed job, 2 usage error, 130 Ctrl-C, 143 SIGTERM"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
