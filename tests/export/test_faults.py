@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(f"stlm_edge.converters.{module}.{function}", interrupted)
     with leaving_nothing(tmp_path), pytest.raises(SystemExit) as end, exit_with_one_line("interrupted"):
         export(target, via=via, checkpoint=even_checkpoint, out=tmp_path / "bundle", allow_parity_loss=True)
-    assert end.value.code == 1
+    assert end.value.code == 130
     assert capfd.readouterr().err.splitlines()[-1] == "error: interrupted"
 
 

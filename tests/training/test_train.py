@@ -154,7 +154,7 @@ def test_a_killed_run_resumes_to_the_same_weights(run, images, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(images, tmp_path):
     code, errors = stop_in_the_middle(images, tmp_path / "run", signal.SIGINT)
-    assert code == 1
+    assert code == 130
     assert errors.splitlines()[-1] == "error: interrupted; --resume goes on"
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").glob("*.part"))
