@@ -105,11 +105,25 @@ def test_it_benches_a_bundle(place: Path, tiny_bundle: Path) -> None:
     assert row["parity"]["verdict_flips"] == 0
 
 
-@pytest.mark.parametrize("command", ["stlm-train", "stlm-eval", "stlm-export"])
-def test_what_needs_more_says_in_one_line_what_to_install(place: Path, command: str) -> None:
-    answer = in_env(place, command, "--help")
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert re.fullmatch(rf'error: {command} .*pip install "stlm-edge\[(train|export)\]"\n', answer.stderr)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["stlm-train", "--data", ".", "--out", "run"],
+        ["stlm-eval", "--bundle", "b", "--data", ".", "--out", "e"],
+        ["stlm-export", "--target", "cpu"],
+    ],
+)
+def test_command_that_needs_more_packages_names_the_extra(place: Path, command: list[str]) -> None:
+    done = in_env(place, *command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert re.search(r'pip install "stlm-edge\[(train|export)\]"', done.stderr)
+    assert in_env(place, command[0], "--help").returncode == 0
+
+
+def test_umbrella_command_predicts(place: Path, tiny_bundle: Path) -> None:
+    done = in_env(place, "stlm", "predict", "--bundle", tiny_bundle, "part.png", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["anomalous"] is True
 
 
 def test_a_checkpoint_says_in_one_line_what_to_install(place: Path) -> None:
