@@ -30,10 +30,10 @@ from stlm_edge.training.job import Job
 from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.train import train
 
-FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+METRICS = ("image_auroc", "pixel_auroc", "aupro")
 PACKAGES = ("stlm-edge", "torch", "numpy", "pillow")
 GOALS = {"mvtec_bottle_448": (0.995, 0.97, 0.91), "magnetic_tile": (0.85, 0.64, 0.60)}
-"""Folder's name → least FIGURES of every seed's `quick`."""
+"""Folder's name → least METRICS of every seed's `quick`."""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def measure_patchcore(data: Path, size: int) -> dict:
     seconds = time.monotonic() - began
     placeholder = calibrate([0.0, 1.0], [0.0, 1.0])  # verdicts are not compared here
     metrics = evaluate(patchcore, test_samples(data), size, placeholder, None, "patchcore")
-    return {"data": data.name, "method": "PatchCore", "seconds": round(seconds), **{f: metrics[f] for f in FIGURES}}
+    return {"data": data.name, "method": "PatchCore", "seconds": round(seconds), **{f: metrics[f] for f in METRICS}}
 
 
 def measure_stlm(data: Path, seed: int, options: argparse.Namespace) -> dict:
@@ -93,8 +93,8 @@ def measure_stlm(data: Path, seed: int, options: argparse.Namespace) -> dict:
     model = Torch(train(Job(data, recipe, size, seed=seed, init=options.init), run, resume=True))
     seconds = time.monotonic() - began
     metrics = evaluate(model, test_samples(data), size, model.decision_threshold, run / "evaluation", "checkpoint")
-    name = f"STLM {recipe.name}, {recipe.steps} steps, seed {seed}"
-    return {"data": data.name, "method": name, "seconds": round(seconds), **{f: metrics[f] for f in FIGURES}}
+    name = f"STLM {recipe.name}, {recipe.length} {recipe.unit}, seed {seed}"
+    return {"data": data.name, "method": name, "seconds": round(seconds), **{f: metrics[f] for f in METRICS}}
 
 
 def short_of_goals(rows: list[dict]) -> list[str]:
@@ -103,7 +103,7 @@ def short_of_goals(rows: list[dict]) -> list[str]:
         f"{row['data']}, {row['method']}: {name} {100 * row[name]:.1f} is under {100 * goal:.1f}"
         for row in rows
         if row["data"] in GOALS and row["method"] != "PatchCore"
-        for name, goal in zip(FIGURES, GOALS[row["data"]], strict=True)
+        for name, goal in zip(METRICS, GOALS[row["data"]], strict=True)
         if row[name] < goal
     ]
 
@@ -124,11 +124,11 @@ def behind_patchcore(rows: list[dict]) -> list[str]:
 def show(rows: list[dict]) -> None:
     table = Table("data", "method", "training, s", "image AUROC", "pixel AUROC", "AUPRO")
     for row in rows:
-        figures = ("n/a" if row[f] is None else f"{100 * row[f]:.1f}" for f in FIGURES)
+        figures = ("n/a" if row[f] is None else f"{100 * row[f]:.1f}" for f in METRICS)
         table.add_row(row["data"], row["method"], str(row["seconds"]), *figures)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    with exit_with_one_line("interrupted; the same command goes on"):
+    with exit_with_one_line("interrupted; the same command continues"):
         main()

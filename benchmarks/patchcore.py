@@ -1,4 +1,4 @@
-"""PatchCore (Roth et al., CVPR 2022), the peer that accuracy is measured beside: a memory of normal patches.
+"""PatchCore (Roth et al., CVPR 2022), the peer of accuracy benchmarks: a memory of normal patches.
 
 A random tenth of the training patches, at most 32,768, is kept instead of the paper's greedy coreset, and the image's
 score is the largest distance, without the paper's reweighting.
@@ -33,20 +33,22 @@ class PatchCore:
         rng = np.random.default_rng(seed)
         patches = []
         for image in images:
-            found = self._patches(image)[0]
-            patches.append(found[torch.from_numpy(rng.random(len(found)) < MEMORY_SHARE)])
+            features_of_patches = self._patches(image)[0]
+            kept = rng.random(len(features_of_patches)) < MEMORY_SHARE
+            patches.append(features_of_patches[torch.from_numpy(kept)])
         memory = torch.cat(patches)
-        kept = rng.permutation(len(memory))[:LARGEST_MEMORY]
-        self.memory = memory[torch.from_numpy(np.sort(kept))]
+        chosen = rng.permutation(len(memory))[:LARGEST_MEMORY]
+        self.memory = memory[torch.from_numpy(np.sort(chosen))]
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the anomaly map, S×S, and the score of an image, S×S×3 uint8."""
         distance = torch.from_numpy(self.distances(image))
         upsampled = F.interpolate(distance[None, None], size=image.shape[:2], mode="bilinear", align_corners=False)
         return gaussian_filter(upsampled[0, 0].numpy(), SIGMA), distance.max().item()
 
     @torch.inference_mode()
     def distances(self, image: np.ndarray) -> np.ndarray:
-        """Each patch's distance to the nearest in memory, h×w."""
+        """Return each patch's distance to the nearest in memory, h×w."""
         patches, grid = self._patches(image)
         return torch.cdist(patches, self.memory).min(dim=1).values.reshape(grid).numpy()
 
@@ -57,7 +59,7 @@ class PatchCore:
 
 
 def of_the_teacher(teacher: EfficientNetLite0) -> Features:
-    """The stand-in's features of strides 8 and 16, 152 channels at S/8, averaged over 3×3."""
+    """Return the proxy teacher's features of strides 8 and 16, 152 channels at S/8, averaged over 3×3."""
 
     def features(image: Tensor) -> Tensor:
         x = (image.permute(0, 3, 1, 2).float() - 127.0) / 128.0
@@ -68,5 +70,5 @@ def of_the_teacher(teacher: EfficientNetLite0) -> Features:
 
 
 def of_two_maps(maps: Callable[[Tensor], Maps]) -> Features:
-    """Both maps of a teacher or a stream, each of length 1 at every place: distances then rank as 1 − cos do."""
+    """Return both maps of a teacher or a stream with length 1 at every place: distances then rank as 1 − cos do."""
     return lambda image: torch.cat([F.normalize(m, dim=1) for m in maps(image)], dim=1)

@@ -55,7 +55,7 @@ def main() -> None:
                 "command": f"python benchmarks/precision.py {data} --longer {options.longer:g}{only} --runs RUNS",
                 "date": datetime.date.today().isoformat(),
                 "machine": asdict(system.describe(PACKAGES, before)),
-                "recipe": f"quick, {QUICK.longer(options.longer).steps} steps, seed 0, S={QUICK.size}",
+                "recipe": f"quick, {QUICK.longer(options.longer).length} steps, seed 0, S={QUICK.size}",
                 "rows": rows,
             }
             with replacing(options.record) as temporary:

@@ -53,9 +53,8 @@ from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.tiny_vit import TinyViT
 from stlm_edge.teachers.sam import Sam
 from stlm_edge.training.allocator import keep_freed_memory, return_freed_memory
-from stlm_edge.training.clean_targets import CleanTargets, seen_targets
 from stlm_edge.training.recipes import RECIPES
-from stlm_edge.training.step import TwoStreams, freeze, make_optimisers
+from stlm_edge.training.step import CleanTargets, TrainingStep, freeze, image_targets, make_optimisers
 
 PAPER = RECIPES["paper"]
 PUBLISHED, OURS, TURNED = "as published", "matrix products by oneDNN", "the same with rotated images"
@@ -74,7 +73,7 @@ class Training:
         self.teacher = Sam("vit_t", TinyViT(), digest="random", native_size=size)
         freeze(self.model, PAPER)
         self.published_optimisers = plain_training.optimisers_of(self.model)
-        self.step, self.optimisers = TwoStreams(self.model, PAPER).train(), make_optimisers(self.model, PAPER)
+        self.step, self.optimisers = TrainingStep(self.model, PAPER).train(), make_optimisers(self.model, PAPER)
         self.clean_targets = CleanTargets(lambda image: self.teacher(torch.from_numpy(image)[None]))
 
         rng = np.random.default_rng(0)
@@ -83,11 +82,11 @@ class Training:
         self.clean = clean
         self.image = torch.from_numpy(np.stack([changed, *clean[1:]]))
         self.mask = torch.from_numpy(np.stack([mask, *(np.zeros_like(mask) for _ in clean[1:])]))
-        self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def begin_again(self) -> None:
         """Forget what was trained, so that all variants step from the same weights."""
-        self.model.load_state_dict(self.start)
+        self.model.load_state_dict(self.initial)
         for optimiser in (*self.published_optimisers, *self.optimisers):
             optimiser.state.clear()
 
@@ -102,7 +101,7 @@ class Training:
 
     def untouched_known(self) -> dict[str, Tensor]:
         before = self.clean_targets(self.clean, torch.device("cpu"))
-        return self._plain_losses(seen_targets(self.teacher, self.image, self.mask, before), before)
+        return self._plain_losses(image_targets(self.teacher, self.image, self.mask, before), before)
 
     def batched(self) -> dict[str, Tensor]:
         with plain_training.norm_gelu_conv_apart():
@@ -110,7 +109,7 @@ class Training:
 
     def together(self) -> dict[str, Tensor]:
         before = self.clean_targets(self.clean, torch.device("cpu"))
-        seen = seen_targets(self.teacher, self.image, self.mask, before)
+        seen = image_targets(self.teacher, self.image, self.mask, before)
         return self._learn(self.step(self.image, self.mask, before, seen), self.optimisers)
 
     def by_onednn(self) -> dict[str, Tensor]:
@@ -118,7 +117,7 @@ class Training:
             return self.together()
 
     def turned(self) -> dict[str, Tensor]:
-        self.clean_targets = CleanTargets(self.clean_targets.answer, keep=False)
+        self.clean_targets = CleanTargets(self.clean_targets.compute, keep=False)
         return self.by_onednn()
 
     def _plain_losses(self, seen: Any, before: Any) -> dict[str, Tensor]:

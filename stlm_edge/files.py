@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from stlm_edge.errors import JobError
 
@@ -36,9 +37,12 @@ def cache_folder() -> Path:
     return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "stlm-edge"
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(source: Path | BinaryIO) -> str:
+    """Return the sha256 of a file, or of the rest of an open one, as hexadecimal digits."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return sha256_of(file)
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    while chunk := source.read(1 << 20):
+        digest.update(chunk)
     return digest.hexdigest()

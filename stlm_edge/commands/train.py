@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="frozen teacher: efficientnet-lite0, vit_t, vit_b, vit_l or vit_h (default: efficientnet-lite0)",
     )
     add("--teacher-weights", type=Path, metavar="F", help="the teacher's published weights (default: downloaded once)")
-    add("--init", metavar="W", help="initial weights: generic, random, vit_t or a file (default: the recipe's)")
+    add("--init", metavar="W", help="initial weights: shipped, random, vit_t or a file (default: the recipe's)")
     add("--textures", type=Path, metavar="DIR", help="folder of textures for pseudo-anomalies, such as DTD")
     add("--val-fraction", type=float, default=0.15, metavar="R", help="share of images held out (default: 0.15)")
     add("--patience", type=number(int, 1), metavar="N", help="stop after N validations in a row without improvement")
@@ -91,7 +91,7 @@ def job_of(options: argparse.Namespace) -> "Job":
     if options.longer != 1:
         recipe = recipe.longer(options.longer)
     settings = {field.name: getattr(options, field.name) for field in fields(Job) if field.name in options}
-    return Job(**settings | {"recipe": recipe, "size": options.size or recipe.size, "curves": options.logger})
+    return Job(**settings | {"recipe": recipe, "size": options.size or recipe.size})
 
 
 def train_all(job: "Job", out: Path, resume: bool = False) -> dict[str, Path]:
@@ -109,10 +109,10 @@ def train_all(job: "Job", out: Path, resume: bool = False) -> dict[str, Path]:
     from stlm_edge.data.datasets import training_samples
     from stlm_edge.evaluation import all_gather
     from stlm_edge.training import run_folder
-    from stlm_edge.training.launcher import said_once
+    from stlm_edge.training.launcher import report_errors_once
     from stlm_edge.training.train import train
 
-    with said_once():
+    with report_errors_once():
         names = all_categories(job.data, job.format)
         if (out / run_folder.CONFIG).exists():
             raise UsageError(f"{out}: is a run itself; expected a folder with a run per category, choose another --out")

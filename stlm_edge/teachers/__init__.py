@@ -1,7 +1,7 @@
 """The frozen teachers, by name.
 
 Each turns B×S×S×3 uint8 images into the two maps, B×256×S/16×S/16, that the streams learn, and has a `name`, a
-`description` for provenance, the `digest` (sha256) of its weights, and `is_stand_in`.
+`description` for provenance, and the `digest` (sha256) of its weights.
 """
 
 from pathlib import Path
@@ -14,16 +14,23 @@ from stlm_edge.teachers.sam import Sam
 Teacher = EfficientNetLite0 | Sam
 
 TEACHERS = {EfficientNetLite0.name: EfficientNetLite0.description, **sam.DESCRIPTIONS}
-"""Name → what a model's provenance says of its teacher."""
+"""Name → description in a model's provenance."""
 
 
 def open_teacher(name: str, weights_file: Path | None = None, channels: int = 256) -> Teacher:
-    """The teacher called `name`, its weights from `weights_file`, from the cache folder, or downloaded into it.
+    """Return a teacher with the weights from a file, or else from the cache folder, downloaded once.
 
-    Raises UsageError: unknown, or the file isn't the published one; JobError: cannot be downloaded.
+    Args:
+        name: One of TEACHERS.
+        weights_file: SAM's published weights.
+        channels: Channels of the proxy teacher's maps.
+
+    Raises:
+        UsageError: The name is unknown, or the file is not the published one.
+        JobError: The weights cannot be downloaded.
     """
     if name not in TEACHERS:
-        raise UsageError(f"teacher {name}: unknown; this release has {', '.join(TEACHERS)}")
+        raise UsageError(f"teacher {name}: unknown; expected {', '.join(TEACHERS)}")
     if name == EfficientNetLite0.name:
         if weights_file is not None:
             raise UsageError(

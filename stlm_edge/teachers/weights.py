@@ -1,37 +1,26 @@
-"""Published weights: where they are, fetching them once, and opening them without trusting them.
+"""Published weights: their addresses, downloading them once, and loading them without executing code.
 
-Addresses are those of github.com/facebookresearch/segment-anything and github.com/ChaoningZhang/MobileSAM. Nothing is
-unpickled before its sha256 is the published one, and then without code (`weights_only`).
+Addresses are those of github.com/facebookresearch/segment-anything and github.com/ChaoningZhang/MobileSAM. A file is
+unpickled only after its sha256 is known to be the published one, and with `weights_only`.
 """
 
 import contextlib
-import hashlib
 import http.client
 import os
 import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from torch import Tensor
 
+from stlm_edge import progress
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.files import cache_folder
+from stlm_edge.files import cache_folder, sha256_of
 
 if sys.platform != "win32":
     from fcntl import LOCK_EX, flock
@@ -42,7 +31,7 @@ TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Weights:
-    """One published file."""
+    """A published file."""
 
     model: str
     address: str
@@ -51,6 +40,7 @@ class Weights:
 
     @property
     def file_name(self) -> str:
+        """The last part of the address."""
         return self.address.rpartition("/")[2]
 
 
@@ -87,9 +77,9 @@ PUBLISHED = {
 
 
 def read(path: Path, weights: Weights) -> dict[str, Tensor]:
-    """A published file's tensors by name, on the CPU.
+    """Return a published file's tensors by name, on the CPU.
 
-    Raises UsageError: no such file, of another size (truncated) or sha256, another model's, or no tensors by name.
+    Raises UsageError for a missing file, another size (truncated) or sha256, and content other than tensors by name.
     """
     replace = f"replace it by {weights.address}"
     if not path.is_file():
@@ -99,18 +89,16 @@ def read(path: Path, weights: Weights) -> dict[str, Tensor]:
         if size != weights.bytes:
             others = [other.model for other in PUBLISHED.values() if other.bytes == size]
             likely = f"by their size these are {others[0]}'s" if others else "truncated or another file"
-            raise UsageError(
-                f"{path}: {size} bytes, {weights.model}'s weights have {weights.bytes}: {likely}; {replace}"
-            )
-        digest = _sha256(file)
+            raise UsageError(f"{path}: {size} bytes, expected {weights.bytes} for {weights.model}: {likely}; {replace}")
+        digest = sha256_of(file)
         if digest != weights.sha256:
-            raise UsageError(f"{path}: sha256 {digest}, {weights.model}'s weights have {weights.sha256}; {replace}")
+            raise UsageError(f"{path}: sha256 {digest}, expected {weights.sha256} for {weights.model}; {replace}")
         file.seek(0)
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a foreign pickle can make torch raise anything
             reason = str(error).partition("\n")[0][:200]
-            raise UsageError(f"{path}: not a file of tensors that can be opened safely ({reason}); {replace}") from None
+            raise UsageError(f"{path}: cannot be loaded with weights_only ({reason}); {replace}") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
@@ -119,111 +107,80 @@ def read(path: Path, weights: Weights) -> dict[str, Tensor]:
 
 
 def fetched(weights: Weights, folder: Path | None = None) -> Path:
-    """The file in the cache folder, downloaded if it isn't there.
+    """Return the file in the cache folder, downloaded if it is missing.
 
-    A download that was interrupted goes on where it stopped, and of several processes one downloads. Raises JobError:
-    not reachable, of another size or sha256, no room.
+    An interrupted download is continued, and of several processes one downloads. Raises JobError for an unreachable
+    server, another size or sha256, and a full disk.
     """
     folder = folder or cache_folder()
     finished = folder / weights.file_name
     if finished.exists():
         return finished
-    by_hand = (
-        f"fetch {weights.address} where there is a network, and put it at {finished} or give it by --teacher-weights"
-    )
+    by_hand = f"download {weights.address} and put it at {finished}, or give it by --teacher-weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f".{weights.file_name}.lock"):
             if not finished.exists():
                 _download(weights, finished, by_hand)
     except OSError as error:
-        raise JobError(
-            f"{folder}: {weights.model}'s weights cannot be kept there ({error.strerror}); {by_hand}"
-        ) from None
+        raise JobError(f"{folder}: {weights.model}'s weights cannot be saved ({error.strerror}); {by_hand}") from None
     return finished
 
 
 def _download(weights: Weights, finished: Path, by_hand: str) -> None:
     part = finished.with_name(f"{finished.name}.part")
     part.touch()
+    if part.stat().st_size > weights.bytes:
+        os.truncate(part, 0)
     best = -1
-    with _progress() as progress:
-        bar = progress.add_task(weights.file_name, total=weights.bytes)
-        if part.stat().st_size > weights.bytes:
-            os.truncate(part, 0)
-        while (have := part.stat().st_size) < weights.bytes:
-            if have <= best:
-                raise JobError(
-                    f"{weights.address}: the connection ends after {have} of {weights.bytes} bytes; {by_hand}"
-                )
-            best = have
-            try:
-                _request(weights, part, by_hand, progress, bar)
-            except urllib.error.HTTPError as error:
-                if error.code == 416:  # what is here is no beginning of the file there
-                    part.unlink()
-                raise JobError(f"{weights.address}: HTTP {error.code} {error.reason}; {by_hand}") from None
-            except (
-                urllib.error.URLError,
-                http.client.HTTPException,
-                TimeoutError,
-                ConnectionError,
-                ssl.SSLError,
-            ) as error:
-                if part.stat().st_size <= have:
-                    reason = getattr(error, "reason", None) or error or type(error).__name__
-                    raise JobError(f"{weights.address}: not reachable ({reason}); {by_hand}") from None
-    with part.open("rb") as file:
-        digest = _sha256(file)
+    while (size := part.stat().st_size) < weights.bytes:
+        if size <= best:
+            raise JobError(f"{weights.address}: the connection ends after {size} of {weights.bytes} bytes; {by_hand}")
+        best = size
+        try:
+            with progress.step(weights.file_name, weights.bytes, in_bytes=True) as advance:
+                _request(weights, part, by_hand, advance)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the partial file is longer than the server's
+                part.unlink()
+            raise JobError(f"{weights.address}: HTTP {error.code} {error.reason}; {by_hand}") from None
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            if part.stat().st_size <= size:
+                reason = getattr(error, "reason", None) or error or type(error).__name__
+                raise JobError(f"{weights.address}: not reachable ({reason}); {by_hand}") from None
+    digest = sha256_of(part)
     if digest != weights.sha256:
         part.unlink()
         raise JobError(f"{weights.address}: sent a file with sha256 {digest}, expected {weights.sha256}; {by_hand}")
     part.replace(finished)
 
 
-def _request(weights: Weights, part: Path, by_hand: str, progress: Progress, bar: TaskID) -> None:
-    """Add to `part` what one connection gives; from the start if the server knows no ranges."""
-    begin = part.stat().st_size
-    headers = {"User-Agent": "stlm-edge"} | ({"Range": f"bytes={begin}-"} if begin else {})
+def _request(weights: Weights, part: Path, by_hand: str, advance: Callable[..., None]) -> None:
+    """Append to `part` what one connection sends; a server without ranges sends the file from its beginning."""
+    size = part.stat().st_size
+    headers = {"User-Agent": "stlm-edge"} | ({"Range": f"bytes={size}-"} if size else {})
     request = urllib.request.Request(weights.address, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-        content_range = answer.headers.get("Content-Range", "")
-        goes_on = answer.status == 206 and content_range.startswith(f"bytes {begin}-")
-        announced = content_range.rpartition("/")[2] if goes_on else answer.headers.get("Content-Length", "")
-        if announced.isdecimal() and int(announced) != weights.bytes:
-            raise JobError(f"{weights.address}: a file of {announced} bytes, {weights.bytes} were published; {by_hand}")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        content_range = response.headers.get("Content-Range", "")
+        continues = response.status == 206 and content_range.startswith(f"bytes {size}-")
+        total = content_range.rpartition("/")[2] if continues else response.headers.get("Content-Length", "")
+        if total.isdecimal() and int(total) != weights.bytes:
+            raise JobError(f"{weights.address}: {total} bytes, expected {weights.bytes}; {by_hand}")
         with part.open("ab") as file:
-            if not goes_on:
+            if not continues:
                 file.truncate(0)
-            size = begin if goes_on else 0
-            while size < weights.bytes and (chunk := answer.read(min(CHUNK, weights.bytes - size))):
+                size = 0
+            advance(size)
+            while size < weights.bytes and (chunk := response.read(min(CHUNK, weights.bytes - size))):
                 file.write(chunk)
                 size += len(chunk)
-                progress.update(bar, completed=size)
+                advance(len(chunk))
 
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in here."""
+    """Wait until no other process holds the lock."""
     with lock.open("w") as file:
         if sys.platform != "win32":
             flock(file, LOCK_EX)
         yield
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

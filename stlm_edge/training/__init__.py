@@ -1,0 +1,1 @@
+"""Training: recipes, the training step, initial weights, the run folder, and several processes."""

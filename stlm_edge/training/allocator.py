@@ -1,7 +1,7 @@
-"""How the C library hands out memory to tensors on a CPU.
+"""Settings of the C library's allocator for training on a CPU.
 
-glibc fetches every large block from the kernel and returns it at once when freed. A training step does so with tens of
-gigabytes, and the kernel clears them page by page: at 1024×1024 that can take longer than a third of the step.
+glibc maps every large block from the kernel and returns it when freed. A training step does so with tens of gigabytes,
+and the kernel clears them page by page: at 1024×1024 that can take more than a third of the step.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ _KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Let freed memory serve the next tensors instead of going back to the kernel; False undoes it and returns it.
+    """Keep freed memory for the next tensors instead of returning it to the kernel; False undoes this.
 
-    Tells whether that was possible: with glibc it is; elsewhere nothing changes.
+    Returns whether that was possible: it needs glibc.
     """
     libc = _glibc()
     if libc is None:
@@ -27,10 +27,9 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give what is free at this moment back to the kernel.
+    """Return the memory that is free now to the kernel.
 
-    Wanted once after a training's first step: the gaps that the optimiser's state has left between it, too small for
-    any tensor, then stop counting.
+    Needed once after a training's first step: the optimiser's state leaves gaps that are too small for any tensor.
     """
     libc = _glibc()
     if libc is not None:

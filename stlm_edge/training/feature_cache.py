@@ -1,9 +1,9 @@
-"""The frozen teacher's answers, computed once and kept on disk for all later runs.
+"""Cache of the frozen teacher's feature maps on disk, for all later runs.
 
-One file per image, named by the sha256 of all that the answer follows from. It holds 32 bytes, sha256 over that name
-and the values, and then the two maps in float16; anything else is computed anew. Files appear whole (a temporary name,
-renamed), so runs and processes share a folder and may be interrupted. The folder's name holds FORMAT_VERSION, which
-goes up when the files or the way a teacher makes its maps change; folders of other versions are left alone.
+One file per image, named by the sha256 of all that the maps follow from. It holds 32 bytes, sha256 over that name and
+the values, and then the two maps in float16; a file with anything else is computed again. Files are renamed when they
+are complete, so runs and processes share a folder and may be interrupted. The folder's name holds FORMAT_VERSION, which
+is raised when the files or a teacher's maps change; folders of other versions are left alone.
 """
 
 import contextlib
@@ -31,12 +31,11 @@ STALE_SECONDS = 3600.0
 
 
 class FeatureCache:
-    """Callable: image, uint8 S×S×3 → two maps 1×256×S/16×S/16, float16 on the CPU, the same computed as read.
+    """Function of an image, uint8 S×S×3, to its two maps 1×256×S/16×S/16, float16 on the CPU.
 
-    Entries stand in `folder/features-1` (default: the user's cache folder), which may be shared. The least recently
-    used ones are removed when all of them exceed `limit_bytes` (by up to a twentieth per process that writes). The
-    teacher must be fitted before. When nothing more can be written, one line on standard error says so, and answers are
-    computed from then on.
+    Entries are in `folder/features-1` (default: the user's cache folder), which may be shared. The least recently used
+    ones are removed when all of them exceed `limit_bytes` (by up to a twentieth per process that writes). The teacher
+    must be fitted before. When the folder cannot be written to, a warning is printed and nothing more is cached.
     """
 
     def __init__(self, teacher: Teacher, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES):
@@ -45,9 +44,10 @@ class FeatureCache:
         self.limit_bytes = limit_bytes
         self.fingerprint = fingerprint(teacher)
         self._writes = True
-        self._unchecked_bytes = limit_bytes  # the first entry written has the folder looked through
+        self._unchecked_bytes = limit_bytes  # the first entry written starts a check of the folder
 
     def __call__(self, image: np.ndarray) -> Maps:
+        """Return the teacher's maps of an image, read or computed, the same either way."""
         image = np.ascontiguousarray(image)
         device = next(self.teacher.parameters()).device
         key = hashlib.sha256(f"{self.fingerprint} {device.type} {image.shape}".encode())
@@ -82,11 +82,14 @@ class FeatureCache:
         except OSError as error:
             self._writes = False
             reason = error.strerror or str(error)
-            print(f"warning: {self.folder}: {reason}; going on without keeping the teacher's answers", file=sys.stderr)
+            print(
+                f"warning: {self.folder}: {reason}; continuing without the feature cache",
+                file=sys.stderr,
+            )
 
 
 def fingerprint(teacher: Teacher) -> str:
-    """sha256 over the teacher's weights (by their digest) and its buffers, which fitting changes."""
+    """Return the sha256 over the teacher's weights (by their digest) and its buffers, which fitting changes."""
     total = hashlib.sha256(f"{teacher.name} {teacher.digest}".encode())
     for name, buffer in teacher.named_buffers():
         total.update(name.encode() + buffer.detach().cpu().contiguous().numpy().tobytes())
@@ -94,7 +97,7 @@ def fingerprint(teacher: Teacher) -> str:
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """The entry's values, or None: it isn't there, or isn't whole, or isn't what its name says."""
+    """Return the entry's values, or None where it is missing, incomplete or damaged."""
     content = bytearray(DIGEST_BYTES + 2 * int(np.prod(shape)))
     try:
         with path.open("rb") as file:
@@ -104,7 +107,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
             return None
     except OSError:
         return None
-    with contextlib.suppress(OSError):  # removed meanwhile, or a folder that others may only read
+    with contextlib.suppress(OSError):  # removed meanwhile, or a read-only folder
         os.utime(path)
     return torch.frombuffer(content, dtype=torch.float16, offset=DIGEST_BYTES).reshape(shape)
 
@@ -116,10 +119,10 @@ def _digest(path: Path, values: bytes | memoryview) -> bytes:
 
 
 def _remove_oldest(folder: Path, limit_bytes: int) -> None:
-    """Bring the entries down to nine tenths of the limit if they exceed it; drop what killed processes left behind."""
+    """Reduce the entries to nine tenths of the limit if they exceed it; remove what killed processes left."""
     entries = []
-    with os.scandir(folder) as found:
-        for file in found:
+    with os.scandir(folder) as files:
+        for file in files:
             with contextlib.suppress(FileNotFoundError):  # another process removes files too
                 status = file.stat(follow_symlinks=False)
                 if ENTRY.fullmatch(file.name):

@@ -1,8 +1,8 @@
-"""The generic start: one encoder and the decoder, distilled on varied images, that both streams begin from.
+"""Initial weights of trainings: one encoder and the decoder, distilled on varied images.
 
-Minutes of training cannot teach an encoder to copy the teacher on what it has never seen, and a plain stream that
-doesn't is blind to defects. The shipped file holds the weights (matrices in float16), and the per-channel deviations
-of the teacher's features that they were distilled with: a training that begins here keeps those.
+Minutes of training cannot teach an encoder to copy the teacher on images unlike those it has seen, and a plain stream
+that does not is blind to defects. The shipped file holds the weights (matrices in float16), and the per-channel
+deviations of the teacher's features that they were distilled with, which a training from them keeps.
 """
 
 import json
@@ -24,12 +24,12 @@ from stlm_edge.teachers.sam import Sam
 
 KEY = "stlm_edge_start"
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).parent / "weights" / "generic_start.safetensors"
+SHIPPED = Path(__file__).parent / "weights" / "initial_weights.safetensors"
 PARTS = ("plain.", "mask_decoder.", "prompt_encoder.")
 
 
 def save(path: Path, model: STLM, teacher: Teacher, card: dict[str, Any]) -> None:
-    """Write a start; `card` says what it was distilled on."""
+    """Write initial weights; `card` describes what they were distilled on."""
     card = {
         "format_version": FORMAT_VERSION,
         "teacher": teacher.description,
@@ -43,46 +43,43 @@ def save(path: Path, model: STLM, teacher: Teacher, card: dict[str, Any]) -> Non
 
 
 def load(path: Path, model: STLM, teacher: Teacher, frozen: bool = False) -> dict[str, Any]:
-    """Fill the plain encoder, the decoder and a stand-in teacher's deviations; returns the card.
+    """Set the plain encoder, the decoder and a proxy teacher's deviations from a file; return its card.
 
-    A start of another teacher will do as long as training goes on to change it, not where the plain stream stays
-    `frozen`. Raises UsageError: that, not a start, truncated, of another version or network.
+    Weights distilled from another teacher are accepted where training changes them, not where the plain stream is
+    `frozen`. Raises UsageError: for these, and for a file that is truncated or of another version or network.
     """
     expected = _parts(model, teacher)
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get(KEY, "null"))
             if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
-                raise UsageError(f"{path}: not a generic start of format {FORMAT_VERSION}")
+                raise UsageError(f"{path}: not initial weights of format {FORMAT_VERSION}")
             of_another = card.get("teacher_sha256") != teacher.digest
             if of_another and (frozen or isinstance(teacher, EfficientNetLite0)):
                 raise UsageError(
-                    f"{path}: distilled from {card.get('teacher')}, and the teacher is {teacher.name}; make a start of "
-                    f"it by benchmarks/generic_start.py --teacher {teacher.name} and give that as --init"
-                    + (", or train by --recipe standard" if isinstance(teacher, Sam) else "")
+                    f"{path}: distilled from {card.get('teacher')}, and the teacher is {teacher.name}; distil from it "
+                    f"by benchmarks/initial_weights.py --teacher {teacher.name} and give the result as --init"
+                    + (", or choose --recipe standard" if isinstance(teacher, Sam) else "")
                 )
             for name, tensor in expected.items():
                 if name not in file.keys() or file.get_slice(name).get_shape() != list(tensor.shape):  # noqa: SIM118
                     raise UsageError(f"{path}: tensor {name} is missing or of another shape; it is of another network")
             tensors = {name: file.get_tensor(name).to(tensor.dtype) for name, tensor in expected.items()}
     except (SafetensorError, ValueError, OSError) as error:
-        raise UsageError(f"{path}: not a whole generic start ({error}); install stlm-edge again") from None
+        raise UsageError(f"{path}: not intact initial weights ({error}); install stlm-edge again") from None
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     return card
 
 
-def copy_mobile_sam(published: Teacher, model: STLM) -> None:
-    """Begin from MobileSAM's weights: its encoder and decoder are the student's own shape.
-
-    `published` is the teacher `vit_t`; a grid of another size than SAM's keeps every weight, since none depends on it.
-    """
-    if not isinstance(published, Sam) or not isinstance(published.image_encoder, TinyViT):
-        raise UsageError(f"--init {published.name}: only vit_t has the student's shape")
-    model.plain.load_state_dict(published.image_encoder.state_dict())
-    model.mask_decoder.load_state_dict(published.mask_decoder.state_dict())
-    model.prompt_encoder.load_state_dict(published.prompt_encoder.state_dict())
+def copy_mobile_sam(teacher: Teacher, model: STLM) -> None:
+    """Copy MobileSAM's encoder and decoder, which have the student's shape at any input size, from `vit_t`."""
+    if not isinstance(teacher, Sam) or not isinstance(teacher.image_encoder, TinyViT):
+        raise UsageError(f"--init {teacher.name}: only vit_t has the student's shape")
+    model.plain.load_state_dict(teacher.image_encoder.state_dict())
+    model.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+    model.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
 
 
 def _parts(model: STLM, teacher: Teacher) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a training was asked to do, and what it begins from."""
+"""A training job: its settings, its division of the images, and the initial weights it chooses."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ import stlm_edge
 from stlm_edge.data.batches import Images
 from stlm_edge.data.datasets import training_samples
 from stlm_edge.errors import UsageError
+from stlm_edge.files import sha256_of
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import PUBLISHED
 from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
@@ -27,7 +28,7 @@ LEAST_HELD_OUT = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What to train on what."""
+    """What to train on what; the fields are options of stlm-train."""
 
     data: Path
     recipe: Recipe
@@ -35,42 +36,46 @@ class Job:
     category: str | None = None
     format: str | None = None
     seed: int = 0
-    teacher: str = "efficientnet-lite0"
+    teacher: str = EfficientNetLite0.name
     teacher_weights: Path | None = None
     init: str | None = None
-    """What both streams begin from, instead of the recipe's: "generic", "random", "vit_t", or a start's file."""
+    """Initial weights of both streams: "shipped", "random", "vit_t" or a file; None: the recipe's."""
     textures: Path | None = None
     val_fraction: float = 0.15
     patience: int | None = None
     """Stop after so many validations in a row without a better pixel AUROC."""
     false_alarm_rate: float = 0.01
-    curves: str = "tensorboard"
+    logger: str = "tensorboard"
     workers: int | None = None
-    """Processes that make the images; by default none on a CPU, up to 8 beside a GPU."""
+    """DataLoader's processes; None: 0 on a CPU, up to 8 for a GPU."""
     save_every: int = 50
     network: ModelConfig = PUBLISHED
     """Depths and widths; its size is replaced by `size`."""
 
 
-def asked_for(job: Job) -> dict[str, Any]:
-    """What config.json says of the job: what must be equal for a run to be resumed. Raises UsageError."""
+def config_of(job: Job) -> ModelConfig:
+    """Return the network's config. Raises UsageError for an impossible size."""
     try:
-        replace(job.network, size=job.size)
+        return replace(job.network, size=job.size)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """Return the settings for config.json, which must be equal for a run to be resumed. Raises UsageError."""
+    config = config_of(job)
     if job.teacher not in TEACHERS:
-        raise UsageError(f"teacher {job.teacher}: unknown; this release has {', '.join(TEACHERS)}")
+        raise UsageError(f"teacher {job.teacher}: unknown; expected {', '.join(TEACHERS)}")
     _check_init(job)
     if not 0 < job.val_fraction < 1:
         raise UsageError(f"--val-fraction {job.val_fraction}: expected a share between 0 and 1, such as 0.15")
-    asked = {
+    settings = {
         "stlm_edge": stlm_edge.__version__,
         "recipe": asdict(job.recipe),
-        "size": job.size,
-        "network": asdict(job.network),
+        "network": asdict(config),
         "seed": job.seed,
         "teacher": TEACHERS[job.teacher],
-        "init": job.init or job.recipe.start,
+        "init": job.init or job.recipe.initial_weights,
         "data": str(job.data),
         "category": job.category,
         "format": job.format,
@@ -78,69 +83,68 @@ def asked_for(job: Job) -> dict[str, Any]:
         "val_fraction": job.val_fraction,
         "patience": job.patience,
     }
-    return json.loads(json.dumps(asked))  # tuples become the lists that will be read back
+    return json.loads(json.dumps(settings))  # tuples become the lists that will be read back
 
 
 def category_of(job: Job) -> str:
-    """The category's name; of data that are not divided, their folder's."""
+    """Return the category's name; of data without categories, their folder's."""
     return job.category or job.data.resolve().name
 
 
 def split(job: Job) -> tuple[list[Path], list[Path]]:
-    """The normal images that are held out and those that are trained on. Raises UsageError for too few."""
-    samples = [sample.image for sample in training_samples(job.data, job.category, job.format)]
-    if len(samples) < 2 * LEAST_HELD_OUT:
+    """Return the normal images that are held out and those to train on. Raises UsageError for too few."""
+    paths = [sample.image for sample in training_samples(job.data, job.category, job.format)]
+    if len(paths) < 2 * LEAST_HELD_OUT:
         raise UsageError(
-            f"{job.data}: {len(samples)} normal images; at least {2 * LEAST_HELD_OUT} are needed, "
+            f"{job.data}: {len(paths)} normal images; at least {2 * LEAST_HELD_OUT} are needed, "
             f"{LEAST_HELD_OUT} of them held out for the threshold; take more images of good parts"
         )
-    order = np.random.default_rng(job.seed).permutation(len(samples))
-    count = min(max(LEAST_HELD_OUT, round(job.val_fraction * len(samples))), len(samples) - LEAST_HELD_OUT)
-    return [samples[i] for i in sorted(order[:count])], [samples[i] for i in sorted(order[count:])]
+    order = np.random.default_rng(job.seed).permutation(len(paths))
+    count = min(max(LEAST_HELD_OUT, round(job.val_fraction * len(paths))), len(paths) - LEAST_HELD_OUT)
+    return [paths[i] for i in sorted(order[:count])], [paths[i] for i in sorted(order[count:])]
 
 
 def digest(paths: list[Path]) -> str:
-    """sha256 over the names and contents of files, in the order given."""
+    """Return the sha256 over the names and contents of files, in the order given."""
     total = hashlib.sha256()
     for path in paths:
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        total.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
 
 
-def begin(model: STLM, teacher: Teacher, job: Job, images: Images) -> None:
-    """Give both streams and the decoder what they begin from. Raises UsageError for a start that does not suit."""
-    init = job.init or job.recipe.start
+def initialise(model: STLM, teacher: Teacher, job: Job, images: Images) -> None:
+    """Set the initial weights of both streams and the decoder. Raises UsageError for weights that do not suit."""
+    init = job.init or job.recipe.initial_weights
     if init in ("random", "vit_t"):
         if isinstance(teacher, EfficientNetLite0):
             teacher.fit(in_batches(images))
         if init == "vit_t":
             initial_weights.copy_mobile_sam(teacher if job.teacher == "vit_t" else open_teacher("vit_t"), model)
     else:
-        initial_weights.load(
-            initial_weights.SHIPPED if init == "generic" else Path(init), model, teacher, frozen=not job.recipe.plain_lr
-        )
+        path = initial_weights.SHIPPED if init == "shipped" else Path(init)
+        initial_weights.load(path, model, teacher, frozen=job.recipe.plain_lr is None)
     if init != "random":
         model.fa.begin_from_cosines()
     model.denoising.load_state_dict(model.plain.state_dict())
 
 
-def _check_init(job: Job) -> None:
-    """Refuse beginnings that a frozen plain stream would keep, though they are not the teacher's features."""
-    init = job.init or job.recipe.start
-    if job.recipe.plain_lr or init not in ("random", "vit_t"):
-        return
-    recipe = f"--recipe {job.recipe.name} keeps the plain stream as it begins"
-    if init == "random":
-        raise UsageError(f"--init random: {recipe}; leave out --init, or train by --recipe paper")
-    if job.teacher != "vit_t":
-        raise UsageError(
-            f"--init vit_t: {recipe}, as MobileSAM's, so that {job.teacher} would teach nothing; give --teacher vit_t, "
-            "or a SAM and --recipe standard"
-        )
-
-
 def in_batches(images: Images, batch: int = 16) -> Iterator[Tensor]:
-    """B×S×S×3 uint8, in order."""
+    """Yield the images in order as B×S×S×3 uint8."""
     for first in range(0, len(images), batch):
         indices = range(first, min(first + batch, len(images)))
         yield torch.from_numpy(np.stack([images[index] for index in indices]))
+
+
+def _check_init(job: Job) -> None:
+    """Refuse initial weights that a frozen plain stream would keep, though they are not the teacher's features."""
+    init = job.init or job.recipe.initial_weights
+    if job.recipe.plain_lr is not None or init not in ("random", "vit_t"):
+        return
+    frozen = f"--recipe {job.recipe.name} does not train the plain stream"
+    if init == "random":
+        raise UsageError(f"--init random: {frozen}; leave out --init, or choose --recipe paper")
+    if job.teacher != "vit_t":
+        raise UsageError(
+            f"--init vit_t: {frozen}, so that {job.teacher} would teach nothing; choose --teacher vit_t, or a SAM and "
+            "--recipe standard"
+        )

@@ -1,9 +1,9 @@
-"""A training's curves and images, for TensorBoard or Weights & Biases."""
+"""Loggers of a training's metrics and images: TensorBoard, or Weights & Biases."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,59 +12,58 @@ from stlm_edge.errors import UsageError
 FOLDER = "tensorboard"
 
 
-class Curves(Protocol):
-    def numbers(self, values: Mapping[str, float], step: int) -> None: ...
+class TensorBoard:
+    """Writes event files into a run folder."""
 
-    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """`pixels`: H×W×3 uint8."""
-
-    def close(self) -> None: ...
-
-
-def open_curves(kind: str, out: Path, config: Mapping[str, Any], first: int = 0) -> Curves:
-    """Curves of the run in `out`, to be written on from step `first`: what an interrupted run has beyond is hidden.
-
-    Raises UsageError where what `kind` needs is not installed.
-    """
-    if kind == "wandb":
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--curves wandb: not installed; pip install wandb, or use --curves tensorboard") from None
-        return _WeightsAndBiases(wandb, out, config)
-    return _TensorBoard(out, first)
-
-
-class _TensorBoard:
     def __init__(self, out: Path, first: int):
         from tensorboardX import SummaryWriter
 
         self.writer = SummaryWriter(str(out / FOLDER), purge_step=first or None)
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics by name."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Log an image, H×W×3 uint8."""
         self.writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
+        """Write what is left."""
         self.writer.close()
 
 
-class _WeightsAndBiases:
-    def __init__(self, wandb: Any, out: Path, config: Mapping[str, Any]):
+class WeightsAndBiases:
+    """Logs to a run of the project `stlm-edge`, the same one again after --resume."""
+
+    def __init__(self, out: Path, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError("--logger wandb: not installed; pip install wandb, or use --logger tensorboard") from None
         self.wandb = wandb
-        name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]  # the same run again after --resume
+        name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
         self.run = wandb.init(
             project="stlm-edge", id=name, name=out.name, dir=str(out), config=dict(config), resume="allow"
         )
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics by name."""
         self.run.log(dict(values), step=step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Log an image, H×W×3 uint8."""
         self.run.log({name: self.wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
+
+
+def open_logger(kind: str, out: Path, config: Mapping[str, Any], first: int = 0) -> TensorBoard | WeightsAndBiases:
+    """Return the logger of the run in `out`, from step `first` on; later steps of an interrupted run are hidden.
+
+    Raises UsageError where the package that `kind` needs is not installed.
+    """
+    return WeightsAndBiases(out, config) if kind == "wandb" else TensorBoard(out, first)

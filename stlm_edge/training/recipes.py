@@ -1,111 +1,113 @@
-"""Training recipes: one table row each."""
+"""Training recipes, one table row each."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Where training starts, how long it goes, at what rates and on what loss.
+class Aggregation:
+    """Training of feature aggregation.
 
-    A rate of 0 freezes that part. With `cosine_schedule` rates warm up and then follow half a cosine; else they stay.
+    The losses compare the map with the mask's share of each cell, with its nearest pixel, or as published (focal+l1).
     """
+
+    lr: float
+    loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"] = "cross-entropy+dice"
+    detached: bool = True
+    """Its loss leaves the streams unchanged."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Initial weights, length, learning rates and losses of a training. Raises ValueError for what does not combine."""
 
     name: str
     size: int
     batch: int
-    start: Literal["generic", "random"]
-    epochs: int | None
-    """Length in epochs of the training images, or in `steps`."""
-    steps: int | None
+    initial_weights: Literal["shipped", "random"]
+    length: int
+    unit: Literal["steps", "epochs"]
     optimiser: Literal["adamw", "adam+sgd"]
-    plain_lr: float
-    decoder_lr: float
+    """adamw: learning rates warm up and follow half a cosine, gradients are clipped. adam+sgd: as published, constant
+    rates, and a tenth of its rate for the head of feature aggregation."""
     denoising_lr: float
-    denoising_target: Literal["teacher", "plain"]
-    """Whose features of the clean image the denoising stream learns; "plain" wants a frozen plain stream."""
-    fa_lr: float
-    """At 0, feature aggregation stays the cosine distance that it begins as, and only its statistics adapt."""
-    fa_loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"]
-    """Against the mask's share of each cell, or the nearest pixel's; "focal+l1" as published."""
-    fa_detached: bool
-    """Whether feature aggregation learns from the streams without changing them."""
+    denoising_target: Literal["plain", "teacher"]
+    """Which network's features of the clean image the denoising stream learns."""
+    plain_lr: float | None
+    """Learning rate of the plain stream and the decoder; None keeps them as they begin."""
+    aggregation: Aggregation | None
+    """None: the anomaly map stays the cosine distance, and feature aggregation only adapts its statistics."""
     freeze_batch_norm: bool
-    cosine_schedule: bool
+    """Keep the statistics of the encoders' batch norms."""
     bf16: bool
+    """Compute in bfloat16 where the processor has instructions for it."""
     pseudo_anomalies: tuple[str, ...]
-    """Kinds of them, each equally likely; data/pseudo_anomalies.py has the table."""
+    """Their kinds, equally likely; data/pseudo_anomalies.py has the table."""
     rotation: bool
-    """Turn images as published for MVTec AD's categories: of those that are turned no clean image comes twice, and
-    none is cached."""
+    """Rotate images as published for MVTec AD's categories; targets of rotated images are not cached."""
     validations: int
-    """How often the pseudo-anomalies on held-out images are judged."""
+    """Number of validations on held-out images with pseudo-anomalies."""
+
+    def __post_init__(self) -> None:
+        if self.plain_lr is not None and self.denoising_target == "plain":
+            raise ValueError("a plain stream that is trained is no target: set denoising_target='teacher'")
+        if self.optimiser == "adam+sgd" and (self.plain_lr is None or self.aggregation is None):
+            raise ValueError("adam+sgd trains all parts: set plain_lr and aggregation")
 
     def longer(self, factor: float) -> "Recipe":
-        """The same recipe, `factor` times as long."""
-        if self.steps:
-            return replace(self, steps=max(1, round(self.steps * factor)))
-        return replace(self, epochs=max(1, round((self.epochs or 1) * factor)))
+        """Return the same recipe, `factor` times as long."""
+        return replace(self, length=max(1, round(self.length * factor)))
 
 
 QUICK = Recipe(
     name="quick",
     size=224,
     batch=8,
-    start="generic",
-    epochs=None,
-    steps=480,
+    initial_weights="shipped",
+    length=480,
+    unit="steps",
     optimiser="adamw",
-    plain_lr=0.0,
-    decoder_lr=0.0,
     denoising_lr=6e-4,
     denoising_target="plain",
-    fa_lr=0.0,
-    fa_loss="cross-entropy+dice",
-    fa_detached=True,
+    plain_lr=None,
+    aggregation=None,
     freeze_batch_norm=True,
-    cosine_schedule=True,
     bf16=True,
     pseudo_anomalies=("perlin",),
     rotation=False,
     validations=1,
 )
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        QUICK,
-        replace(QUICK, name="standard", size=448, steps=6000, validations=10),
-        # STLM, section IV-A: Adam for the streams and the decoder, SGD for feature aggregation, nothing scheduled.
-        Recipe(
-            name="paper",
-            size=1024,
-            batch=2,
-            start="random",
-            epochs=200,
-            steps=None,
-            optimiser="adam+sgd",
-            plain_lr=5e-4,
-            decoder_lr=5e-4,
-            denoising_lr=5e-4,
-            denoising_target="teacher",
-            fa_lr=0.1,
-            fa_loss="focal+l1",
-            fa_detached=False,
-            freeze_batch_norm=False,
-            cosine_schedule=False,
-            bf16=False,
-            pseudo_anomalies=("perlin",),
-            rotation=True,
-            validations=20,
-        ),
-    )
-}
+STANDARD = replace(QUICK, name="standard", size=448, length=6000, validations=10)
+
+PAPER = Recipe(  # STLM, section IV-A
+    name="paper",
+    size=1024,
+    batch=2,
+    initial_weights="random",
+    length=200,
+    unit="epochs",
+    optimiser="adam+sgd",
+    denoising_lr=5e-4,
+    denoising_target="teacher",
+    plain_lr=5e-4,
+    aggregation=Aggregation(lr=0.1, loss="focal+l1", detached=False),
+    freeze_batch_norm=False,
+    bf16=False,
+    pseudo_anomalies=("perlin",),
+    rotation=True,
+    validations=20,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (QUICK, STANDARD, PAPER)}
 
 
-def for_teacher(recipe: Recipe, is_stand_in: bool) -> Recipe:
-    """The recipe as a teacher wants it: `standard` with SAM trains the plain stream and the decoder too, since no start
-    that copies SAM is shipped, and the teacher itself answers the clean images. Not measured yet."""
-    if recipe.name != "standard" or is_stand_in:
+def for_teacher(recipe: Recipe, is_proxy: bool) -> Recipe:
+    """Return the recipe for a teacher: with SAM, `standard` trains the plain stream and the decoder too.
+
+    The shipped initial weights copy the proxy teacher, not SAM, which is then the target of both streams. Not measured
+    yet.
+    """
+    if recipe.name != "standard" or is_proxy:
         return recipe
-    return replace(recipe, plain_lr=3e-4, decoder_lr=3e-4, denoising_target="teacher")
+    return replace(recipe, plain_lr=3e-4, denoising_target="teacher")

@@ -1,11 +1,11 @@
-"""A training's folder: everything that evaluation, export and bench need, so that they need no data folder.
+"""The folder of a training run: everything that evaluation, export and bench need.
 
 checkpoint.safetensors   the trained model (written at the end)
-config.json              what was asked for, and what it was trained on
+config.json              the settings, and what it was trained on
 log.jsonl                one line per logged step and per validation
-tensorboard/             the same as curves
-state.pt                 where training stands, for --resume (removed at the end)
-held_out/                held-out normal images, as they were
+tensorboard/             the same for TensorBoard
+state.pt                 the state of the training, for --resume (removed at the end)
+held_out/                copies of the held-out normal images
 golden/normal/           candidates for golden vectors: held-out normal images of at most 1 megapixel
 golden/anomalous/        and pseudo-anomalous ones made from them
 """
@@ -35,9 +35,9 @@ _NORMAL_CANDIDATES, _ANOMALOUS_CANDIDATES = 24, 32
 
 
 def start(out: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the folder, or check that the one to resume was started with the same config.
+    """Make the folder, or check that the run to resume has the same config.
 
-    Raises UsageError when it exists and `resume` is not asked for, or when the configs differ.
+    Raises UsageError when it exists and `resume` is false, or when the configs differ.
     """
     if not (out / CONFIG).exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -47,12 +47,12 @@ def start(out: Path, config: dict[str, Any], resume: bool) -> None:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return
     if not resume:
-        raise UsageError(f"{out}: a run stands there already; go on with it by --resume, or choose another --out")
+        raise UsageError(f"{out}: a run exists already; continue it with --resume, or choose another --out")
     compare(out, config)
 
 
 def compare(out: Path, config: dict[str, Any]) -> None:
-    """Raises UsageError, naming the fields, when the run was started with another config."""
+    """Raise UsageError, with the names of the fields, when the run was started with another config."""
     differing = _differing(strict_json.load(out / CONFIG), config)
     if differing:
         raise UsageError(
@@ -61,19 +61,19 @@ def compare(out: Path, config: dict[str, Any]) -> None:
 
 
 def _differing(before: Any, config: dict[str, Any]) -> list[str]:
-    """Names of the fields that are not as before; of a recipe, "recipe.steps"."""
+    """Return the names of the fields that differ; within a recipe, such as "recipe.length"."""
     names = []
     for key, value in config.items():
-        known = before.get(key) if isinstance(before, dict) else None
-        if isinstance(value, dict) and isinstance(known, dict):
-            names += [f"{key}.{name}" for name in _differing(known, value)]
-        elif known != value:
+        old = before.get(key) if isinstance(before, dict) else None
+        if isinstance(value, dict) and isinstance(old, dict):
+            names += [f"{key}.{name}" for name in _differing(old, value)]
+        elif old != value:
             names.append(key)
     return names
 
 
 def open_log(out: Path, step: int) -> TextIO:
-    """The log, to be written on from `step`: lines of steps that will be done again are dropped."""
+    """Open the log to continue at `step`; the lines of later steps, which will run again, are removed."""
     path = out / LOG
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -83,18 +83,18 @@ def open_log(out: Path, step: int) -> TextIO:
 
 
 def log_row(log: TextIO, row: dict[str, float]) -> None:
+    """Append a row to the log."""
     log.write(json.dumps(row) + "\n")
     log.flush()
 
 
 def keep_held_out(out: Path, images: Sequence[Path], source: Source, seed: int) -> None:
     """Copy the held-out normal images, and make the candidates for golden vectors from them."""
-    folders = [out / "held_out", out / "golden" / "normal", out / "golden" / "anomalous"]
-    for folder in folders:
+    held_out, normal, anomalous = out / "held_out", out / "golden" / "normal", out / "golden" / "anomalous"
+    for folder in (held_out, normal, anomalous):
         folder.mkdir(parents=True, exist_ok=True)
-    decision_threshold, normal, anomalous = folders
     for number, path in enumerate(images):
-        shutil.copyfile(path, decision_threshold / f"{number:04}_{path.name}")
+        shutil.copyfile(path, held_out / f"{number:04}_{path.name}")
     for number, path in enumerate(images[:_NORMAL_CANDIDATES]):
         _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_image(path)))
     rng = np.random.default_rng([seed, 1_000_003])

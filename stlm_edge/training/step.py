@@ -1,59 +1,57 @@
-"""STLM's training step (section III): what the streams, the decoder and feature aggregation learn from a batch."""
+"""STLM's training step (section III): targets, losses and optimisers of the streams and of feature aggregation."""
 
+import hashlib
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stlm_edge.model import STLM
 from stlm_edge.model.stlm import STRIDE, Maps
-from stlm_edge.training.losses import cosine_loss, dice_loss, focal_loss, l1_loss
 from stlm_edge.training.recipes import Recipe
 
 WARM_UP = 50
+CACHED_BYTES = 4 << 30
 
 
-class TwoStreams(nn.Module):
-    """The network under a recipe's losses; one `forward` a step, so that it can be wrapped for several processes."""
+class TrainingStep(nn.Module):
+    """The network with a recipe's losses; one `forward` a step, so that it can be wrapped for several processes."""
 
     def __init__(self, model: STLM, recipe: Recipe):
         super().__init__()
         self.model, self.recipe = model, recipe
 
-    def forward(self, image: Tensor, mask: Tensor, clean: Maps, seen: Maps | None) -> dict[str, Tensor]:
-        """Each loss of a batch by its name.
+    def forward(
+        self, image: Tensor, mask: Tensor, clean_targets: Maps, image_targets: Maps | None
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch by name.
 
         Args:
-            image: B×S×S×3 uint8, some of them pseudo-anomalous; mask: B×S×S bool, where.
-            clean: what the denoising stream is to say, B×256×h×w twice: features of the images before that.
-            seen: the same for the plain stream: the teacher's features of `image` itself; None where that is frozen.
+            image: B×S×S×3 uint8, some of them pseudo-anomalous.
+            mask: B×S×S bool, true where `image` is pseudo-anomalous.
+            clean_targets: Features of the clean images, which the denoising stream learns.
+            image_targets: The teacher's features of `image`, which the plain stream learns; None where it is frozen.
         """
-        model, recipe = self.model, self.recipe
+        model, aggregation = self.model, self.recipe.aggregation
         plain, denoising = (tuple(map(_widened, maps)) for maps in model.streams(model.normalise(image)))
-        compared = [tuple(m.detach() for m in maps) if recipe.fa_detached else maps for maps in (plain, denoising)]
+        detached = aggregation is None or aggregation.detached
+        compared = [tuple(m.detach() for m in maps) if detached else maps for maps in (plain, denoising)]
         losses = {}
         with torch.autocast(image.device.type, enabled=False):  # bfloat16 cannot tell cosines of .990 and .994 apart
-            logits = model.fa(*compared)
-            if seen is not None:
-                losses["plain"] = cosine_loss(plain, seen)  # type: ignore[arg-type]
-            losses["denoising"] = cosine_loss(denoising, clean)  # type: ignore[arg-type]
-            if not recipe.fa_lr:
-                return losses
-            mask = mask[:, None].to(logits.dtype)
-            if recipe.fa_loss == "focal+l1":
-                wanted = F.interpolate(mask, logits.shape[2:], mode="bilinear").ge(0.5).to(logits.dtype)
-                losses |= {"focal": focal_loss(logits.sigmoid(), wanted), "l1": l1_loss(logits.sigmoid(), wanted)}
-            else:
-                nearest = recipe.fa_loss == "cross-entropy+dice on nearest pixels"
-                wanted = F.interpolate(mask, logits.shape[2:]) if nearest else F.avg_pool2d(mask, STRIDE)
-                losses["cross_entropy"] = F.binary_cross_entropy_with_logits(logits, wanted)
-                losses["dice"] = dice_loss(logits.sigmoid(), wanted)
+            logits = model.fa(*compared)  # also when frozen, for the statistics of its batch norms
+            if image_targets is not None:
+                losses["plain"] = cosine_loss(plain, image_targets)  # type: ignore[arg-type]
+            losses["denoising"] = cosine_loss(denoising, clean_targets)  # type: ignore[arg-type]
+            if aggregation is not None:
+                losses |= map_losses(logits, mask[:, None].to(logits.dtype), aggregation.loss)
         return losses
 
-    def train(self, mode: bool = True) -> "TwoStreams":
-        """Training mode; what the recipe freezes keeps its weights, and the encoders' batch norms their statistics."""
+    def train(self, mode: bool = True) -> "TrainingStep":
+        """Set training mode, but keep the encoders' batch norms in evaluation mode where the recipe freezes them."""
         super().train(mode)
         if mode and self.recipe.freeze_batch_norm:
             for encoder in (self.model.plain, self.model.denoising):
@@ -63,41 +61,132 @@ class TwoStreams(nn.Module):
         return self
 
 
+def map_losses(logits: Tensor, mask: Tensor, loss: str) -> dict[str, Tensor]:
+    """Return the losses of B×1×h×w logits of the anomaly map against a B×1×S×S mask, by name; see `Aggregation`."""
+    probabilities = logits.sigmoid()
+    if loss == "focal+l1":
+        target = F.interpolate(mask, logits.shape[2:], mode="bilinear").ge(0.5).to(logits.dtype)
+        return {"focal": focal_loss(probabilities, target), "l1": l1_loss(probabilities, target)}
+    nearest = loss == "cross-entropy+dice on nearest pixels"
+    target = F.interpolate(mask, logits.shape[2:]) if nearest else F.avg_pool2d(mask, STRIDE)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+    return {"cross_entropy": cross_entropy, "dice": dice_loss(probabilities, target)}
+
+
+def cosine_loss(maps: Maps, targets: Maps) -> Tensor:
+    """Return Σ_k mean(1 − cos) over the K maps of B×C×h×w."""
+    return sum((1 - F.cosine_similarity(m, t, dim=1)).mean() for m, t in zip(maps, targets, strict=True))  # type: ignore[return-value]
+
+
+def focal_loss(probabilities: Tensor, mask: Tensor, gamma: float = 4.0) -> Tensor:
+    """Return the mean focal loss (Lin et al. 2017, without α) of B×1×h×w probabilities against a mask in [0, 1]."""
+    entropy = F.binary_cross_entropy(probabilities, mask, reduction="none")
+    of_true_class = probabilities * mask + (1 - probabilities) * (1 - mask)
+    return (entropy * (1 - of_true_class) ** gamma).mean()
+
+
+def l1_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean absolute difference of B×1×h×w probabilities and mask."""
+    return (probabilities - mask).abs().mean()
+
+
+def dice_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
+    """Return 1 − Dice overlap, smoothed by one pixel, over the whole batch."""
+    overlap = (probabilities * mask).sum()
+    return 1 - (2 * overlap + 1) / (probabilities.sum() + mask.sum() + 1)
+
+
+class CleanTargets:
+    """Targets of clean images, computed once for each image and kept in float16 while they fit into 4 GiB.
+
+    Images are computed one at a time, so that a resumed run, whose memory is empty, gets the same numbers.
+
+    Args:
+        compute: Function from an image, S×S×3 uint8, to its two maps, 1×256×h×w.
+        keep: False where images are rotated at random and none occurs twice.
+    """
+
+    def __init__(self, compute: Callable[[np.ndarray], Maps], keep: bool = True):
+        self.compute, self.limit = compute, CACHED_BYTES if keep else 0
+        self._kept: dict[bytes, Maps] = {}
+        self._bytes = 0
+
+    def __call__(self, images: Sequence[np.ndarray], device: torch.device) -> Maps:
+        """Return the targets of B images, S×S×3 uint8, as two float32 maps B×256×h×w on the device."""
+        first, second = zip(*(self._of(image) for image in images), strict=True)
+        return torch.cat(first).to(device).float(), torch.cat(second).to(device).float()
+
+    def _of(self, image: np.ndarray) -> Maps:
+        key = hashlib.sha256(np.ascontiguousarray(image)).digest()
+        if key in self._kept:
+            return self._kept[key]
+        first, second = self.compute(image)
+        maps = first.half().cpu(), second.half().cpu()
+        size = sum(m.numel() * m.element_size() for m in maps)
+        if self._bytes + size <= self.limit:
+            self._kept[key] = maps
+            self._bytes += size
+        return maps
+
+
+def image_targets(teacher: Callable[[Tensor], Maps], image: Tensor, mask: Tensor, clean: Maps) -> Maps:
+    """Return the teacher's maps of `image`, B×S×S×3 uint8, given its maps of the clean images.
+
+    The teacher runs only on images with a pseudo-anomaly in their mask, B×S×S bool; the others are clean.
+    """
+    changed = mask.flatten(1).any(1)
+    first, second = (maps.clone() for maps in clean)
+    if changed.any():
+        first[changed], second[changed] = (maps.to(first.dtype) for maps in teacher(image[changed]))
+    return first, second
+
+
+@torch.no_grad()
+def plain_maps(model: STLM, image: Tensor) -> Maps:
+    """Return the frozen plain stream's maps of B×S×S×3 uint8 images, as targets of the denoising stream.
+
+    The two streams then agree on normal images by construction: an error that the plain stream makes in copying the
+    teacher does not appear as a difference between them.
+    """
+    embedding = model.plain(model.normalise(image))
+    return embedding, model.decode(embedding)
+
+
 def freeze(model: STLM, recipe: Recipe) -> None:
-    """Let gradients reach only what the recipe trains; and not SAM's last attention of tokens, which no map depends on,
-    and which joined processes would wait for."""
-    model.plain.requires_grad_(recipe.plain_lr > 0)
-    model.mask_decoder.requires_grad_(recipe.decoder_lr > 0)
-    model.prompt_encoder.requires_grad_(recipe.decoder_lr > 0)
+    """Let gradients reach only the parts that the recipe trains.
+
+    SAM's last attention of tokens is always frozen: no map depends on it, and joined processes would wait for its
+    gradients.
+    """
+    model.plain.requires_grad_(recipe.plain_lr is not None)
+    model.mask_decoder.requires_grad_(recipe.plain_lr is not None)
+    model.prompt_encoder.requires_grad_(recipe.plain_lr is not None)
     model.mask_decoder.transformer.final_attn_token_to_image.requires_grad_(False)
     model.mask_decoder.transformer.norm_final_attn.requires_grad_(False)
-    model.fa.requires_grad_(recipe.fa_lr > 0)
+    model.fa.requires_grad_(recipe.aggregation is not None)
 
 
 def make_optimisers(model: STLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Every group carries its `peak_lr`, which the schedule scales; parts with a rate of 0 are left out."""
-    decoder = [*model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
-    streams = [
-        _group(parameters, rate)
-        for parameters, rate in (
-            (model.plain.parameters(), recipe.plain_lr),
-            (model.denoising.parameters(), recipe.denoising_lr),
-            (decoder, recipe.decoder_lr),
-            *([] if recipe.optimiser == "adam+sgd" else [(model.fa.parameters(), recipe.fa_lr)]),
-        )
-        if rate
+    """Return the recipe's optimisers; each parameter group has its `peak_lr`, which the schedule scales."""
+    streams = [_group(model.denoising.parameters(), recipe.denoising_lr)]
+    if recipe.plain_lr is not None:
+        decoder = [*model.mask_decoder.parameters(), *model.prompt_encoder.parameters()]
+        plain = _group(model.plain.parameters(), recipe.plain_lr)
+        streams = [plain, *streams, _group(decoder, recipe.plain_lr)]
+    aggregation = recipe.aggregation
+    if recipe.optimiser == "adamw":
+        heads = [] if aggregation is None else [_group(model.fa.parameters(), aggregation.lr)]
+        return [torch.optim.AdamW(streams + heads, weight_decay=0.01)]
+    assert aggregation is not None, "Recipe checks it"
+    heads = [_group(model.fa.res.parameters(), aggregation.lr), _group(model.fa.head.parameters(), aggregation.lr / 10)]
+    return [
+        torch.optim.Adam(streams, betas=(0.5, 0.999)),
+        torch.optim.SGD(heads, momentum=0.9, weight_decay=1e-4),
     ]
-    if recipe.optimiser == "adam+sgd":
-        heads = [_group(model.fa.res.parameters(), recipe.fa_lr), _group(model.fa.head.parameters(), recipe.fa_lr / 10)]
-        return [
-            torch.optim.Adam(streams, betas=(0.5, 0.999)),
-            torch.optim.SGD(heads, momentum=0.9, weight_decay=1e-4),
-        ]
-    return [torch.optim.AdamW(streams, weight_decay=0.01)]
 
 
 def schedule(step: int, total: int) -> float:
-    """Share of the peak learning rate: a warm-up, then half a cosine down to 2%."""
+    """Return the share of the peak learning rate at a step: a warm-up, then half a cosine down to 2%."""
     warm_up = min(WARM_UP, max(1, total // 5))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -105,7 +194,7 @@ def schedule(step: int, total: int) -> float:
 
 
 def set_rates(optimisers: list[torch.optim.Optimizer], share: float) -> None:
-    """Every group's learning rate: `share` of its peak."""
+    """Set the learning rate of every parameter group to a share of its peak."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = group["peak_lr"] * share

@@ -1,4 +1,4 @@
-"""What may be looked at while training: pseudo-anomalies on held-out normal images. Test images never are."""
+"""Validation during training: pseudo-anomalies on held-out normal images. Test images are never used."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,10 +7,10 @@ import torch
 
 from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
 from stlm_edge.data.textures import Source
-from stlm_edge.evaluation.metrics import PixelMetrics, image_auroc
+from stlm_edge.evaluation.metrics import DetectionMetrics
 from stlm_edge.model import STLM
 
-LARGEST = 64  # held-out images that are judged, and as many pseudo-anomalous ones
+LARGEST = 64  # held-out images that are used, and as many pseudo-anomalous ones
 _SALT = 1_000_033
 
 
@@ -21,7 +21,7 @@ class Validation:
         self.images, self.source, self.seed = images, source, seed
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """S×S×3 uint8 images and their masks, normal and pseudo-anomalous in turn."""
+        """Yield S×S×3 uint8 images and their masks, normal and pseudo-anomalous in turn."""
         for index in range(min(LARGEST, len(self.images))):
             image = self.images[index]
             yield image, np.zeros(image.shape[:2], bool)
@@ -30,19 +30,18 @@ class Validation:
 
     @torch.inference_mode()
     def measure(self, model: STLM) -> tuple[dict[str, float], np.ndarray]:
-        """Image and pixel AUROC, 0 to 1, of a model in evaluation mode; and, to look at, a sheet H×W×3 uint8: four
-        pseudo-anomalous images, their masks and their maps."""
-        scores: list[float] = []
-        pixels, anomalous = PixelMetrics(), []
+        """Return image and pixel AUROC, 0 to 1, of a model in evaluation mode, and a sheet H×W×3 uint8.
+
+        The sheet shows four pseudo-anomalous images, their masks and their maps.
+        """
+        metrics = DetectionMetrics()
         rows: list[np.ndarray] = []
         for image, mask in self:
-            answer = model(torch.from_numpy(image)[None].to(model.pixel_mean.device))
-            anomaly_map = answer.anomaly_map[0, 0].float().cpu().numpy()
-            scores.append(answer.score.item())
-            pixels.update(anomaly_map, mask)
-            anomalous.append(bool(mask.any()))
+            output = model(torch.from_numpy(image)[None].to(model.pixel_mean.device))
+            anomaly_map = output.anomaly_map[0, 0].float().cpu().numpy()
+            metrics.update(anomaly_map, output.score.item(), bool(mask.any()), mask)
             if mask.any() and len(rows) < 4:
                 grey = [mask * np.uint8(255), (255 * anomaly_map).astype(np.uint8)]
                 rows.append(np.concatenate([image, *(np.repeat(g[..., None], 3, 2) for g in grey)], axis=1))
-        figures = {"image_auroc": image_auroc(scores, anomalous), "pixel_auroc": pixels.compute().pixel_auroc}
-        return {name: value or 0.0 for name, value in figures.items()}, np.concatenate(rows)
+        values = metrics.compute()
+        return {name: values[name] or 0.0 for name in ("image_auroc", "pixel_auroc")}, np.concatenate(rows)

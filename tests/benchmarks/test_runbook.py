@@ -63,8 +63,8 @@ def test_an_option_that_does_not_exist_would_be_seen(mistake, capsys):
 
 def test_the_published_recipe_is_the_one_that_is_described():
     paper = RECIPES["paper"]
-    assert (paper.size, paper.batch, paper.epochs) == (1024, 2, 200)
-    assert RECIPES["paper"].longer(0.01).epochs == 2
+    assert (paper.size, paper.batch, paper.length) == (1024, 2, 200)
+    assert RECIPES["paper"].longer(0.01).length == 2
     for images, steps in ((3629, "308,000"), (8659, "736,000"), (7000, "595,000")):
-        assert f"{round(0.85 * images * paper.epochs / paper.batch, -3):,.0f}" == steps
+        assert f"{round(0.85 * images * paper.length / paper.batch, -3):,.0f}" == steps
         assert steps in RUNBOOK.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stlm_edge.data.textures import procedural
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.training import initial_weights
@@ -132,13 +133,20 @@ def images(tmp_path_factory):
 
 
 def distil(images, out, steps, *more):
-    command = [sys.executable, str(FOLDER / "generic_start.py"), "--images", str(images), "--out", str(out)]
+    command = [sys.executable, str(FOLDER / "initial_weights.py"), "--images", str(images), "--out", str(out)]
     command += ["--size", "64", "--batch", "2", "--threads", "1", "--steps", str(steps), *more]
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def test_training_views_vary():
+    images = [np.random.default_rng(n).integers(0, 255, (80, 80, 3), np.uint8) for n in range(4)]
+    seen = script("initial_weights").views(images, procedural, np.random.default_rng(0), 12, 64)
+    assert seen.shape == (12, 64, 64, 3)
+    assert len({view.tobytes() for view in seen}) == 12
+
+
 @pytest.mark.slow
-def test_a_generic_start_is_shipped_and_a_run_goes_on_with_the_same_options_only(images, tmp_path):
+def test_initial_weights_are_written_and_a_run_continues_with_the_same_options_only(images, tmp_path):
     shipped = tmp_path / "initial_weights.safetensors"
     first = distil(images, tmp_path / "run", 2, "--ship", str(shipped))
     assert first.returncode == 0, first.stderr

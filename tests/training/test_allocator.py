@@ -1,4 +1,4 @@
-"""Memory that tensors leave is used again, and can be given back."""
+"""Freed memory of tensors is used again, and can be returned to the kernel."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ print(*counts, kept - resident())
 
 
 @pytest.mark.skipif(not keep_freed_memory(False), reason="not glibc")
-def test_kept_memory_is_not_fetched_again_until_it_is_given_back():
+def test_freed_memory_is_kept_until_returned():
     answer = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)
     before, kept, megabytes_back = map(int, answer.stdout.split())
     assert kept < before / 10

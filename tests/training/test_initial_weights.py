@@ -1,4 +1,4 @@
-"""The generic start: what is saved comes back, and other files are refused."""
+"""Initial weights: a saved file loads into another model, and other files are refused."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def teacher():
     return EfficientNetLite0()
 
 
-def test_a_saved_start_fills_another_model(teacher, tmp_path):
+def test_saved_weights_load_into_another_model(teacher, tmp_path):
     torch.manual_seed(0)
     first, second = STLM(SMALL).eval(), STLM(SMALL).eval()
     path = tmp_path / "initial_weights.safetensors"
@@ -30,37 +30,37 @@ def test_a_saved_start_fills_another_model(teacher, tmp_path):
         assert not torch.allclose(first.denoising(x), second.denoising(x), atol=1e-2)
 
 
-def test_a_start_of_another_network_is_refused(teacher, tmp_path):
+def test_weights_of_another_network_are_refused(teacher, tmp_path):
     initial_weights.save(tmp_path / "initial_weights.safetensors", STLM(SMALL), teacher, {})
     deeper = STLM(dataclasses.replace(SMALL, depths=(1, 1, 2, 1)))
     with pytest.raises(UsageError, match="missing or of another shape"):
         initial_weights.load(tmp_path / "initial_weights.safetensors", deeper, teacher)
 
 
-def test_another_file_is_refused(teacher, tmp_path):
+def test_other_file_is_refused(teacher, tmp_path):
     (tmp_path / "initial_weights.safetensors").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(UsageError, match="not a whole generic start"):
+    with pytest.raises(UsageError, match=r"initial_weights\.safetensors: not intact.*install"):
         initial_weights.load(tmp_path / "initial_weights.safetensors", STLM(SMALL), teacher)
 
 
-def test_the_shipped_start_fits_the_network_and_is_small(teacher):
+def test_shipped_weights_fit_the_network_and_are_small(teacher):
     card = initial_weights.load(initial_weights.SHIPPED, STLM(ModelConfig(224)), teacher)
     assert initial_weights.SHIPPED.stat().st_size <= 20_000_000
     assert card["teacher_sha256"] == teacher.digest
     assert {"sources", "seed", "date", "curve"} <= card.keys()
 
 
-def test_a_start_of_another_teacher_is_for_changing_not_for_keeping(tmp_path):
+def test_weights_of_another_teacher_are_refused_where_frozen(tmp_path):
     torch.manual_seed(0)
     other = sam.Sam("vit_t", STLM(SMALL).plain, digest="0" * 64, config=SMALL)
     initial_weights.save(tmp_path / "initial_weights.safetensors", STLM(SMALL), EfficientNetLite0(), {})
     model = STLM(SMALL)
     initial_weights.load(tmp_path / "initial_weights.safetensors", model, other)
-    with pytest.raises(UsageError, match=r"distilled from EfficientNet-Lite0 .* the teacher is vit_t; make a start"):
+    with pytest.raises(UsageError, match=r"distilled from EfficientNet-Lite0 .* the teacher is vit_t; .*--init"):
         initial_weights.load(tmp_path / "initial_weights.safetensors", model, other, frozen=True)
 
 
-def test_mobile_sams_weights_begin_encoder_and_decoder(teacher):
+def test_mobile_sam_weights_are_copied(teacher):
     torch.manual_seed(0)
     published, model = sam.Sam("vit_t", STLM(SMALL).plain, digest="0" * 64, config=SMALL), STLM(SMALL)
     initial_weights.copy_mobile_sam(published, model)

@@ -1,43 +1,52 @@
-"""One training in two processes: the losses of one process, and one line when a process dies."""
+"""Several processes: one training has the losses of one process, and one line reports a process that dies."""
 
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_network import SMALL
 
 from stlm_edge.commands.evaluate import evaluate_all
-from stlm_edge.training.launcher import supervise
-
-SCRIPT = """
-import dataclasses, sys
-sys.path.append("TESTS")
-from pathlib import Path
-from small_network import SMALL
-from stlm_edge.training import launcher as processes
-from stlm_edge.errors import exit_with_one_line
+from stlm_edge.errors import JobError
 from stlm_edge.training.job import Job
-from stlm_edge.training.recipes import RECIPES
+from stlm_edge.training.launcher import supervise
+from stlm_edge.training.recipes import QUICK
 from stlm_edge.training.train import train
 
-data, out, steps, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-recipe = dataclasses.replace(
-    RECIPES["quick"], start="random", denoising_target="teacher", plain_lr=1e-4, decoder_lr=1e-4, steps=steps, batch=4,
-    bf16=False,
+RECIPE = replace(
+    QUICK, initial_weights="random", denoising_target="teacher", plain_lr=1e-4, length=11, batch=4, bf16=False
 )
+SCRIPT = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
+from dataclasses import replace
+from pathlib import Path
+from stlm_edge.errors import exit_with_one_line
+from stlm_edge.training import launcher
+from test_launcher import RECIPE, job, train
+
+data, out, steps, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 with exit_with_one_line("interrupted"):
-    if processes.is_supervisor_needed(count):
-        raise SystemExit(processes.supervise(count))
-    train(Job(data, recipe, 64, save_every=2, network=SMALL), out, resume=True)
-""".replace("TESTS", str(Path(__file__).parents[1]))
+    if launcher.is_supervisor_needed(count):
+        raise SystemExit(launcher.supervise(count))
+    TRAIN
+"""
+TRAIN = "train(job(data, length=steps), out, resume=True)"
+
+
+def job(data, **changes):
+    return Job(data, replace(RECIPE, **changes), 64, save_every=2, network=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("script") / "training.py"
-    path.write_text(SCRIPT)
+    path.write_text(SCRIPT.replace("TRAIN", TRAIN))
     return path
 
 
@@ -73,22 +82,90 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_have_the_losses_of_one(images, script, tmp_path):
-    runs = {}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, command, count in (("one", [sys.executable], 1), ("own", [sys.executable], 2), ("torchrun", torchrun, 2)):
-        process = started(command, script, images, tmp_path / name, 11, count)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        runs[name] = losses(tmp_path / name)
-        assert (tmp_path / name / "checkpoint.safetensors").exists()
-    assert len(runs["one"]) == 2  # steps 0 and 10: the second one saw ten synchronised updates
-    assert runs["own"] == pytest.approx(runs["one"], abs=1e-5)
-    assert runs["torchrun"] == pytest.approx(runs["one"], abs=1e-5)
+def train_as(rank, data, out, port):
+    """Train as one of two processes, with the environment that torchrun sets."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in (ranks | address).items()})
+    torch.set_num_threads(1)
+    train(job(data), out)
+
+
+def test_two_processes_have_the_losses_of_one(images, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    train(job(images), tmp_path / "one")
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["stlm_edge.training.train"])
+    arguments = images, tmp_path / "two", port
+    torch.multiprocessing.start_processes(train_as, arguments, nprocs=2, start_method="forkserver")
+    assert (tmp_path / "two" / "checkpoint.safetensors").exists()
+    assert len(losses(tmp_path / "one")) == 2  # steps 0 and 10: the second one saw ten synchronised updates
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]],
+    ids=["supervised", "torchrun"],
+)
+def test_started_processes_have_the_losses_of_one(images, script, tmp_path, command):
+    train(job(images), tmp_path / "one")
+    process = started(command, script, images, tmp_path / "two", 11, 2)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def supervised(monkeypatch, folder, content):
+    """Run a script, which knows its rank, in two supervised processes."""
+    (folder / "script.py").write_text(
+        f"import os, signal, sys, time\nfrom pathlib import Path\nrank = int(os.environ['RANK'])\n{content}"
+    )
+    monkeypatch.setattr(sys, "argv", [str(folder / "script.py"), str(folder)])
+    return supervise(2)
+
+
+def test_processes_share_the_cores(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    content = "Path(sys.argv[1], str(rank)).write_text(os.environ['OMP_NUM_THREADS'])"
+    assert supervised(monkeypatch, tmp_path, content) == 0
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [str(max(1, torch.get_num_threads() // 2))] * 2
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(images, script, tmp_path, victim):
+def test_dead_process_ends_the_other_and_is_reported(monkeypatch, tmp_path, victim):
+    content = f"""
+Path(sys.argv[1], f"{{rank}}.pid").write_text(str(os.getpid()))
+while rank == {victim} and not Path(sys.argv[1], "{1 - victim}.pid").exists():
+    time.sleep(0.01)
+if rank == {victim}:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    monkeypatch.setattr("stlm_edge.training.launcher._GRACE_SECONDS", 0.1)
+    with pytest.raises(JobError, match=f"process {victim + 1} of 2 was ended by signal 9; .*--resume"):
+        supervised(monkeypatch, tmp_path, content)
+    assert not any(Path("/proc", path.read_text()).exists() for path in tmp_path.glob("*.pid"))
+
+
+def test_common_error_is_printed_once(monkeypatch, tmp_path, capfd):
+    content = "print('error: exists', file=sys.stderr)\nsys.exit(2)"
+    assert supervised(monkeypatch, tmp_path, content) == 2
+    assert capfd.readouterr().err == "error: exists\n"
+
+
+def test_error_of_the_second_process_alone_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr("stlm_edge.training.launcher._GRACE_SECONDS", 0.1)
+    content = "if rank:\n    print('error: 3.png: truncated', file=sys.stderr)\n    sys.exit(2)\ntime.sleep(60)"
+    with pytest.raises(JobError, match=r"^3\.png: truncated$"):
+        supervised(monkeypatch, tmp_path, content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_process_ends_the_training_with_one_line_and_a_run_to_resume(images, script, tmp_path, victim):
     process = started([sys.executable], script, images, tmp_path / "run", 100_000, 2)
     while not (tmp_path / "run" / "state.pt").exists():
         assert process.poll() is None, process.stderr.read()
@@ -107,68 +184,59 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_resume(imag
     assert (tmp_path / "run" / "state.pt").exists()
 
 
-def test_what_is_wrong_is_said_once(images, script, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]],
+    ids=["supervised", "torchrun"],
+)
+def test_unusable_run_folder_is_reported_once(images, script, tmp_path, command):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    process = started([sys.executable], script, images, tmp_path / "run", 2, 2)
+    process = started(command, script, images, tmp_path / "run", 2, 2)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert [line for line in errors.splitlines() if line.startswith("error")] == [
-        f"error: {tmp_path / 'run'}: exists and is not a training run; choose another --out"
-    ]
+    assert process.returncode
+    assert errors.count("error: ") == errors.count("is not a training run") == 1
 
 
-def test_under_torchrun_too(images, script, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("mine")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    _, errors = started(torchrun, script, images, tmp_path / "run", 2, 2).communicate(timeout=120)
-    assert errors.count("error: ") == errors.count("exists and is not a training run") == 1
-
-
-def test_processes_stop_together_when_their_figures_differ(images, script, tmp_path):
+@pytest.mark.slow
+def test_processes_stop_together_when_their_metrics_differ(images, tmp_path):
     differing = tmp_path / "differing.py"
     differing.write_text(
         "import os, itertools\nfrom stlm_edge.training import validation\n"
         "measured = validation.Validation.measure\nturns = itertools.count(1)\n"
         "def measure(self, model):\n"
-        "    figures, sheet = measured(self, model)\n"
+        "    metrics, sheet = measured(self, model)\n"
         "    better = next(turns) / 100 if os.environ['RANK'] == '1' else 0.5\n"
-        "    return figures | {'pixel_auroc': better}, sheet\n"
+        "    return metrics | {'pixel_auroc': better}, sheet\n"
         "validation.Validation.measure = measure\n"
-        + SCRIPT.replace("bf16=False,", "bf16=False, validations=20, fa_lr=1e-3,").replace(
-            "save_every=2,", "save_every=2, patience=2,"
+        "from stlm_edge.training.recipes import Aggregation\n"
+        + SCRIPT.replace(
+            "TRAIN",
+            "patient = job(data, length=steps, validations=20, aggregation=Aggregation(1e-3))\n"
+            "    train(replace(patient, patience=2), out)",
         )
     )
     process = started([sys.executable], differing, images, tmp_path / "run", 20, 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 1, 2]  # the first process's figures, the same at each
+    assert [row["step"] for row in rows] == [0, 1, 2]  # the first process's metrics, the same at each
     assert {"cross_entropy", "dice"} <= rows[0].keys()
 
 
-def test_the_processes_share_the_cores(monkeypatch, tmp_path):
-    (tmp_path / "said.py").write_text(
-        "import os, sys, pathlib\n"
-        "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(os.environ['OMP_NUM_THREADS'])\n"
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "said.py"), str(tmp_path)])
-    assert supervise(2) == 0
-    assert [(tmp_path / rank).read_text() for rank in "01"] == [str(max(1, torch.get_num_threads() // 2))] * 2
-
-
-def test_a_batch_that_the_processes_cannot_share(images, script, tmp_path):
+@pytest.mark.slow
+def test_batch_that_the_processes_cannot_share_is_refused(images, script, tmp_path):
     process = started([sys.executable], script, images, tmp_path / "run", 2, 3)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "error: a batch of 4 for 3 processes; start a number that divides it" in errors
+    assert "error: a batch of 4 for 3 processes" in errors
     assert not (tmp_path / "run").exists()
 
 
-def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(images, script, tmp_path):
-    """What --category all --devices 2 does: the processes go on to the next category together."""
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_every_category_as_one(images, tmp_path):
+    """--category all --devices 2: the processes go on to the next category together."""
     data = tmp_path / "data"
     for name in ("bolt", "cap"):
         shutil.copytree(images, data / name / "train/good")
@@ -177,14 +245,12 @@ def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(imag
             for number in numbers:
                 shutil.copy(images / f"{number}.png", data / name / "test" / kind)
     both = tmp_path / "both.py"
-    training = SCRIPT.splitlines()[-1].strip()
-    assert training.startswith("train(Job(")
     both.write_text(
         SCRIPT.replace(
-            training,
+            "TRAIN",
             "from stlm_edge.commands.evaluate import evaluate_all\n    from stlm_edge.commands.train import train_all\n"
-            f"    train_all({training.removeprefix('train(').removesuffix(', out, resume=True)')}, out)\n"
-            "    evaluate_all(out, data, None, out / 'found')",
+            "    train_all(job(data, length=steps), out)\n"
+            "    evaluate_all(out, data, None, out / 'metrics')",
         )
     )
     for count in (1, 2):
@@ -193,6 +259,6 @@ def test_every_category_is_trained_and_evaluated_by_two_processes_as_by_one(imag
         assert process.returncode == 0, errors
     for name in ("bolt", "cap"):
         assert losses(tmp_path / "2" / name) == pytest.approx(losses(tmp_path / "1" / name), abs=1e-5)
-    found = json.loads((tmp_path / "2/found/metrics.json").read_text())
-    assert list(found["categories"]) == ["bolt", "cap"]
-    assert found == evaluate_all(tmp_path / "2", data, None, tmp_path / "alone")
+    metrics = json.loads((tmp_path / "2/metrics/metrics.json").read_text())
+    assert list(metrics["categories"]) == ["bolt", "cap"]
+    assert metrics == evaluate_all(tmp_path / "2", data, None, tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""A training step of the recipe `paper` is the published one; its gradients are right."""
+"""The training step of the recipe `paper` is the published one; gradients are right; targets are computed once."""
 
 from dataclasses import replace
 
@@ -13,10 +13,19 @@ from stlm_edge.model.feature_aggregation import FeatureAggregation
 from stlm_edge.model.mask_decoder import MaskDecoder
 from stlm_edge.model.prompt_encoder import PromptEncoder
 from stlm_edge.teachers.sam import Sam
-from stlm_edge.training.clean_targets import CleanTargets, seen_targets
-from stlm_edge.training.losses import cosine_loss, dice_loss, focal_loss, l1_loss
+from stlm_edge.training import step
 from stlm_edge.training.recipes import RECIPES
-from stlm_edge.training.step import TwoStreams, freeze, make_optimisers
+from stlm_edge.training.step import (
+    CleanTargets,
+    TrainingStep,
+    cosine_loss,
+    dice_loss,
+    focal_loss,
+    freeze,
+    image_targets,
+    l1_loss,
+    make_optimisers,
+)
 
 SIZE = 64
 
@@ -57,7 +66,7 @@ def a_batch(count=4):
 def our_step(model, teacher, optimisers, image, clean, mask):
     for optimiser in optimisers:
         optimiser.zero_grad()
-    losses = TwoStreams(model, PAPER).train()(image, mask, teacher(clean), teacher(image))
+    losses = TrainingStep(model, PAPER).train()(image, mask, teacher(clean), teacher(image))
     torch.stack(list(losses.values())).sum().backward()
     for optimiser in optimisers:
         optimiser.step()
@@ -79,9 +88,9 @@ def both_steps(dtype, steps):
     return losses, ours, plain
 
 
-def test_a_step_gives_the_published_losses_and_weights():
+def test_step_has_published_losses_and_weights():
     losses, ours, plain = both_steps(torch.float64, steps=3)
-    for our_loss, plain_loss in (pair for step in losses for pair in step):
+    for our_loss, plain_loss in (pair for of_step in losses for pair in of_step):
         assert our_loss == pytest.approx(plain_loss, abs=1e-6)
     before, after = a_model(torch.float64).state_dict(), plain.state_dict()
     for name, tensor in ours.state_dict().items():
@@ -90,33 +99,33 @@ def test_a_step_gives_the_published_losses_and_weights():
     assert len(moved) > 0.9 * len([name for name in after if "final_attn" not in name])
 
 
-def test_in_float32_the_losses_are_the_published_ones_too():
+def test_step_in_float32_has_published_losses():
     losses, _, _ = both_steps(torch.float32, steps=1)
     for our_loss, plain_loss in losses[0]:
         assert our_loss == pytest.approx(plain_loss, abs=1e-5)
 
 
-def test_steps_make_the_losses_fall():
+def test_steps_reduce_losses():
     losses, _, _ = both_steps(torch.float32, steps=8)
     assert sum(first for first, _ in losses[-1]) < sum(first for first, _ in losses[0])
 
 
-def test_the_teacher_is_asked_only_about_changed_images():
+def test_teacher_runs_on_pseudo_anomalous_images_only():
     image, clean, mask = a_batch()
-    teacher, asked = a_teacher(torch.float32), []
+    teacher, counts = a_teacher(torch.float32), []
 
-    def answer(images):
-        asked.append(len(images))
+    def counting(images):
+        counts.append(len(images))
         return teacher(images)
 
-    known = CleanTargets(lambda one: teacher(torch.from_numpy(one)[None]))
-    before = known([one.numpy() for one in clean], torch.device("cpu"))
-    seen = seen_targets(answer, image, mask, before)
-    assert asked == [2]
-    for found, expected in zip(seen, teacher(image), strict=True):
-        assert (1 - torch.cosine_similarity(found, expected, dim=1)).max() < 1e-6
-    untouched = seen_targets(answer, clean, torch.zeros_like(mask), before)
-    assert asked == [2]
+    clean_targets = CleanTargets(lambda one: teacher(torch.from_numpy(one)[None]))
+    before = clean_targets([one.numpy() for one in clean], torch.device("cpu"))
+    targets = image_targets(counting, image, mask, before)
+    assert counts == [2]
+    for found, expected in zip(targets, teacher(image), strict=True):
+        assert (1 - torch.cosine_similarity(found, expected, dim=1)).max() < 1e-5
+    untouched = image_targets(counting, clean, torch.zeros_like(mask), before)
+    assert counts == [2]
     assert all(torch.equal(found, expected) for found, expected in zip(untouched, before, strict=True))
 
 
@@ -133,9 +142,9 @@ def test_gradients_of_the_losses():
         assert torch.autograd.gradcheck(lambda logits, loss=loss: loss(logits.sigmoid(), mask), [double(2, 1, 4, 4)])
 
 
-def test_gradients_of_feature_aggregation():
+def test_gradients_of_aggregation():
     torch.manual_seed(0)
-    fa = FeatureAggregation(dim=4).double().train()
+    fa = FeatureAggregation(in_dim=4, dim=8).double().train()
     wake(fa)
     maps = [double(3, 4, 3, 3, seed=seed) for seed in range(4)]
     assert torch.autograd.gradcheck(lambda a, b, c, d: fa((a, b), (c, d)), maps, fast_mode=True)
@@ -177,3 +186,52 @@ def wake(network):
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.3)
+
+
+CPU = torch.device("cpu")
+
+
+class CountingTeacher:
+    """A teacher whose maps are the image's first value, and its negative."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, image):
+        self.calls += 1
+        level = torch.full((1, 256, 2, 2), float(image[0, 0, 0]))
+        return level, -level
+
+
+@pytest.fixture
+def images():
+    return [np.full((32, 32, 3), level, np.uint8) for level in (1, 2, 3)]
+
+
+def test_clean_targets_are_computed_once(images):
+    teacher = CountingTeacher()
+    targets = CleanTargets(teacher)
+    for _ in range(3):
+        first, second = targets(images, CPU)
+    assert teacher.calls == 3
+    assert first[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert second[:, 0, 0, 0].tolist() == [-1, -2, -3]
+    assert first.dtype == torch.float32
+
+
+def test_clean_targets_beyond_limit_are_computed_again(images, monkeypatch):
+    monkeypatch.setattr(step, "CACHED_BYTES", 2 * 2 * 256 * 4)  # one image's two maps
+    teacher = CountingTeacher()
+    targets = CleanTargets(teacher)
+    for _ in range(2):
+        first, _ = targets(images, CPU)
+    assert teacher.calls == 5
+    assert first[:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_clean_targets_of_rotated_images_are_not_kept(images):
+    teacher = CountingTeacher()
+    targets = CleanTargets(teacher, keep=False)
+    targets(images, CPU)
+    targets(images, CPU)
+    assert teacher.calls == 6

@@ -1,4 +1,4 @@
-"""Validation on held-out images: the same ones each time, and figures that tell a good model from a useless one."""
+"""Validation on held-out images: the same images each time, and metrics that rank a good model above a useless one."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def validation():
 
 
 class Model:
-    """Says how far each pixel is from the even grey of the normal images, or always the same."""
+    """A model whose map is the distance from the grey of the normal images, or constant."""
 
     pixel_mean = torch.zeros(1)
 
@@ -28,14 +28,14 @@ class Model:
         return Answer(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
 
-def test_normal_and_pseudo_anomalous_images_in_turn_the_same_every_time(validation):
+def test_images_alternate_and_are_the_same_every_time(validation):
     first, second = list(validation), list(validation)
     assert [bool(mask.any()) for _, mask in first] == [False, True] * 6
     for (one, _), (two, _) in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_figures_tell_a_seeing_model_from_a_blind_one(validation):
+def test_metrics_rank_a_seeing_model_above_a_blind_one(validation):
     seeing, sheet = validation.measure(Model(blind=False))
     blind, _ = validation.measure(Model(blind=True))
     assert seeing["image_auroc"] == 1
