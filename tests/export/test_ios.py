@@ -1,5 +1,6 @@
 """stlm-export --target ios: the same promises and the same gate as for cpu; Core ML itself runs it on macOS only."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +144,7 @@ def threshold_off_by_five_percent(package: Path, model: object = None) -> None:
         (missing_normalisation, "before fp16, fp32 map differs by .*, at most 0.0001 is allowed"),
         (transposed_map, "before fp16, fp32 map differs by .*, at most 0.0001 is allowed"),
         (infinite_map, "the fp32 model fails on normal-00: .* not finite"),
-        (threshold_off_by_five_percent, "wrote .* for stlm_edge.threshold .*, the checkpoint says"),
+        (threshold_off_by_five_percent, "wrote .* for stlm_edge.threshold .* checkpoint"),
     ],
 )
 def test_a_damaged_converter_does_not_pass(
@@ -243,7 +244,7 @@ def test_a_changed_threshold_in_the_artifact_is_seen(exported_for_ios: dict[str,
     threshold_off_by_five_percent(tmp_path / "bundle" / "model.mlpackage")
     done = run("predict", "--bundle", tmp_path / "bundle", "part.png")
     assert done.returncode == 2
-    assert "model.mlmodel: its content has changed" in done.stderr
+    assert re.search(r"model\.mlmodel: (its content has changed|\d+ bytes, the manifest lists)", done.stderr)
 
 
 @pytest.mark.slow
