@@ -1,4 +1,4 @@
-"""A bundle: the packed model, its manifest, and the golden images with the trained model's answers."""
+"""A bundle: the packed model, its manifest, and the golden images with the trained model's outputs."""
 
 from stlm_edge.bundle.reader import Bundle, open_bundle
 

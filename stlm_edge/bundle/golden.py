@@ -1,7 +1,7 @@
-"""Golden images: a few real inputs with the trained model's answers, so that any runtime can prove itself anywhere.
+"""Golden images: a few real images with the trained model's outputs, by which any runtime can prove itself anywhere.
 
-Each is stored three times over: the image as PNG (checks a device's decoding and resize), the same brought to
-S×S×3 (checks the network alone), and the trained model's float32 map and score for it.
+A bundle holds each as a PNG (to check a device's decoding and resizing), resized to S×S×3 (to check the network alone),
+and with the trained model's float32 map and score for it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _MAX_RAW_TENSOR_BYTES = 5_000_000  # for all raw tensors of a bundle; beyond it 
 
 @dataclass(frozen=True, eq=False)
 class GoldenCandidate:
-    """An image with the trained model's answer: tensor uint8 S×S×3 as `images.load` makes it, map float32 S×S."""
+    """An image with the trained model's outputs: tensor uint8 S×S×3 as `images.load` returns it, map float32 S×S."""
 
     name: str
     image: Image.Image
@@ -39,7 +39,7 @@ class GoldenCandidate:
 
 @dataclass(frozen=True, eq=False)
 class GoldenImage:
-    """A golden image of a bundle: tensor uint8 S×S×3; map float32, the trained model's at [offset::stride]."""
+    """A golden image of a bundle: tensor uint8 S×S×3; map float32, the trained model's map at [offset::stride]."""
 
     name: str
     anomalous: bool
@@ -52,16 +52,19 @@ class GoldenImage:
 
 
 def select_golden(candidates: Sequence[GoldenCandidate], threshold: float, count: int = 8) -> list[GoldenCandidate]:
-    """Choose `count` images: on both sides of the threshold the nearest to it and the farthest from it, and the same
-    of the normal and of the anomalous images. The choice depends on names and scores alone. Lowest score first.
+    """Choose `count` images, and return them in the order of their scores.
 
-    Raises JobError when there are fewer than `count` candidates, or none normal, or none anomalous.
+    Chosen are the images nearest to the threshold and farthest from it: below and above it, and of the normal and the
+    anomalous ones. The choice depends on names and scores alone.
+
+    Raises:
+        JobError: There are fewer than `count` candidates, or none normal, or none anomalous.
     """
     normal = sum(not candidate.anomalous for candidate in candidates)
     if len(candidates) < count or normal in (0, len(candidates)):
         raise JobError(
             f"golden images: {normal} normal and {len(candidates) - normal} anomalous candidates, expected {count} "
-            "in all and some of both kinds; give more images"
+            "in all and some of both kinds; add images"
         )
     ranked = sorted(candidates, key=lambda candidate: (abs(candidate.score - threshold), candidate.name))
     groups = [
@@ -83,8 +86,8 @@ def fit_golden(
 ) -> list[GoldenCandidate]:
     """Shrink images until each has at most MAX_IMAGE_PIXELS and all files together at most MAX_GOLDEN_BYTES.
 
-    An image that was shrunk is another image: `run`, the trained model, answers it anew. Raises JobError when even
-    the smallest images don't fit.
+    `run`, the trained model, computes the outputs of shrunk images again. Raises JobError when even the smallest images
+    do not fit.
     """
     limit = float(min(MAX_IMAGE_PIXELS, max(each.image.width * each.image.height for each in chosen)))
     while True:
@@ -97,7 +100,7 @@ def fit_golden(
             size = len(chosen[0].tensor)
             raise JobError(f"golden images: {len(chosen)} at size {size} do not fit in {MAX_GOLDEN_BYTES} bytes")
         compressed = sum(len(content) for path, content in files.items() if path.endswith(".png"))
-        target = (MAX_GOLDEN_BYTES - (total - compressed)) / compressed  # of the PNGs' bytes, which follow their pixels
+        target = (MAX_GOLDEN_BYTES - (total - compressed)) / compressed  # PNGs' bytes are about proportional to pixels
         limit *= min(0.8, max(0.2, 0.9 * target))
     for index, candidate in enumerate(fitted):
         if candidate is not chosen[index]:
@@ -107,16 +110,17 @@ def fit_golden(
 
 
 def encode(candidates: Sequence[GoldenCandidate]) -> tuple[tuple[Golden, ...], dict[str, bytes]]:
-    """The manifest's entries, and the content of each file by its path in the bundle.
+    """Return the manifest's entries, and the content of each file by its path in the bundle.
 
-    Raises ValueError when a tensor is not what `images.load` makes of its image.
+    Raises:
+        ValueError: A tensor is not what `images.load` returns for its image.
     """
     entries, files = [], {}
     raw = sum(candidate.tensor.nbytes for candidate in candidates) <= _MAX_RAW_TENSOR_BYTES
     for number, candidate in enumerate(candidates, 1):
         size = len(candidate.tensor)
         if not np.array_equal(images.load(candidate.image, size), candidate.tensor):
-            raise ValueError(f"golden image {candidate.name}: the tensor is not what its image gives")
+            raise ValueError(f"golden image {candidate.name}: its tensor differs from its resized image")
         stride = max(1, size // 224)
         sampled = candidate.map[stride // 2 :: stride, stride // 2 :: stride]
         name = f"{number:02}-" + re.sub(r"[^A-Za-z0-9._\-]", "-", candidate.name)[:80]
@@ -139,7 +143,7 @@ def encode(candidates: Sequence[GoldenCandidate]) -> tuple[tuple[Golden, ...], d
 
 
 def decode(entry: Golden, folder: Path, read: Callable[[str], bytes]) -> GoldenImage:
-    """The golden image of a manifest's entry; `read` gives the verified content of a listed file."""
+    """Return the golden image of a manifest's entry; `read` returns the verified content of a listed file."""
     data = read(entry.tensor.file)
     if entry.tensor.encoding == "png":
         tensor = _read_png(data, folder / entry.tensor.file, side=entry.tensor.shape[0])
@@ -170,7 +174,7 @@ def _shrink(candidate: GoldenCandidate, limit: float) -> GoldenCandidate:
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)  # as small as 6, in a third of the time
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)  # as small as with 6, in a third of the time
     return buffer.getvalue()
 
 
@@ -181,4 +185,4 @@ def _read_png(data: bytes, path: Path, side: int) -> np.ndarray:
                 raise UsageError(f"{path}: {image.mode} {image.width}×{image.height}, expected RGB {side}×{side}")
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: not a readable PNG ({error}); export the bundle anew") from None
+        raise UsageError(f"{path}: not a readable PNG ({error}); export the bundle again") from None

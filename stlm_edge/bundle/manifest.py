@@ -1,8 +1,7 @@
 """`manifest.json`: everything a device needs to know of a bundle, as frozen dataclasses that are read strictly.
 
-Format policy: `format_version` is a whole number, and a release reads exactly the versions in FORMAT_VERSIONS. A field
-added, removed or given another meaning makes a new version; a release that no longer reads an old one says which
-release does. The JSON Schema of each version stands in `stlm_edge/schemas/`.
+`format_version` is a whole number, and a release reads exactly the versions in FORMAT_VERSIONS. A field that is added,
+removed or changes its meaning makes a new version. The JSON Schema of each version is in `stlm_edge/schemas/`.
 """
 
 import math
@@ -42,9 +41,9 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Input:
-    """The artifact's input: an image brought to size×size by `preprocessing`. Normalisation is inside the graph.
+    """The artifact's input: an image resized to size×size by `preprocessing`. Normalisation is inside the graph.
 
-    Values are 0 to 255, whole numbers in float32 too.
+    Values are 0 to 255, whole numbers in float32, too.
     """
 
     name: Word
@@ -73,7 +72,7 @@ class ScoreOutput:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The artifact's outputs. Where `score` is null the score is taken from the map by `score_rule`."""
+    """The artifact's outputs. If `score` is null, the score is computed from the map by `score_rule`."""
 
     anomaly_map: MapOutput
     score: ScoreOutput | None
@@ -103,10 +102,10 @@ class GoldenMap:
 
 @dataclass(frozen=True)
 class Golden:
-    """An image and what the trained model said of it."""
+    """An image and the trained model's outputs."""
 
     name: Word
-    anomalous: Annotated[bool, "what the image is, not what the model says"]
+    anomalous: Annotated[bool, "the image's label, not the verdict"]
     image: FilePath
     tensor: GoldenTensor
     map: GoldenMap
@@ -121,9 +120,9 @@ class Manifest:
     """
 
     format_version: Literal[1]
-    tool_versions: Annotated[dict[str, Any], "what wrote the bundle: package name to version"]
+    tool_versions: Annotated[dict[str, Any], "packages that wrote the bundle: name to version"]
     target: Annotated[Word, "device class"]
-    runtime: Annotated[Word, "what runs the artifact"]
+    runtime: Annotated[Word, "the runtime of the artifact"]
     precision: Annotated[Word, "fp32, int8, ..."]
     files: Annotated[tuple[ListedFile, ...], Items(1, 1000), "every file of the bundle but the manifest"]
     artifact: Annotated[FilePath, "the packed model: one of `files`, or the folder of some of them"]
@@ -132,19 +131,22 @@ class Manifest:
     score_rule: str
     decision_threshold: DecisionThreshold
     exported_threshold: Annotated[
-        DecisionThreshold, "what the export shipped; equals `decision_threshold` until recalibrated on site"
+        DecisionThreshold,
+        "threshold of the export, which is also in the artifact's metadata; `stlm-calibrate` does not change it",
     ]
-    verdict_delta: Annotated[float, Between(0), "1% of threshold − median_score: how near to it a verdict may flip"]
-    provenance: Annotated[dict[str, Any], "where the model comes from: data digest, seed, recipe, teacher"]
+    verdict_delta: Annotated[
+        float, Between(0), "1% of threshold − median_score: distance from the threshold within which a verdict may flip"
+    ]
+    provenance: Annotated[dict[str, Any], "origin of the model: data digest, seed, recipe, teacher"]
     parameters: Count
     flops: Annotated[int | None, "per image, one multiply-add counted as two"]
     parity: Annotated[Parity, "against the trained model, measured at export"]
-    parity_loss_allowed: Annotated[bool, "true: the export was told to ship in spite of `parity`"]
+    parity_loss_allowed: Annotated[bool, "true: exported with --allow-parity-loss in spite of `parity`"]
     golden: Annotated[tuple[Golden, ...], Items(8, 64)]
 
     @property
     def artifact_files(self) -> tuple[ListedFile, ...]:
-        """The artifact as listed in `files`: itself, or everything in its folder."""
+        """The entries of `files` that make up the artifact: itself, or everything in its folder."""
         return tuple(file for file in self.files if (file.path + "/").startswith(self.artifact + "/"))
 
     def __post_init__(self) -> None:
@@ -175,7 +177,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read `manifest.json`. Raises UsageError: unreadable, too large, another version, or not what the schema says."""
+    """Read `manifest.json`. Raises UsageError for one that is unreadable, too large, or not valid for its version."""
     value = strict_json.load(path)
     if isinstance(value, dict) and value.get("format_version") not in FORMAT_VERSIONS:
         readable = ", ".join(map(str, FORMAT_VERSIONS))
@@ -188,7 +190,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema published as `schemas/manifest-1.schema.json`."""
+    """Return the JSON Schema published as `schemas/manifest-1.schema.json`."""
     return strict_json.json_schema(Manifest, "stlm-edge bundle manifest, format version 1")
 
 

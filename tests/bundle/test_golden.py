@@ -1,4 +1,4 @@
-"""Which images become golden, how they are made to fit, and that they come back as they went in."""
+"""Golden images are chosen near and far from the threshold, shrunk to fit, and read back unchanged."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ def candidates() -> list[GoldenCandidate]:
     return normal + anomalous
 
 
-def test_near_the_threshold_and_far_from_it_on_both_sides_and_of_both_kinds(candidates: list[GoldenCandidate]) -> None:
+def test_images_near_and_far_from_the_threshold_of_both_kinds_are_chosen(candidates: list[GoldenCandidate]) -> None:
     chosen = select_golden(candidates, THRESHOLD)
     names = {each.name for each in chosen}
     assert len(chosen) == len(names) == 8
@@ -46,21 +46,21 @@ def test_near_the_threshold_and_far_from_it_on_both_sides_and_of_both_kinds(cand
     assert [each.score for each in chosen] == sorted(each.score for each in chosen)
 
 
-def test_the_choice_does_not_depend_on_the_order(candidates: list[GoldenCandidate]) -> None:
+def test_choice_does_not_depend_on_the_order(candidates: list[GoldenCandidate]) -> None:
     chosen = [each.name for each in select_golden(candidates, THRESHOLD)]
     for seed in range(5):
         shuffled = random.Random(seed).sample(candidates, len(candidates))
         assert [each.name for each in select_golden(shuffled, THRESHOLD)] == chosen
 
 
-def test_all_on_one_side_are_still_eight_of_both_kinds(candidates: list[GoldenCandidate]) -> None:
+def test_scores_on_one_side_still_give_eight_of_both_kinds(candidates: list[GoldenCandidate]) -> None:
     low = [dataclasses.replace(each, score=each.score / 10) for each in candidates]
     chosen = select_golden(low, THRESHOLD)
     assert len({each.name for each in chosen}) == 8
     assert {each.anomalous for each in chosen} == {True, False}
 
 
-def test_too_few_or_one_kind_only_is_a_failed_job(candidates: list[GoldenCandidate]) -> None:
+def test_too_few_images_or_one_kind_only_is_a_job_error(candidates: list[GoldenCandidate]) -> None:
     with pytest.raises(JobError, match="3 normal and 0 anomalous candidates, expected 8 in all and some of both kinds"):
         select_golden(candidates[:3], THRESHOLD)
     with pytest.raises(JobError, match="14 normal and 0 anomalous"):
@@ -82,7 +82,7 @@ def read_back(folder: Path, chosen: list[GoldenCandidate]) -> None:
     assert sum(map(len, files.values())) <= MAX_GOLDEN_BYTES
 
 
-def test_what_was_encoded_comes_back(tmp_path: Path, candidates: list[GoldenCandidate]) -> None:
+def test_encoded_images_are_decoded_unchanged(tmp_path: Path, candidates: list[GoldenCandidate]) -> None:
     read_back(tmp_path, select_golden(candidates, THRESHOLD))
 
 
@@ -98,7 +98,7 @@ def test_large_sizes_fit_with_sampled_maps(tmp_path: Path, size: int, encoding: 
     assert entries[0].map.shape == (len(range(stride // 2, size, stride)),) * 2
 
 
-def test_an_image_that_had_to_be_shrunk_is_answered_anew() -> None:
+def test_outputs_of_a_shrunk_image_are_computed_again() -> None:
     small = candidate("small", False, 0.1)
     large = candidate("large", True, 0.9, width=1300, height=800)
     fitted = fit_golden([small, large], model)
@@ -110,41 +110,41 @@ def test_an_image_that_had_to_be_shrunk_is_answered_anew() -> None:
     assert fitted[1].score == score
 
 
-def test_what_cannot_fit_is_a_failed_job() -> None:
+def test_images_that_cannot_fit_are_a_job_error() -> None:
     many = [candidate(f"x{i}", i % 2 == 0, i / 200, 224, width=40, height=40) for i in range(40)]
     with pytest.raises(JobError, match="40 at size 224 do not fit in 8000000 bytes"):
         fit_golden(many, model)
 
 
-def test_a_tensor_that_is_not_its_image_s_is_a_programming_error(candidates: list[GoldenCandidate]) -> None:
+def test_tensor_of_another_image_is_a_value_error(candidates: list[GoldenCandidate]) -> None:
     wrong = dataclasses.replace(candidates[0], tensor=255 - candidates[0].tensor)
-    with pytest.raises(ValueError, match="golden image n0: the tensor is not what its image gives"):
+    with pytest.raises(ValueError, match="golden image n0: its tensor differs from its resized image"):
         encode([wrong])
 
 
-def test_names_become_harmless_and_distinct() -> None:
+def test_names_become_safe_and_distinct() -> None:
     names = ["../../etc/passwd", "../../etc/passwd", "a b\nc", "ü" * 300]
     entries, files = encode([dataclasses.replace(candidate("x", False, 0.1), name=name) for name in names])
     assert [entry.name for entry in entries[:3]] == ["01-..-..-etc-passwd", "02-..-..-etc-passwd", "03-a-b-c"]
     assert all(path.startswith("golden/0") and ".." not in path for path in files)
 
 
-def test_a_tensor_png_of_another_size_or_kind_is_refused_before_decoding(tmp_path: Path) -> None:
+def test_tensor_png_of_another_size_or_mode_is_refused_before_decoding(tmp_path: Path) -> None:
     entries, _ = encode([candidate("x", False, 0.1)])
     entry = dataclasses.replace(entries[0], tensor=dataclasses.replace(entries[0].tensor, encoding="png"))
 
-    def answer(content: bytes) -> str:
+    def refusal(content: bytes) -> str:
         with pytest.raises(UsageError) as refused:
             decode(entry, tmp_path, lambda path: content)
         return str(refused.value)
 
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
-    assert "not a readable PNG (Image size (400000000 pixels) exceeds limit" in answer(buffer.getvalue())
+    assert "not a readable PNG (Image size (400000000 pixels) exceeds limit" in refusal(buffer.getvalue())
     buffer = io.BytesIO()
     Image.new("RGB", (5000, 5000)).save(buffer, "PNG")
-    assert "RGB 5000×5000, expected RGB 64×64" in answer(buffer.getvalue())
+    assert "RGB 5000×5000, expected RGB 64×64" in refusal(buffer.getvalue())
     buffer = io.BytesIO()
     Image.new("L", (TINY_SIZE, TINY_SIZE)).save(buffer, "PNG")
-    assert "L 64×64, expected RGB 64×64" in answer(buffer.getvalue())
-    assert "not a readable PNG" in answer(b"no image")
+    assert "L 64×64, expected RGB 64×64" in refusal(buffer.getvalue())
+    assert "not a readable PNG" in refusal(b"no image")

@@ -1,4 +1,4 @@
-"""The manifest is read strictly, and its published schema says the same."""
+"""The manifest is read strictly, and its published schema accepts and refuses the same."""
 
 import copy
 import json
@@ -31,11 +31,11 @@ def refusal(value: Any, tmp_path: Path) -> str:
     return str(refused.value)
 
 
-def test_the_published_schema_is_the_dataclasses_own() -> None:
-    assert json.loads(SCHEMA.read_text()) == module.schema(), "run: python -m stlm_edge.bundle.manifest"
+def test_published_schema_is_up_to_date() -> None:
+    assert json.loads(SCHEMA.read_text()) == module.schema(), f"write json.dumps(schema(), indent=2) of stlm_edge.bundle.manifest to {SCHEMA}"
 
 
-def test_the_schema_accepts_a_real_manifest(good: dict[str, Any]) -> None:
+def test_schema_accepts_a_real_manifest(good: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(module.schema())
     jsonschema.validate(good, module.schema())
 
@@ -107,7 +107,7 @@ def test_reader_and_schema_refuse_the_same(
         (set_to("files", 1, "bytes", 9_000_000), "golden: 9"),
     ],
 )
-def test_parts_that_contradict_each_other_are_refused(
+def test_contradictions_are_refused(
     good: dict[str, Any], tmp_path: Path, change: Callable[[Any], None], line: str
 ) -> None:
     change(good)
@@ -115,14 +115,14 @@ def test_parts_that_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1], "9\u001b[31m"])
-def test_another_version_is_named_before_anything_else(good: dict[str, Any], tmp_path: Path, version: Any) -> None:
+def test_another_version_is_reported_before_anything_else(good: dict[str, Any], tmp_path: Path, version: Any) -> None:
     newer = copy.deepcopy(good) | {"format_version": version, "another": "field"}
     line = refusal(newer, tmp_path)
     assert "this release reads 1; install the release that wrote it or export again" in line
     assert "\u001b" not in line
 
 
-def test_a_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_manifest_that_is_no_object_is_refused(tmp_path: Path) -> None:
     assert "expected an object" in refusal([1, 2], tmp_path)
 
 
@@ -131,6 +131,6 @@ def test_nan_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
     assert "NaN is not a JSON number" in refusal(good, tmp_path)
 
 
-def test_a_manifest_above_a_mebibyte_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
+def test_manifest_above_a_mebibyte_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
     good["provenance"]["long"] = "x" * (1 << 20)
     assert "larger than 1048576 bytes" in refusal(good, tmp_path)

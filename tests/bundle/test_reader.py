@@ -1,11 +1,9 @@
-"""Opening a bundle: it answers when all is as the manifest says, and says what isn't otherwise."""
+"""Opening a bundle verifies it against its manifest, and names the file that differs."""
 
 import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process import run_main
 from PIL import Image
 from tiny import TINY_SIZE, set_metadata, tiny_image, write_tiny_bundle, write_tiny_onnx
 
@@ -20,6 +19,7 @@ import stlm_edge
 from stlm_edge.bundle import open_bundle
 from stlm_edge.bundle.manifest import read_manifest
 from stlm_edge.bundle.parity import compare
+from stlm_edge.commands import predict
 from stlm_edge.errors import UsageError
 from stlm_edge.files import sha256_of
 from stlm_edge.formats import metadata_entries
@@ -45,8 +45,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def list_anew(bundle: Path, name: str) -> None:
-    """Make the manifest agree with a changed file, as somebody who forges a bundle would."""
+def list_again(bundle: Path, name: str) -> None:
+    """Update the manifest for a changed file, as somebody who forges a bundle would."""
 
     def change(manifest: dict[str, Any]) -> None:
         for file in manifest["files"]:
@@ -56,7 +56,7 @@ def list_anew(bundle: Path, name: str) -> None:
     edit(bundle, change)
 
 
-def test_a_path_an_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_path_image_and_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
     image = tiny_image(301, defect=True)
     image.save(tmp_path / "part.png")
     opened = stlm_edge.open(str(tiny_bundle))
@@ -70,7 +70,7 @@ def test_a_path_an_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tm
     assert not opened.predict(tiny_image(1)).anomalous
 
 
-def test_a_turned_photograph_is_judged_upright_however_it_comes(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_rotated_photograph_is_judged_upright(tiny_bundle: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     tiny_image(301, defect=True).save(tmp_path / "turned.png", exif=exif)
@@ -81,28 +81,28 @@ def test_a_turned_photograph_is_judged_upright_however_it_comes(tiny_bundle: Pat
     assert (opened.predict(Image.open(tmp_path / "turned.png")).map == upright.map).all()
 
 
-def test_its_golden_images_prove_it(tiny_bundle: Path) -> None:
+def test_bundle_reproduces_its_golden_outputs(tiny_bundle: Path) -> None:
     opened = stlm_edge.open(tiny_bundle, threads=1)
     golden = list(opened.golden())
     assert len(golden) >= 8
     assert {image.anomalous for image in golden} == {True, False}
     decision_threshold = opened.manifest.decision_threshold
-    answers = [opened.runtime.run(image.tensor) for image in golden]
-    parity, _ = compare(golden, answers, decision_threshold.value, decision_threshold.delta)
+    outputs = [opened.runtime.run(image.tensor) for image in golden]
+    parity, _ = compare(golden, outputs, decision_threshold.value, decision_threshold.delta)
     assert parity.max_abs_diff < 1e-6
     assert parity.verdict_failures == 0
     for image in golden:
         assert opened.predict(image.image_path).score == pytest.approx(image.score, abs=1e-6)
 
 
-def test_a_bundle_without_a_score_output_takes_it_from_the_map(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_score_is_computed_from_the_map_without_a_score_output(tiny_bundle: Path, tmp_path: Path) -> None:
     without = stlm_edge.open(write_tiny_bundle(tmp_path / "b", score_output=False))
     assert without.manifest.outputs.score is None
     image = tiny_image(302, defect=True)
     assert without.predict(image).score == pytest.approx(stlm_edge.open(tiny_bundle).predict(image).score, abs=1e-6)
 
 
-def test_every_changed_byte_is_noticed(bundle: Path) -> None:
+def test_every_changed_byte_is_refused(bundle: Path) -> None:
     for path in sorted(bundle.rglob("*")):
         if path.is_dir() or path.name == "manifest.json":
             continue
@@ -118,10 +118,10 @@ def test_every_changed_byte_is_noticed(bundle: Path) -> None:
     open_bundle(bundle)
 
 
-def test_another_size_is_noticed_without_reading_the_file(bundle: Path) -> None:
+def test_another_size_is_refused_without_reading_the_file(bundle: Path) -> None:
     model = bundle / "model.onnx"
     size = model.stat().st_size
-    os.truncate(model, 1 << 40)  # a sparse file that nobody could hash in time
+    os.truncate(model, 1 << 40)  # a sparse file, too large to hash in time
     begun = time.monotonic()
     assert f"{model}: {1 << 40} bytes, the manifest lists {size}; copy the bundle again" in refusal(bundle)
     assert time.monotonic() - begun < 5
@@ -129,7 +129,7 @@ def test_another_size_is_noticed_without_reading_the_file(bundle: Path) -> None:
     assert f"{size - 1} bytes" in refusal(bundle)
 
 
-def test_a_golden_file_changed_after_opening_is_noticed_when_it_is_read(bundle: Path) -> None:
+def test_golden_file_changed_after_opening_is_refused_when_read(bundle: Path) -> None:
     opened = open_bundle(bundle)
     content = bytearray((bundle / "golden" / "01.rgb").read_bytes())
     content[0] ^= 1
@@ -139,19 +139,19 @@ def test_a_golden_file_changed_after_opening_is_noticed_when_it_is_read(bundle: 
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden/03.png", "golden/03.f32", "manifest.json"])
-def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+def test_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     assert f"{bundle / name}: missing; copy the bundle again or export it again" in refusal(bundle)
 
 
-def test_a_missing_folder_is_named(bundle: Path) -> None:
+def test_missing_folder_is_named(bundle: Path) -> None:
     assert f"{bundle / 'nowhere'}: no such bundle folder; check the path" in refusal(bundle / "nowhere")
     assert "no such bundle folder" in refusal(bundle / "model.onnx")
     shutil.rmtree(bundle / "golden")
     assert "golden/01.png: missing" in refusal(bundle)
 
 
-def test_an_interrupted_replacement_says_how_to_go_back(bundle: Path) -> None:
+def test_interrupted_replacement_can_be_undone(bundle: Path) -> None:
     kept = bundle.with_name(".bundle.previous")
     bundle.rename(kept)
     assert f"its replacement was interrupted: rename {kept} to bundle" in refusal(bundle)
@@ -160,25 +160,25 @@ def test_an_interrupted_replacement_says_how_to_go_back(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside.onnx", "golden/../../outside.onnx", "/etc/hostname"])
-def test_a_path_out_of_the_folder_is_refused(bundle: Path, path: str) -> None:
+def test_path_outside_the_folder_is_refused(bundle: Path, path: str) -> None:
     shutil.copy(bundle / "model.onnx", bundle.parent / "outside.onnx")
     edit(bundle, lambda manifest: manifest["files"][0].update(path=path))
     assert f'files[0].path: found "{path}", expected a plain path inside the bundle' in refusal(bundle)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden/01.png", "manifest.json", "golden"])
-def test_a_link_is_refused_wherever_it_leads(bundle: Path, name: str) -> None:
+def test_links_inside_a_bundle_are_refused(bundle: Path, name: str) -> None:
     (bundle / name).rename(bundle.parent / "target")
     (bundle / name).symlink_to(bundle.parent / "target")
     assert f"{bundle / name}: a link; a bundle holds plain files only" in refusal(bundle)
 
 
-def test_a_bundle_may_itself_be_reached_by_a_link(bundle: Path) -> None:
+def test_bundle_may_be_opened_through_a_link(bundle: Path) -> None:
     (bundle.parent / "current").symlink_to(bundle)
     assert open_bundle(bundle.parent / "current").predict(tiny_image(1)).score > 0
 
 
-def test_what_is_no_plain_file_is_refused(bundle: Path) -> None:
+def test_special_files_are_refused(bundle: Path) -> None:
     (bundle / "golden" / "01.png").unlink()
     os.mkfifo(bundle / "golden" / "01.png")
     assert "golden/01.png: not a plain file" in refusal(bundle)
@@ -188,7 +188,7 @@ def test_what_is_no_plain_file_is_refused(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["extra.bin", "golden/99.png", "manifest.json.bak"])
-def test_an_unlisted_file_is_refused(bundle: Path, name: str) -> None:
+def test_unlisted_file_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(b"x")
     assert f"{bundle / name}: not listed in the manifest; remove it or copy the bundle again" in refusal(bundle)
 
@@ -206,13 +206,13 @@ def test_unlisted_folders_links_and_sockets_are_refused(bundle: Path, monkeypatc
         assert "socket: not listed" in refusal(bundle)
 
 
-def test_hidden_files_of_file_managers_are_not_looked_at(bundle: Path) -> None:
+def test_hidden_files_are_ignored(bundle: Path) -> None:
     (bundle / ".DS_Store").write_bytes(b"x")
     (bundle / "golden" / ".directory").mkdir()
     open_bundle(bundle)
 
 
-def test_an_unknown_version_is_refused(bundle: Path) -> None:
+def test_unknown_format_version_is_refused(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest.update(format_version=2))
     assert "bundle format 2, this release reads 1; install the release that wrote it or export again" in refusal(bundle)
 
@@ -236,43 +236,43 @@ def test_oversized_arrays_are_refused_before_any_is_read(
     assert line in refusal(bundle)
 
 
-def test_a_map_whose_file_is_too_short_is_refused(bundle: Path) -> None:
+def test_map_with_a_short_file_is_refused(bundle: Path) -> None:
     os.truncate(bundle / "golden" / "01.f32", 100)
-    list_anew(bundle, "golden/01.f32")
+    list_again(bundle, "golden/01.f32")
     assert "golden[0].map: 100 bytes, expected 16384" in refusal(bundle)
 
 
 @pytest.mark.parametrize("key", ["threshold", "median_score", "map_low", "map_high", "input_size", "score_rule"])
-def test_an_artifact_that_says_otherwise_than_the_manifest_is_refused(bundle: Path, key: str) -> None:
+def test_artifact_metadata_must_agree_with_the_manifest(bundle: Path, key: str) -> None:
     model = bundle / "model.onnx"
     set_metadata(model, {f"stlm_edge.{key}": "0.25"})
-    list_anew(bundle, "model.onnx")
+    list_again(bundle, "model.onnx")
     assert f"{model}: metadata stlm_edge.{key}: found '0.25'" in refusal(bundle)
 
 
-def test_an_artifact_without_metadata_is_refused(bundle: Path) -> None:
+def test_artifact_without_metadata_is_refused(bundle: Path) -> None:
     write_tiny_onnx(bundle / "model.onnx", TINY_SIZE)
-    list_anew(bundle, "model.onnx")
+    list_again(bundle, "model.onnx")
     assert "metadata stlm_edge.threshold: found 'nothing'" in refusal(bundle)
 
 
-def test_an_artifact_that_is_no_onnx_is_refused(bundle: Path) -> None:
+def test_artifact_that_is_no_onnx_file_is_refused(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"something else")
-    list_anew(bundle, "model.onnx")
+    list_again(bundle, "model.onnx")
     assert "model.onnx: not an intact ONNX file" in refusal(bundle)
 
 
-def test_an_artifact_of_another_size_is_refused_when_it_is_loaded(bundle: Path) -> None:
+def test_artifact_of_another_input_size_is_refused_when_loaded(bundle: Path) -> None:
     write_tiny_onnx(bundle / "model.onnx", 96)
     decision_threshold = read_manifest(bundle / "manifest.json").decision_threshold
     set_metadata(bundle / "model.onnx", metadata_entries(decision_threshold, TINY_SIZE))
-    list_anew(bundle, "model.onnx")
+    list_again(bundle, "model.onnx")
     with pytest.raises(UsageError, match="input size 96, expected 64"):
         open_bundle(bundle).predict(tiny_image(1))
 
 
 @pytest.mark.parametrize("key", ["preprocessing", "sixteen_bit"])
-def test_a_bundle_made_for_another_preprocessing_is_refused(bundle: Path, key: str) -> None:
+def test_bundle_of_another_preprocessing_is_refused(bundle: Path, key: str) -> None:
     edit(bundle, lambda manifest: manifest["input"].update({key: "of the future"}))
     assert f"input.{key}: found 'of the future', this release expects" in refusal(bundle)
 
@@ -282,14 +282,13 @@ def test_another_score_rule_is_refused(bundle: Path) -> None:
     assert "score_rule: found 'maximum', this release expects 'mean of the 100 highest" in refusal(bundle)
 
 
-def test_another_runtime_is_refused_when_it_is_loaded(bundle: Path) -> None:
+def test_unknown_runtime_is_refused_when_loaded(bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown runtime 'ncnn'"):
         open_bundle(bundle, runtime="ncnn").predict(tiny_image(1))
 
 
-def test_the_command_line_says_it_in_one_line(bundle: Path) -> None:
+def test_command_line_reports_one_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "model.onnx").unlink()
-    command = [sys.executable, "-m", "stlm_edge.commands.predict", "--bundle", str(bundle), "part.png"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == f"error: {bundle}/model.onnx: missing; copy the bundle again or export it again\n"
+    finished = run_main(predict.main, ["--bundle", bundle, "part.png"], capsys)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"error: {bundle}/model.onnx: missing; copy the bundle again or export it again\n"

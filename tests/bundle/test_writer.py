@@ -1,4 +1,4 @@
-"""A bundle is written whole or not at all, and nothing but a bundle is ever replaced."""
+"""A bundle is written completely or not at all, and nothing but a bundle is ever replaced."""
 
 import dataclasses
 import errno
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_written_bundle_opens_and_its_artifact_knows_its_verdict(tmp_path: Path) -> None:
+def test_written_bundle_opens_and_its_artifact_has_the_threshold(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "deep" / "bundle")
     manifest = stlm_edge.open(bundle).manifest
     metadata = read_metadata(bundle / "model.onnx")
@@ -33,7 +33,7 @@ def test_a_written_bundle_opens_and_its_artifact_knows_its_verdict(tmp_path: Pat
     assert list(bundle.parent.iterdir()) == [bundle]
 
 
-def test_an_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
+def test_existing_folder_is_kept_without_force(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     before = contents(bundle)
     with pytest.raises(UsageError, match="exists; choose another folder or give --force"):
@@ -51,7 +51,7 @@ def test_force_replaces_a_bundle_and_fills_an_empty_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "golden", ".git"])
-def test_force_never_replaces_what_is_not_a_bundle(tmp_path: Path, name: str) -> None:
+def test_force_replaces_nothing_but_bundles(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     (home / "images").mkdir(parents=True)
     (home / name).write_text("mine")
@@ -67,7 +67,7 @@ def test_force_never_replaces_what_is_not_a_bundle(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("limit", [1300, 2000])  # the stamped model is larger than the first, a golden file than both
-def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
+def test_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
     with (
         pytest.raises(JobError, match=r"cannot be written \(File too large\); nothing"),
         largest_file(limit),
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, limit: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".bundle.onnx"]
 
 
-def test_a_full_disk_keeps_the_bundle_that_was_to_be_replaced(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_old_bundle(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     before = contents(bundle)
     with pytest.raises(JobError, match="bundle: cannot be written"), largest_file(2000):
@@ -85,7 +85,7 @@ def test_a_full_disk_keeps_the_bundle_that_was_to_be_replaced(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("moment", ["folder.rename", "temporary.rename"])
-def test_a_failed_rename_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_failed_rename_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     before = contents(bundle)
     rename, which = Path.rename, {"folder.rename": "bundle", "temporary.rename": f".bundle.{os.getpid()}.tmp"}[moment]
@@ -102,7 +102,7 @@ def test_a_failed_rename_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".onnx"] == ["bundle"]
 
 
-def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+def test_interruption_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with replacing_folder(tmp_path / "bundle") as temporary:
             (temporary / "half").write_text("written")
@@ -113,7 +113,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for number in (os.getpid(), 4_000_000):
         (tmp_path / f".bundle.{number}.tmp" / "golden").mkdir(parents=True)
     stlm_edge.open(write_tiny_bundle(tmp_path / "bundle"))
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.new.1.tmp", "bundle"]
 
 
-def test_figures_that_are_not_finite_are_never_shipped(tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="NaN or Infinity"):
         write_tiny_bundle(tmp_path / "bundle", parity=Parity(math.inf, math.inf, 0.0, 1, 1, 8))
     assert not (tmp_path / "bundle").exists()
