@@ -1,8 +1,6 @@
 """Run a Core ML package by Core ML itself, on macOS."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +40,15 @@ class CoreML(Runtime):
 
 def import_coremltools() -> Any:
     """Import coremltools without its log lines. Raises UsageError when it is missing."""
-    with quiet_log():
-        try:
-            import coremltools
-        except ImportError as error:
-            raise UsageError(f'{error.name} is not installed: pip install "stlm-edge[export]"') from None
-    return coremltools
-
-
-@contextlib.contextmanager
-def quiet_log() -> Iterator[None]:
-    """Suppress coremltools' log lines; errors are raised as exceptions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        import coremltools
+    except ImportError as error:
+        raise UsageError(f'{error.name} is not installed: pip install "stlm-edge[export]"') from None
     finally:
         logging.disable(disabled)
+    return coremltools
 
 
 def check_description(artifact: str | Path, description: Any) -> int:

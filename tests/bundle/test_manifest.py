@@ -32,7 +32,7 @@ def refusal(value: Any, tmp_path: Path) -> str:
 
 
 def test_published_schema_is_up_to_date() -> None:
-    assert json.loads(SCHEMA.read_text()) == module.schema(), f"write json.dumps(schema(), indent=2) of stlm_edge.bundle.manifest to {SCHEMA}"
+    assert json.loads(SCHEMA.read_text()) == module.schema(), f"write manifest.schema() to {SCHEMA}"
 
 
 def test_schema_accepts_a_real_manifest(good: dict[str, Any]) -> None:

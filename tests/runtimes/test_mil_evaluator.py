@@ -1,4 +1,4 @@
-"""The MIL evaluator's operations, each against torch's own where MIL's definition is not torch's word for word."""
+"""The MIL evaluator's operations agree with torch where MIL's definition differs from torch's."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_padding_is_given_first_axis_first() -> None:
     assert torch.equal(found[:, 1:, :4], numbers(2, 3, 4))
 
 
-def test_a_slice_is_open_where_its_mask_says() -> None:
+def test_slice_is_open_where_its_mask_is_set() -> None:
     x = numbers(4, 5, 6)
     found = run("slice_by_index", x=x, begin=[1, 9, 2], end=[3, 4, 9], begin_mask=[False, True, False], end_mask=None)
     assert torch.equal(found, x[1:3, :4, 2:9])
@@ -67,7 +67,7 @@ def test_norms() -> None:
         run("layer_norm", x=x, axes=[1], epsilon=1e-5)
 
 
-def test_squares_that_fp16_cannot_hold_are_seen() -> None:
+def test_squares_that_overflow_fp16_are_reported() -> None:
     """Those of a layer norm too, whose result is finite again: what is divided by infinity is 0."""
     x = torch.tensor([[300.0, -300.0]])
     assert run("reduce_l2_norm", x=x, axes=[1], keep_dims=False).isfinite().all()
@@ -105,7 +105,7 @@ def test_gelu_in_its_three_modes(mode: str, atol: float) -> None:
     assert (run("gelu", x=numbers(100), mode=mode) - F.gelu(numbers(100))).abs().max() <= atol
 
 
-def test_the_map_grows_as_the_model_s_does() -> None:
+def test_upsampling_agrees_with_torch() -> None:
     x = numbers(1, 1, 4, 4)
     given = {"x": x, "scale_factor_height": 16.0, "scale_factor_width": 16.0, "align_corners": False}
     expected = F.interpolate(x, scale_factor=16.0, mode="bilinear", align_corners=False)
@@ -115,7 +115,7 @@ def test_the_map_grows_as_the_model_s_does() -> None:
         run("upsample_bilinear", half_pixel_centers=False, **given)
 
 
-def test_what_has_several_results() -> None:
+def test_operations_with_several_results() -> None:
     x = numbers(2, 9)
     assert [part.shape[1] for part in run("split", x=x, split_sizes=[2, 3, 4], axis=1)] == [2, 3, 4]
     assert torch.equal(torch.cat(run("split", x=x, num_splits=3, axis=1), 1), x)
@@ -125,7 +125,7 @@ def test_what_has_several_results() -> None:
     assert torch.equal(run("topk", x=x, k=3, axis=1, ascending=True, sort=True)[0], x.sort().values[:, :3])
 
 
-def test_small_ones() -> None:
+def test_simple_operations() -> None:
     x, y = numbers(2, 3, 4), numbers(2, 5, 4)
     assert torch.equal(run("matmul", x=x, y=y, transpose_x=False, transpose_y=True), x @ y.mT)
     assert torch.equal(run("matmul", x=x, y=y.mT, transpose_x=False, transpose_y=False), x @ y.mT)
@@ -137,7 +137,7 @@ def test_small_ones() -> None:
         run("concat", values=[x, x], axis=1, interleave=True)
 
 
-def test_what_is_declared_fp16_is_rounded_unless_told_otherwise() -> None:
+def test_fp16_values_are_rounded_unless_rounding_is_disabled() -> None:
     third = torch.tensor([1 / 3])
     steps = [Step("add", {"x": Name("a"), "y": Name("a")}, [("b", "fp16")], ["a"])]
     assert compute(steps, {"a": third})["b"] == (third * 2).half().float()
@@ -145,7 +145,7 @@ def test_what_is_declared_fp16_is_rounded_unless_told_otherwise() -> None:
     assert "a" not in compute(steps, {"a": third})
 
 
-def test_every_operation_has_a_name_that_mil_knows() -> None:
+def test_every_operation_is_one_of_mil() -> None:
     from coremltools.converters.mil.mil import Builder
 
     assert [kind for kind in OPERATIONS if not hasattr(Builder, kind)] == []
