@@ -1,4 +1,4 @@
-"""Evaluation by two processes: the very figures of one, files written once, one line when something is wrong."""
+"""Evaluation by two processes: the metrics of one, files written once, one line for an error."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def data(tmp_path_factory):
 
 
 def one_of_two(rank, runtime, data, out):
-    """What a process does: evaluate, and leave what came of it beside `out`."""
+    """Evaluate as one of two processes; write the result or error beside `out`."""
     dist.init_process_group("gloo", init_method=f"file://{out}.meeting", rank=rank, world_size=2)
     samples = samples_of(data)
     try:
@@ -92,7 +92,7 @@ def rounded(value):
     return round(value, 12) if isinstance(value, float) else value
 
 
-def test_two_processes_say_exactly_what_one_says(data, tmp_path):
+def test_two_processes_have_the_metrics_of_one(data, tmp_path):
     alone = evaluate(Varied(), samples_of(data), SIZE, THRESHOLD, tmp_path / "alone", "varied")
     assert 0 < alone["pixel_auroc_error_bound"] < 1e-3  # so the order of counting matters
     both = by_two(Varied(), data, tmp_path / "out")
@@ -102,7 +102,7 @@ def test_two_processes_say_exactly_what_one_says(data, tmp_path):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_damaged_image_of_one_process_ends_both_with_its_line(data, tmp_path):
+def test_damaged_image_of_one_process_is_raised_by_both(data, tmp_path):
     broken = tmp_path / "data"
     for path in data.rglob("*.png"):
         copy = broken / path.relative_to(data)
@@ -114,7 +114,8 @@ def test_a_damaged_image_of_one_process_ends_both_with_its_line(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_process_that_dies_ends_the_other_with_one_line(data, tmp_path):
+@pytest.mark.slow
+def test_dead_process_ends_the_other_with_one_line(data, tmp_path):
     (survivor,) = by_two(Dying(), data, tmp_path / "out")
     assert isinstance(survivor, JobError)
     assert "process 0 of 2 lost the others, one of them died" in str(survivor)
@@ -129,14 +130,15 @@ def under_torchrun(bundle, data, out):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
 
 
-def test_the_command_under_torchrun(tiny_bundle, tiny_images, tmp_path):
+@pytest.mark.slow
+def test_command_runs_under_torchrun(tiny_bundle, tiny_images, tmp_path):
     done = under_torchrun(tiny_bundle, tiny_images, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
-def test_the_command_under_torchrun_says_what_is_wrong_once(tiny_bundle, tiny_images, tmp_path):
+def test_command_under_torchrun_reports_an_error_once(tiny_bundle, tiny_images, tmp_path):
     shutil.copytree(tiny_images, tmp_path / "data")
     (tmp_path / "data" / "spot" / "304.png").write_bytes(b"")
     done = under_torchrun(tiny_bundle, tmp_path / "data", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Evaluation of made-up images whose figures are known by hand."""
+"""Evaluation of synthetic images whose metrics are calculated by hand."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def run(data, out, runtime=None, size=SIZE):
     return evaluate(runtime or RedChannel(), samples_of(data), size, THRESHOLD, out, "the red channel")
 
 
-def test_figures_are_those_worked_out_by_hand(data):
+def test_metrics_are_those_calculated_by_hand(data):
     metrics = run(data, None)
 
     def expected(image_auroc, image_f1, missed, anomalous, anomalous_pixels):
@@ -99,7 +99,7 @@ def test_figures_are_those_worked_out_by_hand(data):
     assert len(metrics["scores"]) == 7
 
 
-def test_what_is_returned_is_what_is_written(data, tmp_path, capsys):
+def test_metrics_file_has_the_returned_metrics(data, tmp_path, capsys):
     out = tmp_path / "evaluations" / "first"
     metrics = run(data, out)
     assert json.loads((out / "metrics.json").read_text()) == metrics
@@ -107,11 +107,11 @@ def test_what_is_returned_is_what_is_written(data, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_contact_sheets_begin_with_the_worst(data, tmp_path):
+def test_contact_sheets_begin_with_the_worst_images(data, tmp_path):
     run(data, tmp_path / "out")
 
     def verdicts(name):
-        """What the score bar of each row says: red for a wrong verdict, green for a right one."""
+        """Return the colour of each row's score bar: red for a wrong verdict, green for a right one."""
         sheet = np.asarray(Image.open(tmp_path / "out" / name), dtype=int)
         bars = sheet[64 + 168 :: CELL + 12, 12 + 3 * (CELL + 12) + 8]
         return ["wrong" if red > green else "right" for red, green, _ in bars]
@@ -121,7 +121,7 @@ def test_contact_sheets_begin_with_the_worst(data, tmp_path):
     assert sorted(verdicts("sample.jpg")) == ["right"] * 5 + ["wrong"] * 2
 
 
-def test_a_contact_sheet_shows_image_mask_and_heatmap(data, tmp_path):
+def test_contact_sheet_shows_image_mask_and_heatmap(data, tmp_path):
     run(data, tmp_path / "out")
     sheet = np.asarray(Image.open(tmp_path / "out" / "worst_misses.jpg"), dtype=int)
     last = 64 + 3 * (CELL + 12)  # the row of an image that scores 200: a scratch or a dot
@@ -136,7 +136,7 @@ def test_a_contact_sheet_shows_image_mask_and_heatmap(data, tmp_path):
     assert not coloured[:20].any()
 
 
-def test_without_masks_pixel_figures_are_null(data, tmp_path):
+def test_pixel_metrics_without_masks_are_null(data, tmp_path):
     shutil.rmtree(data / "ground_truth")
     metrics = run(data, tmp_path / "out")
     for figures in (metrics, *metrics["by_defect"].values()):
@@ -146,7 +146,7 @@ def test_without_masks_pixel_figures_are_null(data, tmp_path):
     assert metrics["missed"] == 1
 
 
-def test_one_class_alone_has_no_auroc(data, tmp_path):
+def test_single_class_has_no_auroc(data, tmp_path):
     samples = samples_of(data)
     out = tmp_path / "out"
     run(data, out)
@@ -160,7 +160,7 @@ def test_one_class_alone_has_no_auroc(data, tmp_path):
     assert anomalous["image_f1"] == pytest.approx(6 / 7)
 
 
-def test_the_order_of_samples_makes_no_difference(data):
+def test_order_of_samples_makes_no_difference(data):
     forward, backward = (
         evaluate(RedChannel(), order, SIZE, THRESHOLD, None, "") for order in (samples_of(data), samples_of(data)[::-1])
     )
@@ -203,20 +203,20 @@ class Broken(RedChannel):
         (Broken(np.zeros((8, 8))), r"the model gave a map of shape \(8, 8\); expected 32×32"),
     ],
 )
-def test_a_broken_model_fails_the_job_and_leaves_nothing(data, tmp_path, runtime, message):
+def test_damaged_model_is_a_job_error_and_writes_nothing(data, tmp_path, runtime, message):
     with pytest.raises(JobError, match=message):
         run(data, tmp_path / "out", runtime)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mask_of_another_size_is_refused_and_leaves_nothing(data, tmp_path):
+def test_mask_of_another_size_is_refused_and_nothing_written(data, tmp_path):
     Image.new("L", (31, 32)).save(data / "ground_truth" / "dot" / "001_mask.png")
     with pytest.raises(UsageError, match="the mask is 31×32 but its image is 32×32"):
         run(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_samples_and_an_output_that_is_a_file_are_refused(data, tmp_path):
+def test_no_samples_and_a_file_as_output_are_refused(data, tmp_path):
     with pytest.raises(UsageError, match="no images to evaluate"):
         evaluate(RedChannel(), [], SIZE, THRESHOLD, None, "")
     (tmp_path / "out").write_text("mine")
@@ -225,7 +225,7 @@ def test_no_samples_and_an_output_that_is_a_file_are_refused(data, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_summary_tells_all_figures(data):
+def test_summary_has_all_metrics(data):
     shutil.rmtree(data / "ground_truth")
     console = Console(width=120)
     with console.capture() as captured:

@@ -1,4 +1,4 @@
-"""The stand-in teacher: its maps stand for SAM's, and its answers depend on the image alone."""
+"""The proxy teacher: its maps have the shape of SAM's and keep the cosines of its features."""
 
 import pytest
 import torch
@@ -17,19 +17,19 @@ def images():
     return torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_maps_stand_on_the_students_grid(teacher, images):
+def test_maps_have_the_students_grid(teacher, images):
     for features in teacher(images):
         assert features.shape == (4, 256, 6, 6)
 
 
-def test_it_knows_imagenet_features(teacher):
+def test_weights_are_pretrained(teacher):
     """The first filters are edges, large and nearly balanced around zero, which random ones are not."""
     filters = teacher.backbone.state_dict()["conv_stem.weight"]
     assert filters.std() > 0.1
     assert filters.mean().abs() < 0.1 * filters.std()
 
 
-def test_the_embedding_keeps_cosines(teacher, images):
+def test_embedding_keeps_cosines(teacher, images):
     low, high = teacher._features(images)
     for features, deviation, embedded in zip((low, high), (teacher.std_1, teacher.std_2), teacher(images), strict=True):
         before = features / deviation[:, None, None]
@@ -37,7 +37,7 @@ def test_the_embedding_keeps_cosines(teacher, images):
         assert torch.allclose(cosine_before, F.cosine_similarity(embedded[0], embedded[1], dim=0), atol=1e-5)
 
 
-def test_fitting_brings_every_channel_to_unit_deviation_and_keeps_its_mean(images):
+def test_fit_gives_unit_deviation_and_keeps_the_mean(images):
     teacher = EfficientNetLite0()
     before = [features.mean((0, 2, 3)) for features in teacher._features(images)]
     teacher.fit([images[:2], images[2:]])
@@ -49,6 +49,6 @@ def test_fitting_brings_every_channel_to_unit_deviation_and_keeps_its_mean(image
         assert (features.mean((0, 2, 3)).sign() == mean.sign()).all()
 
 
-def test_it_is_frozen(teacher):
+def test_teacher_is_frozen(teacher):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())

@@ -1,23 +1,24 @@
-"""SAM as the teacher: its two maps are those of the package itself, and what isn't the published file is refused."""
+"""SAM as the teacher: its two maps are those of the package, and files other than the published ones are refused."""
 
+import copy
 import json
 import os
 import pickle
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import REFERENCE, fill, published_image
+from published import REFERENCE, assert_published_maps, fill, published_image
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling import Sam as PackageSam
 
 from stlm_edge.errors import UsageError
+from stlm_edge.files import sha256_of
 from stlm_edge.teachers import TEACHERS, open_teacher, sam
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
-from stlm_edge.teachers.weights import PUBLISHED, Weights, _sha256
+from stlm_edge.teachers.weights import PUBLISHED, Weights
 
 SMALL = 128
 
@@ -77,10 +78,15 @@ def noise(size, count=1):
 
 
 def test_the_maps_are_those_of_the_package(package, teacher):
+    """In float64, where no kernel's rounding hides a difference of formula; the maps themselves are float32."""
     image = noise(SMALL, 2)
-    maps = teacher(image)
+    exact, exact_package = copy.deepcopy(teacher).double(), copy.deepcopy(package).double()
+    for each in (exact, exact_package):
+        each.prompt_encoder.pe_layer.float()  # the package computes it in float32
+    maps = exact(image)
     for index in range(2):
-        assert worst([m[index : index + 1] for m in maps], what_the_package_says(package, image[index])) <= 1e-3
+        expected = what_the_package_says(exact_package, image[index])
+        assert worst([m[index : index + 1] for m in maps], expected) <= 2e-6
 
 
 @pytest.mark.slow
@@ -89,10 +95,14 @@ def test_vit_b_gives_the_maps_of_the_package(tmp_path):
     path = tmp_path / "vit_b.pth"
     torch.save(package.state_dict(), path)
     image, _ = published_image()
-    assert worst(sam.open_sam("vit_b", path, weights_of(path))(image), what_the_package_says(package, image[0])) <= 1e-3
+    embedding, tokens = sam.open_sam("vit_b", path, weights_of(path))(image)
+    expected_embedding, expected_tokens = what_the_package_says(package, image[0])
+    assert (embedding - expected_embedding).abs().max() <= 1e-4
+    assert (tokens - expected_tokens).abs().median() <= 1e-4
+    assert (tokens - expected_tokens).abs().max() <= 2e-2
 
 
-def test_other_sizes_run_at_the_native_one_and_are_averaged_over_the_students_cells(teacher):
+def test_other_sizes_run_at_native_size_and_are_averaged(teacher):
     image = noise(SMALL // 2)
     native = F.interpolate(image.permute(0, 3, 1, 2).float(), (SMALL, SMALL), mode="bilinear", antialias=True)
     normal = (native - teacher.pixel_mean) / teacher.pixel_std
@@ -102,7 +112,7 @@ def test_other_sizes_run_at_the_native_one_and_are_averaged_over_the_students_ce
     assert torch.allclose(found[0, :, 1, 2], embedding[0, :, 2:4, 4:6].mean((1, 2)), atol=1e-5)
 
 
-def test_it_is_frozen_and_answers_in_float32(teacher):
+def test_teacher_is_frozen_and_in_float32(teacher):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert all(m.dtype == torch.float32 and not m.requires_grad for m in teacher(noise(SMALL)))
@@ -125,19 +135,18 @@ def mobile_sam_file(mobile_sam, tmp_path_factory):
 
 
 def weights_of(path):
-    """A row that declares a file published, whatever it is."""
-    with path.open("rb") as file:
-        return Weights("vit_t", "https://example.org/" + path.name, path.stat().st_size, _sha256(file))
+    """Return a row that declares any file the published one."""
+    return Weights("vit_t", "https://example.org/" + path.name, path.stat().st_size, sha256_of(path))
 
 
-def test_mobile_sams_names_are_ours(mobile_sam):
+def test_mobile_sam_parameter_names_are_ours(mobile_sam):
     ours = sam.Sam("vit_t", sam.make_encoder("vit_t"), "").state_dict()
     shapes = {name: tensor.shape for name, tensor in ours.items() if not name.endswith("num_batches_tracked")}
     assert shapes == {name: tensor.shape for name, tensor in mobile_sam.items()}
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
-def test_sams_names_are_ours(name):
+def test_sam_parameter_names_are_ours(name):
     with torch.device("meta"):
         published = {n: t.shape for n, t in sam_model_registry[name]().state_dict().items()}
     ours = sam.Sam(name, sam.make_encoder(name), "").state_dict()
@@ -146,13 +155,8 @@ def test_sams_names_are_ours(name):
 
 
 def test_mobile_sam_gives_the_published_numbers(mobile_sam_file):
-    expected = np.load(REFERENCE / "expected_1024.npz")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     maps = sam.open_sam("vit_t", mobile_sam_file, weights_of(mobile_sam_file))(published_image()[0])
-    torch.set_num_threads(threads)
-    for k in (1, 2):
-        assert np.abs(maps[k - 1][:, ::16, ::8, ::8].numpy() - expected[f"plain_{k}"]).max() <= 1e-3
+    assert_published_maps(maps, "plain")
 
 
 def line_of(call):
@@ -164,34 +168,33 @@ def line_of(call):
 
 
 def sized(path, size):
-    """A file of that size that takes no room."""
+    """Make a sparse file of a size."""
     with path.open("wb") as file:
         file.truncate(size)
     return path
 
 
-def test_a_wrong_digest_is_told_with_both(tmp_path):
+def test_other_checksum_is_reported_with_both(tmp_path):
     path = sized(tmp_path / "mobile_sam.pt", PUBLISHED["vit_t"].bytes)
-    with path.open("rb") as file:
-        found = _sha256(file)
     line = line_of(lambda: open_teacher("vit_t", path))
-    assert all(part in line for part in (str(path), found, PUBLISHED["vit_t"].sha256, PUBLISHED["vit_t"].address))
+    assert all(
+        part in line for part in (str(path), sha256_of(path), PUBLISHED["vit_t"].sha256, PUBLISHED["vit_t"].address)
+    )
 
 
-def test_another_sam_is_named(tmp_path):
+def test_weights_of_another_sam_are_named(tmp_path):
     path = sized(tmp_path / "sam.pth", PUBLISHED["vit_l"].bytes)
     assert "these are vit_l's" in line_of(lambda: open_teacher("vit_b", path))
 
 
-def test_a_truncated_file_is_told_by_its_size(tmp_path, mobile_sam_file):
+def test_truncated_file_is_reported_with_sizes(tmp_path, mobile_sam_file):
     path = tmp_path / "mobile_sam.pt"
     path.write_bytes(mobile_sam_file.read_bytes()[:1000])
-    assert "1000 bytes, vit_t's weights have 40728226: truncated" in line_of(lambda: open_teacher("vit_t", path))
-    line = line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
-    assert "cannot be opened" in line or "opened safely" in line
+    assert "1000 bytes, expected 40728226 for vit_t: truncated" in line_of(lambda: open_teacher("vit_t", path))
+    assert "weights_only" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
 
 
-def test_a_pickle_in_disguise_is_not_run(tmp_path):
+def test_pickle_is_not_executed(tmp_path):
     class Disguise:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "run"),)
@@ -200,18 +203,18 @@ def test_a_pickle_in_disguise_is_not_run(tmp_path):
     for write in (pickle.dump, lambda content, file, protocol: torch.save(content, file, pickle_protocol=protocol)):
         with path.open("wb") as file:
             write({"image_encoder.neck.0.weight": Disguise()}, file, 2)
-        assert "opened safely" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
+        assert "weights_only" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], {"image_encoder.neck.0.weight": 3}, {1: torch.ones(1)}])
-def test_anything_but_tensors_by_name_is_refused(tmp_path, content):
+def test_other_content_is_refused(tmp_path, content):
     path = tmp_path / "mobile_sam.pt"
     torch.save(content, path)
     assert "expected tensors by name" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
 
 
-def test_a_tensor_that_is_missing_or_of_another_shape_is_named(tmp_path, mobile_sam):
+def test_missing_or_misshapen_tensor_is_named(tmp_path, mobile_sam):
     path, name = tmp_path / "mobile_sam.pt", "image_encoder.neck.0.weight"
     torch.save({n: t for n, t in mobile_sam.items() if n != name}, path)
     line = line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
@@ -223,9 +226,7 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(tmp_path, mobile_
 
 def test_teachers_are_opened_by_name(tmp_path):
     assert set(TEACHERS) == {"efficientnet-lite0", "vit_t", "vit_b", "vit_l", "vit_h"}
-    stand_in = open_teacher("efficientnet-lite0")
-    assert isinstance(stand_in, EfficientNetLite0)
-    assert stand_in.is_stand_in
+    assert isinstance(open_teacher("efficientnet-lite0"), EfficientNetLite0)
     assert "efficientnet-lite0, vit_t" in line_of(lambda: open_teacher("vit_x"))
     assert "in a package" in line_of(lambda: open_teacher("efficientnet-lite0", tmp_path / "some.pth"))
     assert "no such file" in line_of(lambda: open_teacher("vit_h", tmp_path / "some.pth"))
