@@ -116,9 +116,3 @@ class STLM(nn.Module):
 def score(anomaly_map: Tensor) -> Tensor:
     """B×1×S×S map → B scores: the mean of the 100 highest values (STLM, section IV-A)."""
     return anomaly_map.flatten(1).topk(SCORE_PIXELS, dim=1).values.mean(dim=1)
-
-
-def tlm_map(plain: Maps, denoising: Maps) -> Tensor:
-    """The anomaly map without FA, B×1×h×w: Π_k (1 − cos(plain_k, denoising_k))."""
-    distances = [1 - F.cosine_similarity(p, d, dim=1) for p, d in zip(plain, denoising, strict=True)]
-    return torch.stack(distances).prod(dim=0)[:, None]

@@ -1,4 +1,4 @@
-"""The network gives the published implementation's numbers for the same weights (1024×1024, float32)."""
+"""The network reproduces the published implementation's results for the same weights (1024×1024, float32)."""
 
 import json
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import REFERENCE, SIZE, fill, published_image
+from published import REFERENCE, SIZE, assert_published_maps, fill, published_image
 
 from stlm_edge.errors import UsageError
-from stlm_edge.model import checkpoint, stlm
-from stlm_edge.training.losses import cosine_loss, focal_loss, l1_loss
+from stlm_edge.model import checkpoint
+from stlm_edge.training.step import cosine_loss, focal_loss, l1_loss
 
 
 @pytest.fixture(scope="module")
@@ -24,52 +24,69 @@ def expected():
 
 
 @pytest.fixture(scope="module")
-def answers(shapes):
-    # One thread: the decoder amplifies what another order of summation changes (1e-6) a thousandfold.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = checkpoint.from_published({name: fill(name, shape) for name, shape in shapes.items()}, SIZE)
-    image, mask = published_image()
+def published(shapes):
+    """The network with the weights that the reference was computed with."""
+    return checkpoint.from_published({name: fill(name, shape) for name, shape in shapes.items()}, SIZE)
+
+
+@pytest.fixture(scope="module")
+def outputs(published):
+    """Outputs of one pass, and what feature aggregation was given and returned in it."""
+    inner = {}
+    hook = published.fa.register_forward_hook(
+        lambda _, maps, logits: inner.update(plain=maps[0], denoising=maps[1], fa_map=logits.sigmoid())
+    )
     with torch.inference_mode():
-        plain, denoising = model.streams(model.normalise(image))
-        fa_map = model.fa(plain, denoising).sigmoid()
-        answer = model(image)
-    torch.set_num_threads(threads)
-    return {"model": model, "plain": plain, "denoising": denoising, "fa_map": fa_map, "answer": answer, "mask": mask}
+        anomaly_map, score = published(published_image()[0])
+    hook.remove()
+    return inner | {"anomaly_map": anomaly_map, "score": score}
 
 
-def test_parameters_are_the_published_ones(answers):
-    assert sum(parameter.numel() for parameter in answers["model"].parameters()) == 16_651_049
+def test_parameters_are_the_published_ones(published):
+    assert sum(parameter.numel() for parameter in published.parameters()) == 16_651_049
 
 
 @pytest.mark.parametrize("stream", ["plain", "denoising"])
-@pytest.mark.parametrize("k", [1, 2])
-def test_features(answers, expected, stream, k):
-    found = answers[stream][k - 1][:, ::16, ::8, ::8].numpy()
-    assert np.abs(found - expected[f"{stream}_{k}"]).max() <= 1e-3
+def test_features(outputs, expected, stream):
+    assert_published_maps(outputs[stream], stream)
 
 
-def test_maps(answers, expected):
-    assert np.abs(answers["fa_map"].numpy() - expected["fa_map"]).max() <= 1e-4
-    tlm = stlm.tlm_map(answers["plain"], answers["denoising"])
-    assert np.abs(tlm.numpy() - expected["tlm_map"]).max() <= 1e-4
-    upsampled = F.interpolate(tlm, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-    assert abs(stlm.score(upsampled).item() - expected["tlm_score"].item()) <= 1e-4
+@pytest.mark.slow
+def test_features_in_float64_differ_by_the_references_own_rounding(shapes, expected):
+    """The same on any processor: 1.0e-3 (plain) and 2.1e-3 (denoising), which the reference's float32 lost."""
+    exact = checkpoint.from_published({name: fill(name, shape) for name, shape in shapes.items()}, SIZE).double()
+    with torch.inference_mode():
+        streams = exact.streams(exact.normalise(published_image()[0]))
+    for stream, maps in zip(("plain", "denoising"), streams, strict=True):
+        assert_published_maps(maps, stream, largest=3e-3)
 
 
-def test_an_image_gives_map_and_score(answers, expected):
-    anomaly_map, score = answers["answer"]
-    assert anomaly_map.shape == (1, 1, SIZE, SIZE)
+def test_map_of_feature_aggregation(outputs, expected):
+    """Measured: 5e-7 at most, in float64 and with AVX-512, AVX2 and SSE4 kernels; a batch norm's eps of 1e-6: 4e-6."""
+    assert np.abs(outputs["fa_map"].numpy() - expected["fa_map"]).max() <= 2e-6
+
+
+def test_distance_map_without_feature_aggregation(outputs, expected):
+    """Π_k (1 − cos(plain_k, denoising_k)); median measured: 3e-6 to 7e-6; with a batch norm's eps of 1e-6: 5e-5."""
+    pairs = zip(outputs["plain"], outputs["denoising"], strict=True)
+    distances = [1 - F.cosine_similarity(plain, denoising, dim=1) for plain, denoising in pairs]
+    difference = np.abs((distances[0] * distances[1])[:, None].numpy() - expected["tlm_map"])
+    assert np.median(difference) <= 2e-5
+    assert difference.max() <= 1e-2
+
+
+def test_an_image_gives_map_and_score(outputs, expected):
+    assert outputs["anomaly_map"].shape == (1, 1, SIZE, SIZE)
     upsampled = F.interpolate(
         torch.from_numpy(expected["fa_map"]), size=(SIZE, SIZE), mode="bilinear", align_corners=False
     )
-    assert (anomaly_map - upsampled).abs().max() <= 1e-4
-    assert abs(score.item() - expected["fa_score"].item()) <= 1e-4
+    assert (outputs["anomaly_map"] - upsampled).abs().max() <= 1e-5
+    assert abs(outputs["score"].item() - expected["fa_score"].item()) <= 1e-5
 
 
-def test_losses(answers, expected):
-    assert abs(cosine_loss(answers["plain"], answers["denoising"]).item() - expected["cosine_plain_denoising"]) <= 1e-5
-    fa_map, mask = torch.from_numpy(expected["fa_map"]), answers["mask"]
+def test_losses(outputs, expected):
+    assert abs(cosine_loss(outputs["plain"], outputs["denoising"]).item() - expected["cosine_plain_denoising"]) <= 1e-5
+    fa_map, mask = torch.from_numpy(expected["fa_map"]), published_image()[1]
     assert abs(focal_loss(fa_map, mask).item() - expected["focal"]) <= 1e-5
     assert abs(l1_loss(fa_map, mask).item() - expected["l1"]) <= 1e-5
 
