@@ -18,7 +18,7 @@ from typing import Any
 import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench.against import changes, check_comparable, read_bench
-from stlm_edge.bench.devices.device import Device, parse_device
+from stlm_edge.bench.devices.device import Device, gather, ignored_options, measurements, parse_device
 from stlm_edge.bench.machine import system
 from stlm_edge.bench.machine.jetson import power_mode
 from stlm_edge.bench.machine.system import Machine
@@ -98,10 +98,9 @@ def _measured(
         return [], system.describe(), ()
     if [device.kind for device in devices] == ["local"]:
         return *here(_progress), ()
-    from stlm_edge.bench.devices.gather import gather, measurements, unheeded
     from stlm_edge.bench.devices.side_by_side import measure_side_by_side
 
-    for line in unheeded(devices, options):
+    for line in ignored_options(devices, options):
         _progress(line)
     jobs = measurements(devices, wanted, _plan(options), options, samples or ())
     found = measure_side_by_side({**({"local": here} if mine else {}), **jobs})
@@ -132,13 +131,6 @@ def _devices(options: argparse.Namespace) -> list[Device]:
     for option in ("checkpoint", "runtime"):
         if getattr(options, option) and not any(device.kind == "local" for device in devices):
             raise UsageError(f"--{option}: is for this machine; expected --device local beside the others")
-    if options.via:
-        if not any(device.kind == "adb" for device in devices):
-            raise UsageError("--via: times phones; expected --device adb beside it")
-        if options.via[0] != "benchmark_model" or not Path(options.via[1]).is_file():
-            raise UsageError(
-                f"--via {' '.join(options.via)}: expected benchmark_model and its file, built for the phone"
-            )
     return devices
 
 

@@ -56,7 +56,6 @@ def parser() -> argparse.ArgumentParser:
         "each with the bundles that are for it",
     )
     add("--delegate", choices=("cpu", "gpu"), default="cpu", help="what runs the model on a phone (default: cpu)")
-    add("--via", nargs=2, metavar=("benchmark_model", "PATH"), help="time phones by LiteRT's binary, not by the app")
     add("--ssh-config", metavar="F", help="ssh's configuration, in place of ~/.ssh/config")
     add("--remote-python", type=_plain_path, default="python3", metavar="P", help="Python on the device, 3.10 or newer")
     add("--keep-on-device", action="store_true", help="leave bundles, engines and test images there for the next time")

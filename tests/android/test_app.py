@@ -17,7 +17,7 @@ import jdk
 import pytest
 
 import stlm_edge
-from stlm_edge.bench.devices import self_check
+from stlm_edge.bench.devices.adb import FILES, PACKAGE
 from stlm_edge.commands import export
 
 APP = jdk.ANDROID_DEMO / "app/src/main"
@@ -178,9 +178,9 @@ def test_the_readmes_self_check_is_the_benchs_and_what_the_app_reads() -> None:
     push, start, pull = (shlex.split(line) for line in block.splitlines())
     assert push[:2] == ["adb", "push"]
     name = push[2].rpartition("/")[2]
-    assert push[3:] == [f"{self_check.FILES}/bundles/{name}"]
-    assert pull == ["adb", "pull", self_check.ANSWER]
-    assert start[:6] == ["adb", "shell", "am", "start", "-n", f"{self_check.PACKAGE}/.SelfCheckActivity"]
+    assert push[3:] == [f"{FILES}/bundles/{name}"]
+    assert pull == ["adb", "pull", f"{FILES}/bench.json"]
+    assert start[:6] == ["adb", "shell", "am", "start", "-n", f"{PACKAGE}/.SelfCheckActivity"]
     more = shlex.split(" ".join(re.findall(r"`(--e[isz] \w+ \w+)`", readme)))
     given = [(kind, key) for kind, key in zip(start[6::3] + more[::3], start[7::3] + more[1::3], strict=True)]
     source = (APP / "java/org/stlm_edge/demo/SelfCheckActivity.java").read_text()

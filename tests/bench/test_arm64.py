@@ -1,4 +1,4 @@
-"""Parity on an arm64 processor, which qemu emulates: what is computed there is real, how long it takes is not."""
+"""Parity on an arm64 processor emulated by qemu, whose results are real and whose latency is not."""
 
 import shutil
 from pathlib import Path
@@ -6,20 +6,21 @@ from pathlib import Path
 import pytest
 from ssh_server import SshServer
 
-from stlm_edge.bench.devices.device import parse_device
-from stlm_edge.bench.devices.remote import Job, measure_over_ssh
+from stlm_edge.bench.devices.device import Job, parse_device
+from stlm_edge.bench.devices.remote import measure_over_ssh
 from stlm_edge.bench.devices.ssh import Ssh
+from stlm_edge.bench.measure import Plan
 from stlm_edge.bundle import open_bundle
 
 PYTHON = Path(__file__).parents[2] / "build" / "arm64" / "python"
 
 
 @pytest.mark.slow
-def test_an_arm64_device_says_what_the_trained_model_said(tiny_bundle: Path, server: SshServer) -> None:
+def test_arm64_device_gives_the_trained_models_verdicts(tiny_bundle: Path, sshd: SshServer) -> None:
     if not PYTHON.exists() or not shutil.which("qemu-aarch64-static"):
-        pytest.skip("no arm64 Python here: make build/arm64, and apt-get install qemu-user-static")
-    job = Job((open_bundle(tiny_bundle),), ("--queries", "10", "--seconds", "0"), 500.0, False)
-    bench = measure_over_ssh(Ssh(parse_device(server.device), str(PYTHON), server.config), job, lambda text: None)
+        pytest.skip("no arm64 Python: run make build/arm64, and apt-get install qemu-user-static")
+    job = Job((open_bundle(tiny_bundle),), Plan(10, 0.0, time_limit_s=500.0))
+    bench = measure_over_ssh(Ssh(parse_device(sshd.device), str(PYTHON), sshd.config), job, lambda text: None)
     assert bench.machine.architecture == "aarch64"
     assert "asimddp" in bench.machine.instructions
     (row,) = bench.rows

@@ -1,4 +1,4 @@
-"""`--device ssh:…` against a real OpenSSH server on loopback, with a Python that has only what a device needs."""
+"""`--device ssh:…` with a Python that has only what a device needs."""
 
 import ast
 import io
@@ -11,26 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_device import LocalSsh
 from PIL import Image
 from ssh_server import SshServer
 from tiny import tiny_image
 
 from stlm_edge.bench.devices import archive
-from stlm_edge.bench.devices.gather import _travelling
-from stlm_edge.bench.devices.images import longest, map_of, parts_of
+from stlm_edge.bench.devices.device import Job, parse_device
+from stlm_edge.bench.devices.remote import _arguments, capabilities_of
+from stlm_edge.bench.devices.runner import map_of, packed
 from stlm_edge.bench.devices.side_by_side import measure_side_by_side
-from stlm_edge.bench.devices.ssh import _BOOTSTRAP
+from stlm_edge.bench.devices.ssh import Ssh
+from stlm_edge.bench.measure import Plan
 from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.bench import main
-from stlm_edge.commands.bench_options import parse_options
 from stlm_edge.data.datasets import test_samples as labelled_images
 from stlm_edge.errors import JobError
 from stlm_edge.export.gate import accuracy_on_samples
 
 QUICK = ["--queries", "20", "--seconds", "0"]
+Server = SshServer | LocalSsh
 
 
-def bench(server: SshServer, python: Path, bundle: Path, out: Path, *more: str, exit_code: int = 0) -> dict:
+def bench(server: Server, python: Path, bundle: Path, out: Path, *more: str, exit_code: int = 0) -> dict:
     given = ["--bundle", str(bundle), "--device", server.device, *QUICK]
     given += ["--ssh-config", str(server.config), "--remote-python", str(python), "--out", str(out), *more]
     if exit_code:
@@ -42,20 +45,20 @@ def bench(server: SshServer, python: Path, bundle: Path, out: Path, *more: str, 
     return json.loads((out / "bench.json").read_text("utf-8"))
 
 
-def test_a_device_gives_a_complete_row_and_is_left_clean(
-    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_device_gives_complete_row_and_is_left_clean(
+    sshd: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench(server, python, tiny_bundle, tmp_path / "out")
+    found = bench(sshd, python, tiny_bundle, tmp_path / "out")
     (row,) = found["rows"]
-    assert (row["device"], row["name"], row["bundle"]) == (server.device, "tiny", str(tiny_bundle))
+    assert (row["device"], row["name"], row["bundle"]) == (sshd.device, "tiny", str(tiny_bundle))
     assert row["passed"]
     assert row["parity"]["verdict_flips"] == 0
     assert row["queries"] == 20
     (device,) = found["devices"]
-    assert (device["name"], device["failure"]) == (server.device, None)
+    assert (device["name"], device["failure"]) == (sshd.device, None)
     assert set(device["machine"]["packages"]) == {"numpy", "Pillow", "onnxruntime"}
-    assert not (server.cache / "stlm-edge").exists()
-    assert f"tiny on {server.device}" in capsys.readouterr().out
+    assert not (sshd.cache / "stlm-edge").exists()
+    assert f"tiny on {sshd.device}" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,15 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
-    server: SshServer, python: Path, tiny_bundle: Path, masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("quick_bench")
+def test_accuracy_is_of_the_devices_own_maps_and_scores(
+    server: Server,
+    quick_bench: None,
+    python: Path,
+    tiny_bundle: Path,
+    masked: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ("--device", "local", "--data", str(masked))
     found = bench(server, python, tiny_bundle, tmp_path / "out", *more)
@@ -95,18 +105,19 @@ def test_accuracy_is_that_of_the_devices_own_maps_and_scores(
     assert not (server.cache / "stlm-edge").exists()
 
 
-@pytest.mark.parametrize("size", [16, 300])
-def test_a_map_comes_back_from_the_line_however_badly_it_compresses(size: int) -> None:
-    values = np.random.default_rng(0).random((size, size), dtype=np.float32)
-    parts = list(parts_of(values))
-    assert all(len(part) < 1 << 16 for part in parts), "a longer line ends the connection"
-    text = "".join(parts)
-    assert len(text) <= longest(size)
-    assert np.abs(map_of(text, size) - values).max() <= 2**-12
+def test_packed_map_is_restored() -> None:
+    values = np.random.default_rng(0).random((300, 300), dtype=np.float32)
+    assert np.abs(map_of(packed(values), 300) - values).max() <= 2**-12
 
 
-def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
-    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("quick_bench")
+def test_devices_run_side_by_side_and_a_lost_one_is_a_failed_row(
+    server: Server,
+    quick_bench: None,
+    python: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     nobody = "ssh:nobody@127.0.0.1:1"
     found = bench(
@@ -125,8 +136,9 @@ def test_devices_run_side_by_side_and_a_lost_one_is_a_row(
     assert f"{nobody}: FAILED: " in capsys.readouterr().err
 
 
-def test_a_bundle_goes_where_its_runtime_is_and_one_that_is_for_none_of_them_is_a_row(
-    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path
+@pytest.mark.slow
+def test_bundle_goes_where_its_runtime_is_and_fails_where_there_is_none(
+    server: Server, python: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     for_jetson = tmp_path / "for-jetson"
     shutil.copytree(tiny_bundle, for_jetson)
@@ -146,7 +158,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -168,25 +180,34 @@ def test_a_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FAILED: the device's disk is full" in shown
 
 
-def test_what_travels_to_a_device_is_what_was_asked_here(tiny_bundle: Path, tmp_path: Path) -> None:
-    given = ["--bundle", "B", "--out", "O", "--threads", "4", "--quick", "--seconds", "3", "--streams", "2"]
-    given += ["--even-if-wrong", "--set-power-mode", "0", "--device", "ssh:pi", "--json"]
-    assert _travelling(parse_options(given)) == (
-        *("--threads", "4", "--seconds", "3", "--set-power-mode", "0"),
-        *("--streams", "2", "--quick", "--even-if-wrong"),
-    )
+def test_device_reports_its_runtimes(server: Server, python: Path) -> None:
+    device = Ssh(parse_device(server.device), str(python), server.config)
+    machine = capabilities_of(device, lambda text: None)
+    assert machine.runtimes == {"onnxruntime"}
+    assert not machine.jetson
 
 
-def test_the_runner_is_the_same_bytes_each_time_and_leaves_training_at_home() -> None:
+def test_options_reach_the_bench_on_the_device() -> None:
+    job = Job((), Plan(128, 3.0, streams=(2, 4), even_if_wrong=True), threads=4, power_mode=0)
+    assert _arguments(job) == [
+        *("--threads", "4", "--queries", "128", "--seconds", "3", "--streams", "2", "--streams", "4"),
+        *("--even-if-wrong", "--set-power-mode", "0"),
+    ]
+
+
+def test_runner_is_reproducible_and_has_only_what_a_device_needs() -> None:
     runner = archive.runner()
     assert runner == archive.runner()
-    names = zipfile.ZipFile(io.BytesIO(runner)).namelist()
-    assert {"__main__.py", "stlm_edge/__init__.py", "stlm_edge/bench/runner.py", "stlm_edge/bundle.py"} <= set(names)
-    assert not any(folder in name for name in names for folder in ("/model/", "/data/", "/converters/", "/teachers/"))
+    names = set(zipfile.ZipFile(io.BytesIO(runner)).namelist())
+    assert {"__main__.py", "stlm_edge/__init__.py", "stlm_edge/bench/devices/runner.py"} <= names
+    assert {"stlm_edge/bundle/reader.py", "stlm_edge/commands/bench.py"} <= names
+    rooms = ("model", "data", "converters", "teachers", "training", "export", "report", "evaluation")
+    assert not [name for name in names if name.startswith(tuple(f"stlm_edge/{room}/" for room in rooms))]
+    assert not {"stlm_edge/commands/train.py", "stlm_edge/commands/export.py"} & names
     assert len(runner) < 1 << 20
 
 
-@pytest.mark.parametrize("program", [archive._MAIN, _BOOTSTRAP])
-def test_an_old_python_can_read_what_tells_that_it_is_too_old(program: str) -> None:
+@pytest.mark.parametrize("program", [archive._MAIN, archive.BOOTSTRAP])
+def test_old_python_can_parse_the_check_of_its_version(program: str) -> None:
     ast.parse(program, feature_version=(3, 7))
     assert 'f"' not in program

@@ -1,5 +1,6 @@
-"""What goes wrong with a device behind ssh: each fault is one line in its row, and never a crash or a false figure."""
+"""Faults of a device behind ssh: each is one line in its row, and never a crash or a wrong measurement."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,46 +11,56 @@ import threading
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from local_device import LocalSsh
 from ssh_server import SshServer, bare_python
 from tiny import TINY_SIZE
 
-from stlm_edge.bench.devices import remote, ssh
+from stlm_edge.bench.devices import archive, remote, ssh
 from stlm_edge.bench.devices import runner as on_the_device
-from stlm_edge.bench.devices.archive import runner
-from stlm_edge.bench.devices.device import parse_device
-from stlm_edge.bench.devices.remote import Job, measure_over_ssh
+from stlm_edge.bench.devices.device import Job, gather, parse_device, with_names_of
+from stlm_edge.bench.devices.remote import measure_over_ssh
 from stlm_edge.bench.devices.ssh import Lost, Ssh
+from stlm_edge.bench.measure import Plan, Subject, unmeasured
 from stlm_edge.bench.result import Bench
 from stlm_edge.bundle import open_bundle
 from stlm_edge.data.datasets import test_samples as labelled_images
 from stlm_edge.errors import JobError
 from stlm_edge.export.gate import accuracy_on_samples
 
-SHORT = ("--queries", "20", "--seconds", "0")
-SOME_SECONDS = ("--queries", "100", "--seconds", "5")
-LONG = ("--queries", "20", "--seconds", "600")
+SHORT, SOME_SECONDS, LONG = Plan(20, 0.0), Plan(100, 4.0), Plan(20, 600.0)
+Server = SshServer | LocalSsh
 
 
 @pytest.fixture
-def device(server: SshServer, python: Path) -> Ssh:
+def device(server: Server, python: Path, quick_bench: None) -> Ssh:
     return Ssh(parse_device(server.device), str(python), server.config)
 
 
-def job(bundle: Path, arguments: tuple[str, ...] = SHORT, time_limit_s: float = 120.0, keep: bool = False) -> Job:
-    return Job((open_bundle(bundle),), arguments, time_limit_s, keep)
+@pytest.fixture
+def real_device(sshd: SshServer, python: Path) -> Ssh:
+    return Ssh(parse_device(sshd.device), str(python), sshd.config)
 
 
-def once_it_runs(said: list[str], act: Callable[[], None]) -> threading.Thread:
-    """Act when the device has told of a round of latency."""
+def job(bundle: Path, plan: Plan = SHORT, time_limit_s: float = 120.0, images: Path | None = None) -> Job:
+    samples = tuple(labelled_images(images)) if images else ()
+    return Job((open_bundle(bundle),), replace(plan, time_limit_s=time_limit_s), samples=samples)
+
+
+def ignore(text: str) -> None:
+    """Ignore progress."""
+
+
+def once_it_measures(progress: list[str], act: Callable[[], None]) -> threading.Thread:
+    """Act when the device has reported a round of latency."""
 
     def wait() -> None:
-        while not any(" in turn, round " in line for line in said):
+        while not any(" in turn, round " in line for line in progress):
             time.sleep(0.05)
         act()
 
@@ -58,106 +69,107 @@ def once_it_runs(said: list[str], act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def processes_of(server: SshServer, module: str = "") -> list[int]:
-    """Python processes on the device, detached ones among them; it is known by its cache folder."""
+def signal_bench(server: Server, number: int) -> None:
+    """Send a signal to the bench itself, not to the worker that watches over it."""
+    (pid,) = server.cache.glob("stlm-edge/bench/runs/*/pid")
+    worker = pid.read_text()
+    (child,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    os.kill(int(child), number)
+
+
+def processes_of(server: Server, word: str = "") -> list[int]:
+    """Return Python processes of the device, detached ones among them: those with its cache folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"XDG_CACHE_HOME={server.cache}\0".encode() in environment and f"{module}".encode() in command:
+        if f"XDG_CACHE_HOME={server.cache}\0".encode() in environment and word.encode() in command:
             found.append(int(entry.name))
     return found
 
 
-def assert_nothing_runs(server: SshServer) -> None:
-    """Soon: what followed a run there sees at its next heartbeat that the line is gone."""
+def assert_clean(server: Server) -> None:
+    """Assert that no file and no process is left; what followed a run ends at its next heartbeat."""
+    assert not (server.cache / "stlm-edge").exists()
     deadline = time.monotonic() + 20
     while processes := processes_of(server):
         assert time.monotonic() < deadline, processes
         time.sleep(0.1)
 
 
-def test_a_dropped_connection_is_taken_up_again(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    said: list[str] = []
+def test_dropped_connection_is_resumed(server: Server, device: Ssh, tiny_bundle: Path) -> None:
+    progress: list[str] = []
 
     def drop() -> None:
         server.stop()
-        time.sleep(2)
+        time.sleep(1)
         server.start()
 
-    thread = once_it_runs(said, drop)
-    bench = measure_over_ssh(device, job(tiny_bundle, SOME_SECONDS), said.append)
+    thread = once_it_measures(progress, drop)
+    bench = measure_over_ssh(device, job(tiny_bundle, SOME_SECONDS), progress.append)
     thread.join(60)
-    assert not thread.is_alive()
     assert bench.rows[0].passed
     assert bench.rows[0].latency_ms
-    assert any("trying again" in line for line in said)
-    assert not (server.cache / "stlm-edge").exists()
+    assert any("trying again" in line for line in progress)
+    assert_clean(server)
 
 
-def test_a_device_that_vanishes_is_lost_and_its_result_is_picked_up_later(
-    server: SshServer, device: Ssh, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_result_of_a_lost_device_is_fetched_by_the_same_command(
+    server: Server, device: Ssh, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_S", 2.0)
-    said: list[str] = []
+    monkeypatch.setattr(ssh, "PATIENCE_S", 2.0)
+    progress: list[str] = []
     asked = job(tiny_bundle, SOME_SECONDS)
-    thread = once_it_runs(said, server.stop)
-    with pytest.raises(JobError, match=r"^lost: .*the same command picks its result up"):
-        measure_over_ssh(device, asked, said.append)
+    thread = once_it_measures(progress, server.stop)
+    with pytest.raises(Lost, match="run the same command again"):
+        measure_over_ssh(device, asked, progress.append)
     thread.join(60)
-    assert not thread.is_alive()
     server.start()
-    said.clear()
-    assert measure_over_ssh(device, asked, said.append).rows[0].passed
-    assert "picking up the run that was begun there" in said
-    assert not any("copying" in line for line in said)
+    progress.clear()
+    assert measure_over_ssh(device, asked, progress.append).rows[0].passed
+    assert "joining the run that was started there" in progress
+    assert not any("copying" in line for line in progress)
 
 
-def test_a_run_that_hangs_is_ended_at_its_time_limit(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    bench = measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=5.0), lambda text: None)
+@pytest.mark.slow
+def test_run_ends_at_its_time_limit(sshd: SshServer, real_device: Ssh, tiny_bundle: Path) -> None:
+    bench = measure_over_ssh(real_device, job(tiny_bundle, LONG, time_limit_s=5.0), ignore)
     assert bench.rows[0].failure is not None
-    assert "not finished within the time limit" in bench.rows[0].failure
-    assert_nothing_runs(server)
-    assert not (server.cache / "stlm-edge").exists()
+    assert "time limit" in bench.rows[0].failure
+    assert_clean(sshd)
 
 
-def test_a_bench_that_hangs_itself_is_ended_from_outside(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    said: list[str] = []
-
-    def hang() -> None:
-        (state,) = server.cache.glob("stlm-edge/bench/runs/*/state.json")
-        worker = json.loads(state.read_text())["pid"]
-        (child,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-        os.kill(int(child), signal.SIGSTOP)
-
-    thread = once_it_runs(said, hang)
-    with pytest.raises(JobError, match="not finished within 8 s, the time limit; it was ended"):
-        measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=8.0), said.append)
+def test_bench_that_hangs_is_terminated(server: Server, device: Ssh, tiny_bundle: Path) -> None:
+    limit_s = 2.0 if isinstance(server, LocalSsh) else 8.0
+    progress: list[str] = []
+    thread = once_it_measures(progress, lambda: signal_bench(server, signal.SIGSTOP))
+    with pytest.raises(JobError, match=rf"time limit of {limit_s:g} s; terminated"):
+        measure_over_ssh(device, job(tiny_bundle, LONG, time_limit_s=limit_s), progress.append)
     thread.join(60)
-    assert_nothing_runs(server)
+    assert_clean(server)
 
 
-def test_a_power_mode_is_set_back_when_the_bench_is_interrupted(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tmp_path: Path
+@pytest.mark.slow
+def test_power_mode_is_restored_when_the_bench_is_interrupted(
+    sshd: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """What the runbook promises, with stand-ins for nvpmodel and sudo on the device."""
     tools, mode = tmp_path / "tools", tmp_path / "mode"
     tools.mkdir()
     mode.write_text("0")
-    scripts = {
+    programs = {
         "nvpmodel": f"""case "$1" in -q) echo "NV Power Mode: M"; cat {mode}; echo;;
             -m) sleep 0.5; echo "$2" > {mode};; esac""",
         "sudo": 'shift; exec "$@"',
     }
-    for name, text in scripts.items():
+    for name, text in programs.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPATH={tools}:$PATH exec {device._python} "$@"\n')
-    python.chmod(0o755)
-    device = Ssh(parse_device(server.device), str(python), server.config)
+    with_tools = tmp_path / "python"
+    with_tools.write_text(f'#!/bin/sh\nPATH={tools}:$PATH exec {python} "$@"\n')
+    with_tools.chmod(0o755)
+    device = Ssh(parse_device(sshd.device), str(with_tools), sshd.config)
 
     def progress(text: str) -> None:
         if " in turn, round " in text:
@@ -165,149 +177,147 @@ def test_a_power_mode_is_set_back_when_the_bench_is_interrupted(
             raise JobError("interrupted")
 
     with pytest.raises(JobError, match="interrupted"):
-        measure_over_ssh(device, job(tiny_bundle, (*LONG, "--set-power-mode", "2")), progress)
+        measure_over_ssh(device, replace(job(tiny_bundle, LONG), power_mode=2), progress)
     assert mode.read_text().strip() == "0"
-    assert_nothing_runs(server)
+    assert_clean(sshd)
 
 
-def test_a_bench_that_crashes_there_tells_by_which_signal(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    said: list[str] = []
-
-    def crash() -> None:
-        (state,) = server.cache.glob("stlm-edge/bench/runs/*/state.json")
-        worker = json.loads(state.read_text())["pid"]
-        (child,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-        os.kill(int(child), signal.SIGSEGV)
-
-    thread = once_it_runs(said, crash)
-    with pytest.raises(JobError, match=r"^ended by signal 11$"):
-        measure_over_ssh(device, job(tiny_bundle, LONG), said.append)
+def test_bench_that_crashes_names_the_signal(server: Server, device: Ssh, tiny_bundle: Path) -> None:
+    progress: list[str] = []
+    thread = once_it_measures(progress, lambda: signal_bench(server, signal.SIGSEGV))
+    with pytest.raises(JobError, match=r"^terminated by signal 11"):
+        measure_over_ssh(device, job(tiny_bundle, LONG), progress.append)
     thread.join(60)
-    assert not thread.is_alive()
+    assert_clean(server)
 
 
-def test_a_runtime_that_crashes_there_is_a_row_that_tells_the_signal(
-    server: SshServer, device: Ssh, tiny_bundle: Path
+@pytest.mark.slow
+def test_runtime_that_crashes_is_a_failed_row_with_the_signal(
+    sshd: SshServer, real_device: Ssh, tiny_bundle: Path
 ) -> None:
-    said: list[str] = []
+    progress: list[str] = []
 
     def crash() -> None:
-        (row,) = processes_of(server, "stlm_edge.bench.latency")
+        (row,) = processes_of(sshd, "stlm_edge.bench.latency")
         os.kill(row, signal.SIGKILL)
 
-    thread = once_it_runs(said, crash)
-    bench = measure_over_ssh(device, job(tiny_bundle, LONG), said.append)
+    thread = once_it_measures(progress, crash)
+    bench = measure_over_ssh(real_device, job(tiny_bundle, LONG), progress.append)
     thread.join(60)
-    assert not thread.is_alive()
     assert not bench.rows[0].passed
-    assert bench.rows[0].failure == "while it was timed, its process was ended by signal 9"
+    assert bench.rows[0].failure is not None
+    assert "signal 9" in bench.rows[0].failure
     assert bench.rows[0].latency_ms is None
 
 
-def test_a_bundle_is_copied_once_and_again_when_it_was_changed_there(
-    server: SshServer, device: Ssh, tiny_bundle: Path
-) -> None:
-    device.install(runner())
-    said: list[str] = []
-    remote.copy_missing(device, job(tiny_bundle), said.append)
-    assert said == ["copying tiny"]
-    remote.copy_missing(device, job(tiny_bundle), said.append)
-    assert said == ["copying tiny"]
+def test_files_are_copied_once_and_again_when_one_changed_there(server: Server, device: Ssh, tiny_bundle: Path) -> None:
+    device.install(remote.runner())
+    files = remote._files_of(open_bundle(tiny_bundle))
+    progress: list[str] = []
+    for _ in range(2):
+        remote.copy_missing(device, "tiny", files, progress.append)
+        assert progress == ["copying tiny"]
     (model,) = server.cache.rglob("model.onnx")
     model.write_bytes(model.read_bytes()[:-1] + b"?")
-    remote.copy_missing(device, job(tiny_bundle), said.append)
-    assert said == ["copying tiny", "copying tiny"]
+    remote.copy_missing(device, "tiny", files, progress.append)
+    assert progress == ["copying tiny"] * 2
     assert model.read_bytes() == (tiny_bundle / "model.onnx").read_bytes()
 
 
-def test_test_images_are_copied_once_and_again_when_one_was_changed_there(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
+def test_folder_that_is_too_large_is_refused_before_it_is_sent(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device.install(runner())
-    said: list[str] = []
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
-    for _ in range(2):
-        remote.copy_images(device, asked, said.append)
-        assert said == ["copying 32 test images"]
-    there = sorted(server.cache.glob("stlm-edge/bench/images/*/*"))
-    assert [path.read_bytes() for path in there] == [sample.image.read_bytes() for sample in asked.samples]
-    there[0].write_bytes(there[0].read_bytes()[:-1] + b"?")
-    remote.copy_images(device, asked, said.append)
-    assert said == ["copying 32 test images"] * 2
-    assert there[0].read_bytes() == asked.samples[0].image.read_bytes()
+    monkeypatch.setattr(remote, "LARGEST_FOLDER", 1 << 10)
+    nowhere = Ssh(parse_device("ssh:nobody@127.0.0.1:1"))
+    with pytest.raises(JobError, match=r"^images: .* at most"):
+        remote.copy_missing(nowhere, "images", remote._files_of(open_bundle(tiny_bundle)), ignore)
 
 
-def test_more_images_than_a_device_takes_are_refused_before_they_are_sent(
-    device: Ssh, tiny_bundle: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_that_change_while_they_are_copied_are_refused(server: Server, device: Ssh, tiny_bundle: Path) -> None:
+    device.install(remote.runner())
+    files = remote._files_of(open_bundle(tiny_bundle))
+    with pytest.raises(JobError, match="checksum mismatch"):
+        remote._send(device, "0" * 64, files)
+    assert not list(server.cache.glob("stlm-edge/bench/folders/*"))
+
+
+def test_bundle_changed_after_it_was_opened_is_refused_by_the_device(
+    server: Server, device: Ssh, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "LARGEST_TAR", 1 << 10)
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
-    with pytest.raises(JobError, match=r"^--data: .* of images, a device takes at most"):
-        remote.copy_images(device, asked, lambda text: None)
-
-
-def test_a_bundle_changed_after_it_was_opened_is_refused_by_the_device(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tmp_path: Path
-) -> None:
+    monkeypatch.setattr(remote, "runner", archive.runner)
     shutil.copytree(tiny_bundle, tmp_path / "tiny")
     asked = job(tmp_path / "tiny")
     model = tmp_path / "tiny" / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"?")
-    with pytest.raises(JobError, match=r"model\.onnx: its content has changed"):
-        measure_over_ssh(device, asked, lambda text: None)
-    assert not (server.cache / "stlm-edge").exists()
+    with pytest.raises(JobError, match=r"model\.onnx"):
+        measure_over_ssh(device, asked, ignore)
+    assert_clean(server)
 
 
-def test_a_bundle_changed_on_the_device_before_it_runs_is_a_failed_row(
-    server: SshServer, device: Ssh, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_bundle_changed_on_the_device_before_it_runs_is_refused_there(
+    server: Server, device: Ssh, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, "runner", archive.runner)
     copy = remote.copy_missing
 
-    def copy_and_change(*arguments: object) -> None:
-        copy(*arguments)  # type: ignore[arg-type]
+    def copy_and_change(*arguments: object) -> str:
+        digest = copy(*arguments)  # type: ignore[arg-type]
         (model,) = server.cache.rglob("model.onnx")
         model.write_bytes(model.read_bytes()[:-1] + b"?")
+        return digest
 
     monkeypatch.setattr(remote, "copy_missing", copy_and_change)
-    with pytest.raises(JobError, match=r"model\.onnx: its content has changed"):
-        measure_over_ssh(device, job(tiny_bundle), lambda text: None)
+    with pytest.raises(JobError, match=r"model\.onnx"):
+        measure_over_ssh(device, job(tiny_bundle), ignore)
 
 
+def test_full_disk_is_reported_before_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(on_the_device, "_FULL", 1 << 62)
+    with pytest.raises(JobError, match="disk is full"):
+        on_the_device._start("run", "{}")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize(
-    ("kilobytes", "line"),
+    ("spare", "words"),
     [
-        (100, "the runner can't be written there: No space left on device"),
-        (650, "No space left on device"),
-        (1400, "the device's disk is full"),
+        (0.5, "runner cannot be written on the device: No space left on device"),
+        (1.5, "No space left on device"),
+        (2.5, "the device's disk is full"),
     ],
 )
-def test_a_full_disk_is_told_at_every_step(
-    tmp_path: Path, python: Path, tiny_bundle: Path, kilobytes: int, line: str
+def test_full_disk_is_reported_at_every_step(
+    tmp_path: Path, python: Path, tiny_bundle: Path, spare: float, words: str
 ) -> None:
+    """A disk that holds part of the runner, then part of the bundle, then both but no result."""
+    runner, files = len(archive.runner()), remote._files_of(open_bundle(tiny_bundle))
+    bundle = sum(-(path.stat().st_size // -4096) * 4096 for path in files.values())
+    size = int([0.5 * runner, runner + 0.5 * bundle, runner + bundle + (1 << 18)][int(spare)])
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size={kilobytes}k tmpfs "$0" && exec "$@"'
+    mount = f'mount -t tmpfs -o size={size >> 10}k tmpfs "$0" && exec "$@"'
     if subprocess.run(["unshare", "-m", "sh", "-c", mount, disk, "true"], check=False).returncode:
-        pytest.skip("a small disk can't be mounted here")
+        pytest.skip("cannot mount a small disk")
     server = SshServer(tmp_path / "server", disk, wrapped_in=["unshare", "-m", "sh", "-c", mount, str(disk)])
     try:
         device = Ssh(parse_device(server.device), str(python), server.config)
-        with pytest.raises(JobError, match=line):
-            measure_over_ssh(device, job(tiny_bundle), lambda text: None)
+        with pytest.raises(JobError, match=words):
+            measure_over_ssh(device, job(tiny_bundle), ignore)
     finally:
         server.stop()
 
 
-def test_a_clock_that_jumps_changes_no_figure(server: SshServer, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_clock_that_jumps_does_not_change_latency(sshd: SshServer, tiny_bundle: Path, tmp_path: Path) -> None:
     python = bare_python(tmp_path / "python")
     (site,) = (tmp_path / "python").glob("lib/python*/site-packages")
     (site / "sitecustomize.py").write_text(
         "import random, time\nreal = time.time\ntime.time = lambda: real() + random.choice((-86400, 0, 86400))\n"
     )
-    row = measure_over_ssh(
-        Ssh(parse_device(server.device), str(python), server.config), job(tiny_bundle), lambda text: None
-    ).rows[0]
+    device = Ssh(parse_device(sshd.device), str(python), sshd.config)
+    row = measure_over_ssh(device, job(tiny_bundle), ignore).rows[0]
     assert row.latency_ms
     assert row.end_to_end_ms
     assert row.load_ms
@@ -318,119 +328,104 @@ def test_a_clock_that_jumps_changes_no_figure(server: SshServer, tiny_bundle: Pa
     assert 0 <= row.seconds < 60
 
 
-HOSTILE = """
-import json, os, sys
-said = os.environ["SSH_ORIGINAL_COMMAND"]
-words = ("have", "receive", "have-images", "start", "watch", "fetch", "judge", "clean")
-command = next((word for word in words if f"/runner.pyz {word} " in said), "")
-answers = {
-    "": {"have": True, "path": "/runner.pyz"},
-    "have": {"have": True},
-    "have-images": {"have": True},
-    "start": {"state": {"phase": "running"}, "joined": False},
-    "watch": {"state": {"phase": "done"}, "progress": "\x1b]0;owned\x07"},
-    "fetch": {"bench": open(sys.argv[1], encoding="utf-8").read()},
-}
-answers |= json.load(open(sys.argv[2])) if len(sys.argv) > 2 else {}
-answer = answers.get(command, {})
+HOSTILE = """#!{python}
+import json, sys
+words = ("have", "receive", "start", "watch", "judge", "clean")
+command = next((word for word in words if f"/runner.pyz {{word}} " in sys.argv[-1]), "")
+answers = {{
+    "": {{"have": True, "path": "/runner.pyz"}},
+    "have": {{"have": True}},
+    "start": {{"joined": False}},
+    "watch": {{"phase": "done", "progress": "\\x1b]0;owned\\x07", "bench": open({bench!r}, encoding="utf-8").read()}},
+}} | json.load(open({answers!r}))
+answer = answers.get(command, {{}})
 print("Welcome to this device")
 for line in answer if isinstance(answer, list) else [answer]:
     print("stlm-edge:" + (line if isinstance(line, str) else json.dumps(line)))
 """
 
 
-@pytest.fixture(scope="module")
-def honest(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What stlm-bench writes here."""
-    from stlm_edge.commands.bench import main
-
-    out = tmp_path_factory.mktemp("honest")
-    main(["--bundle", str(tiny_bundle), *SHORT, "--out", str(out)])
-    return json.loads((out / "bench.json").read_text("utf-8"))
-
-
 @pytest.fixture
-def hostile_device(tmp_path: Path, python: Path) -> Iterator[Callable[[str, dict], Ssh]]:
-    """A device that answers whatever a test wants: its bench.json, and other answers by command."""
-    place = tmp_path / "hostile"
-    place.mkdir()
-    (place / "answer.py").write_text(HOSTILE)
-    forced = f"{python} {place / 'answer.py'} {place / 'bench.json'} {place / 'answers.json'}"
-    server = SshServer(tmp_path / "server", more=f"ForceCommand {forced}\n")
+def hostile_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict], Ssh]:
+    """Return a function that makes a device with this bench.json and, by command, these other answers."""
+    local = LocalSsh(tmp_path / "hostile")
+    bench, answers = tmp_path / "bench.json", tmp_path / "answers.json"
+    (local.tools / "ssh").write_text(HOSTILE.format(python=sys.executable, bench=str(bench), answers=str(answers)))
+    monkeypatch.setenv("PATH", str(local.tools), prepend=":")
 
-    def answering(text: str, answers: dict) -> Ssh:
-        (place / "bench.json").write_text(text, "utf-8")
-        (place / "answers.json").write_text(json.dumps(answers))
-        return Ssh(parse_device(server.device), "python3", server.config)
+    def answering(text: str, by_command: dict) -> Ssh:
+        bench.write_text(text, "utf-8")
+        answers.write_text(json.dumps(by_command))
+        return Ssh(parse_device(local.device))
 
-    yield answering
-    server.stop()
+    return answering
 
 
 @pytest.fixture
 def hostile(hostile_device: Callable[[str, dict], Ssh]) -> Callable[..., tuple[Bench, list[str]]]:
-    """What the desk makes of a whole conversation with it."""
+    """Return a function that measures on such a device, and returns its bench and the progress that was shown."""
 
-    def ask(bundle: Path, text: str, answers: dict | None = None) -> tuple[Bench, list[str]]:
-        said: list[str] = []
-        return measure_over_ssh(hostile_device(text, answers or {}), job(bundle), said.append), said
+    def measure(bundle: Path, text: str, answers: dict | None = None) -> tuple[Bench, list[str]]:
+        progress: list[str] = []
+        return measure_over_ssh(hostile_device(text, answers or {}), job(bundle), progress.append), progress
 
-    return ask
+    return measure
 
 
-def test_names_and_texts_of_a_device_are_neither_followed_nor_obeyed(
-    hostile: Callable[..., tuple[Bench, list[str]]], honest: dict, tiny_bundle: Path
+def test_names_and_texts_of_a_device_are_harmless(
+    hostile: Callable[..., tuple[Bench, list[str]]], honest: Path, tiny_bundle: Path
 ) -> None:
-    from stlm_edge.bench.devices.gather import gather, named
-    from stlm_edge.bench.measure import Subject, unmeasured
-
-    (row,) = honest["rows"]
+    value = json.loads(honest.read_text())
+    (row,) = value["rows"]
     row |= {"name": "../../etc/passwd", "bundle": "/etc", "failure": "\x1b[2Jgone\nheadline", "device": "local"}
-    bench, said = hostile(tiny_bundle, json.dumps(honest))
-    assert all(line.isprintable() for line in said)
+    bench, progress = hostile(tiny_bundle, json.dumps(value))
+    assert all(line.isprintable() for line in progress)
     subject = Subject(unmeasured(open_bundle(tiny_bundle), 1, 1), open_bundle(tiny_bundle))
-    found = {"ssh:there": (named(bench.rows, [subject]), bench.machine)}
-    rows, _ = gather(found, {"ssh:there": [subject]})
+    results = {"ssh:there": (with_names_of([subject], bench.rows), bench.machine)}
+    rows, _ = gather(results, {"ssh:there": [subject]})
     assert (rows[0].name, rows[0].bundle, rows[0].device) == ("tiny", str(tiny_bundle), "ssh:there")
     assert rows[0].failure == "[2Jgone headline"
 
 
-def test_a_bench_json_that_is_none_is_refused_in_one_line(honest: dict) -> None:
-    whole = json.dumps(honest)
-    for text, line in [
-        (whole[:-20], "not valid JSON"),
-        (whole.replace('"done": true', '"done": false'), "done: found false, expected true"),
-        (whole.replace('"format_version": 1', '"format_version": 1e999'), "too large a number"),
-        (json.dumps(honest | {"extra\x1b[31m": 1}), "unknown key"),
-        (json.dumps({key: value for key, value in honest.items() if key != "rows"}), "rows: missing"),
-        (json.dumps(honest | {"rows": []}), "0 items, expected 1 to 1000"),
+def test_invalid_bench_json_is_refused_in_one_line(honest: Path) -> None:
+    text = honest.read_text()
+    value = json.loads(text)
+    for invalid, words in [
+        (text[:-20], "not valid JSON"),
+        (text.replace('"done": true', '"done": false'), "done: found false, expected true"),
+        (text.replace('"format_version": 1', '"format_version": 1e999'), "too large a number"),
+        (json.dumps(value | {"extra\x1b[31m": 1}), "unknown key"),
+        (json.dumps({key: value for key, value in value.items() if key != "rows"}), "rows: missing"),
+        (json.dumps(value | {"rows": []}), "0 items, expected 1 to 1000"),
         ("[" * 100_000, "nested too deeply"),
         ("NaN", "not valid JSON"),
         ("\ud800", "not valid JSON"),
-        (None, "its bench.json: missing"),
+        (None, "missing"),
     ]:
-        with pytest.raises(JobError, match=line) as refused:
-            remote.read_bench(text)
+        with pytest.raises(JobError, match=words) as refused:
+            remote.read_bench(invalid, rows=1)
         assert str(refused.value).isprintable()
 
 
-def test_answers_that_are_none_are_refused_in_one_line(
-    hostile: Callable[..., tuple[Bench, list[str]]], honest: dict, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_answers_are_refused_in_one_line(
+    hostile: Callable[..., tuple[Bench, list[str]]], honest: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "ANSWER_LIMIT", 1 << 20)
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
-    whole = json.dumps(honest)
-    for text, answers, line in [
-        (json.dumps(honest | {"rows": honest["rows"] * 2}), {}, "2 rows, expected 1"),
+    monkeypatch.setattr(ssh, "PATIENCE_S", 0.0)
+    text = honest.read_text()
+    value = json.loads(text)
+    for bench, answers, words in [
+        (json.dumps(value | {"rows": value["rows"] * 2}), {}, "2 rows, expected 1"),
         ("x" * (2 << 20), {}, "more than 1 MB, the limit"),
-        (whole, {"": {"have": False, "error": "\x1b[31mno"}}, r"can't be written there: \[31mno"),
-        (whole, {"have": "{"}, "its answer: not valid JSON"),
-        (whole, {"start": "[]"}, r"its answer: found \[\], expected an object"),
-        (whole, {"watch": {"state": {"phase": "failed", "failure": "\x07melted"}}}, "^melted$"),
-        (whole, {"watch": {"state": {"phase": "running"}}}, "lost: the connection ended before the bench did"),
+        (text, {"have": "x" * (2 << 20)}, "more than 1 MB, the limit"),
+        (text, {"": {"have": False, "error": "\x1b[31mno"}}, r"cannot be written on the device: \[31mno"),
+        (text, {"have": "{"}, "not valid JSON"),
+        (text, {"start": "[]"}, r"found \[\], expected an object"),
+        (text, {"watch": {"phase": "failed", "failure": "\x07melted"}}, "^melted$"),
+        (text, {"watch": {"phase": "running"}}, "the connection ended before the bench did"),
     ]:
-        with pytest.raises(JobError, match=line) as refused:
-            hostile(tiny_bundle, text, answers)
+        with pytest.raises(JobError, match=words) as refused:
+            hostile(tiny_bundle, bench, answers)
         assert str(refused.value).isprintable()
 
 
@@ -438,148 +433,139 @@ def packed(values: np.ndarray) -> str:
     return b64encode(zlib.compress(values.astype("<f2").tobytes())).decode()
 
 
-def test_maps_that_are_none_are_a_failed_row_of_one_line(
-    hostile_device: Callable[[str, dict], Ssh], honest: dict, tiny_bundle: Path, tiny_images: Path
+def test_invalid_maps_are_a_failed_row_of_one_line(
+    hostile_device: Callable[[str, dict], Ssh], honest: Path, tiny_bundle: Path, tiny_images: Path
 ) -> None:
-    text, size = json.dumps(honest), TINY_SIZE
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
-    (sound,) = remote.read_bench(text).rows
+    text, size = honest.read_text(), TINY_SIZE
+    asked = job(tiny_bundle, images=tiny_images)
+    (sound,) = remote.read_bench(text, rows=1).rows
     even = packed(np.zeros((size, size)))
 
-    def first(part: object, score: object = 0.5) -> list:
-        return [{"image": 0, "part": part}, {"image": 0, "score": score}]
+    def first(map_text: object, score: object = 0.5) -> list:
+        return [{"image": 0, "map": map_text, "score": score}]
 
-    for answers, line in [
-        ([], "the device ended after 0 of 32 images"),
-        (first(even), "the device ended after 1 of 32 images"),
-        (first("?"), "a map that can't be unpacked"),
-        (first(b64encode(b"no zlib").decode()), "a map that can't be unpacked"),
-        (first(7), "a map that isn't 64×64"),
-        (first(packed(np.zeros((size, size - 1)))), "a map that isn't 64×64"),
-        (first(packed(np.zeros(1 << 20))), "a map that isn't 64×64"),
-        ([{"image": 0, "part": "A" * 10_000}] * 5, "a map that isn't 64×64"),
-        (first(packed(np.full((size, size), np.nan))), "a map that isn't finite"),
-        (first(even, "high"), "the score high, expected a number"),
-        (first(even, True), "the score True, expected a number"),
-        ([*first(even)[:1], '{"image": 0, "score": NaN}'], "its answer: not valid JSON"),
-        ([{"image": "\x1b[2J1", "score": 0.5}], "the device answered [2J1, expected image 0"),
+    for answers, words in [
+        ([], "ended after 0 of 32 images"),
+        (first(even), "ended after 1 of 32 images"),
+        (first("?"), "cannot be unpacked"),
+        (first(b64encode(b"no zlib").decode()), "cannot be unpacked"),
+        (first(7), "cannot be unpacked"),
+        (first(packed(np.zeros((size, size - 1)))), "not 64×64"),
+        (first(packed(np.zeros(1 << 20))), "not 64×64"),
+        (first(packed(np.full((size, size), np.nan))), "not finite"),
+        (first(even, "high"), "score high, expected a number"),
+        (first(even, True), "score True, expected a number"),
+        (['{"image": 0, "score": NaN}'], "not valid JSON"),
+        ([{"image": "\x1b[2J1", "score": 0.5}], "[2J1, expected image 0"),
         ([{"error": "\x07no runtime\nleft"}], "no runtime left"),
     ]:
         device = hostile_device(text, {"judge": answers})
         device._runner = "/runner.pyz"
-        row = remote.with_accuracy(device, ("run", "images"), sound, asked.bundles[0], asked, lambda text: None)
+        row = remote.with_accuracy(device, ("run", "bundle", "images", "1"), sound, asked.bundles[0], asked, ignore)
         assert row.failure is not None
         assert row.failure.startswith("accuracy: ")
-        assert line in row.failure
+        assert words in row.failure
         assert row.failure.isprintable()
         assert (row.passed, row.accuracy) == (False, None)
-        assert row.latency_ms == sound.latency_ms, "what was measured stays"
+        assert row.latency_ms == sound.latency_ms, "measurements are kept"
 
 
-def test_judging_goes_on_after_a_dropped_connection(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
+def test_judging_is_resumed_after_a_dropped_connection(
+    server: Server, device: Ssh, tiny_bundle: Path, tiny_images: Path
 ) -> None:
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
-    said: list[str] = []
+    asked = job(tiny_bundle, images=tiny_images)
+    lines: list[str] = []
 
     def progress(text: str) -> None:
-        said.append(text)
+        lines.append(text)
         if text.endswith(", 13 of 32 images"):
             server.stop()
             server.start()
 
     (row,) = measure_over_ssh(device, asked, progress).rows
-    assert any("trying again" in line for line in said)
+    assert row.accuracy is not None
     (bundle,) = asked.bundles
     here = accuracy_on_samples(bundle.runtime, list(asked.samples), TINY_SIZE, bundle.manifest.decision_threshold)
-    assert row.accuracy is not None
     assert row.accuracy.image_auroc == here["image_auroc"]
-    assert not (server.cache / "stlm-edge").exists()
+    assert_clean(server)
 
 
-def test_judging_that_is_interrupted_ends_there_and_leaves_the_device_clean(
-    server: SshServer, device: Ssh, tiny_bundle: Path, tiny_images: Path
+def test_interrupted_judging_leaves_the_device_clean(
+    server: Server, device: Ssh, tiny_bundle: Path, tiny_images: Path
 ) -> None:
-    asked = replace(job(tiny_bundle), samples=tuple(labelled_images(tiny_images)))
+    """The device may have judged all images by then: its answers wait in the connection."""
 
     def progress(text: str) -> None:
         if text.endswith(", 4 of 32 images"):
-            assert processes_of(server, "judge")
             raise JobError("interrupted")
 
-    (row,) = measure_over_ssh(device, asked, progress).rows
+    (row,) = measure_over_ssh(device, job(tiny_bundle, images=tiny_images), progress).rows
     assert row.failure == "accuracy: interrupted"
-    assert not (server.cache / "stlm-edge").exists()
-    assert_nothing_runs(server)
+    assert_clean(server)
 
 
-def test_a_bench_that_ends_while_its_state_is_asked_for_is_no_death(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(phase: str) -> None:
-        on_the_device._write(tmp_path, {"phase": phase, "pid": 1, "failure": None})
+def test_state_of_a_run_depends_on_its_lock_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_the_device._state(tmp_path / "none") == {"phase": "failed", "failure": "no such run on the device"}
+    (tmp_path / "pid").write_text("1")
+    (tmp_path / "lock").touch()
+    assert "restarted" in on_the_device._state(tmp_path)["failure"]
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert on_the_device._state(tmp_path)["phase"] == "running"
 
     def ends_here(folder: Path) -> bool:
-        write("done")
+        (folder / "bench.json").write_text("{}")
         return False
 
-    write("running")
-    with monkeypatch.context() as patched:
-        patched.setattr(on_the_device, "_alive", ends_here)
-        assert on_the_device._state(tmp_path)["phase"] == "done"
-    write("running")
-    assert on_the_device._state(tmp_path)["failure"] == "the device restarted, or the bench was killed there"
+    monkeypatch.setattr(on_the_device, "_alive", ends_here)
+    assert on_the_device._state(tmp_path) == {"phase": "done", "bench": "{}"}
 
 
-def test_an_unreachable_device_fails_at_once_and_says_why(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
-    missing = Ssh(parse_device(server.device), "no/such/python", server.config)
+def test_device_that_is_not_reached_fails_at_once_with_the_reason(
+    sshd: SshServer, real_device: Ssh, tiny_bundle: Path
+) -> None:
+    missing = Ssh(parse_device(sshd.device), "no/such/python", sshd.config)
     with pytest.raises(JobError, match=r"no/such/python on the device: .*(not found|No such file)"):
-        measure_over_ssh(missing, job(tiny_bundle), lambda text: None)
-    server.config.write_text(server.config.read_text().replace("known_hosts", "nobody_knows"))
+        measure_over_ssh(missing, job(tiny_bundle), ignore)
+    sshd.config.write_text(sshd.config.read_text().replace("known_hosts", "nobody_knows"))
     with pytest.raises(Lost, match="Host key verification failed"):
-        measure_over_ssh(device, job(tiny_bundle), lambda text: None)
-    server.stop()
+        measure_over_ssh(real_device, job(tiny_bundle), ignore)
+    sshd.stop()
     with pytest.raises(Lost, match="Connection refused"):
-        measure_over_ssh(device, job(tiny_bundle), lambda text: None)
+        measure_over_ssh(real_device, job(tiny_bundle), ignore)
 
 
-def test_two_benches_on_one_device_are_refused(server: SshServer, device: Ssh, tiny_bundle: Path) -> None:
+def test_second_bench_on_a_device_is_refused(server: Server, device: Ssh, tiny_bundle: Path) -> None:
     refused: list[str] = []
-    said: list[str] = []
+    progress: list[str] = []
 
     def second() -> None:
         try:
-            measure_over_ssh(
-                Ssh(parse_device(server.device), device._python, server.config), job(tiny_bundle), refused.append
-            )
+            other = Ssh(parse_device(server.device), device._python, server.config)
+            measure_over_ssh(other, job(tiny_bundle), refused.append)
         except JobError as error:
             refused.append(str(error))
 
-    thread = once_it_runs(said, second)
-    bench = measure_over_ssh(device, job(tiny_bundle, ("--queries", "40000", "--seconds", "0")), said.append)
+    thread = once_it_measures(progress, second)
+    bench = measure_over_ssh(device, job(tiny_bundle, SOME_SECONDS), progress.append)
     thread.join(60)
-    assert not thread.is_alive()
     assert "another bench runs on this device" in refused[-1]
     assert bench.rows[0].passed
 
 
-def test_an_interrupted_desk_ends_the_bench_there_and_leaves_the_device_clean(
-    server: SshServer, python: Path, tiny_bundle: Path, tmp_path: Path
+def test_interrupted_host_ends_the_bench_and_leaves_the_device_clean(
+    server: Server, python: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    words = ["--bundle", tiny_bundle, "--device", server.device, *LONG, "--out", tmp_path / "out"]
-    desk = subprocess.Popen(
-        [sys.executable, "-m", "stlm_edge.bench", *words, "--ssh-config", server.config, "--remote-python", python],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert desk.stderr
-    for line in desk.stderr:
+    words = ["--bundle", tiny_bundle, "--device", server.device, "--queries", "20", "--seconds", "600"]
+    words += ["--out", tmp_path / "out", "--ssh-config", server.config, "--remote-python", python]
+    host = subprocess.Popen([sys.executable, "-m", "stlm_edge.bench", *words], stderr=subprocess.PIPE, text=True)
+    assert host.stderr
+    for line in host.stderr:
         if " in turn, round " in line:
             break
-    desk.send_signal(signal.SIGINT)
-    _, said = desk.communicate(timeout=60)
-    assert desk.returncode == 1
-    assert said.splitlines()[-1] == "error: interrupted; nothing was written"
-    assert not (server.cache / "stlm-edge").exists()
+    host.send_signal(signal.SIGINT)
+    _, errors = host.communicate(timeout=60)
+    assert host.returncode == 130
+    assert "interrupted; nothing was written" in errors.splitlines()[-1]
     assert not (tmp_path / "out").exists()
-    assert_nothing_runs(server)
+    assert_clean(server)

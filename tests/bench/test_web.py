@@ -1,4 +1,4 @@
-"""`--device web`: the page in headless Chromium brings a bench.json like any other device, or one line of why not."""
+"""`--device web`: the page in headless Chromium gives a bench.json like any other device, or one line of why not."""
 
 import json
 import os
@@ -13,42 +13,47 @@ import pytest
 
 from stlm_edge import strict_json
 from stlm_edge.bench.devices import web
+from stlm_edge.bench.devices.device import Job
 from stlm_edge.bench.measure import Plan
 from stlm_edge.bench.result import Bench
 from stlm_edge.bundle import open_bundle
 from stlm_edge.commands.bench import main
 from stlm_edge.errors import JobError
-from stlm_edge.export import npm
+from stlm_edge.export import npm, web_site
 from stlm_edge.export.web_site import RUNTIME
 
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, web._BROWSERS)), None)
-    if found is None:
+    browser = next(filter(None, map(shutil.which, web._BROWSERS)), None)
+    if browser is None:
         pytest.skip("Chromium is not installed (Debian: chromium)")
     try:
         npm.fetch(RUNTIME)
     except JobError as error:
-        pytest.skip(f"{RUNTIME.name} can't be had: {error}")
-    return found
+        pytest.skip(f"{RUNTIME.name} cannot be downloaded: {error}")
+    return browser
 
 
-def test_its_row_stands_beside_the_others(
+def measure(bundle: Path, time_limit_s: float) -> Bench:
+    return web.measure_in_chromium(Job((open_bundle(bundle),), Plan(8, 0, time_limit_s=time_limit_s)), lambda _: None)
+
+
+def test_row_of_the_page_is_like_those_of_other_devices(
     browser: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, read = [], web.read_bench
+    sent, read = [], web.read_bench
 
-    def heard(text: str) -> Bench:
-        said.append(json.loads(text))
-        return read(text)
+    def record(text: str, rows: int) -> Bench:
+        sent.append(json.loads(text))
+        return read(text, rows)
 
-    monkeypatch.setattr(web, "read_bench", heard)
+    monkeypatch.setattr(web, "read_bench", record)
     given = ["--bundle", str(tiny_bundle), "--device", "web", "--queries", "20", "--seconds", "0", "--threads", "2"]
     main([*given, "--out", str(tmp_path)])
     schema = resources.files("stlm_edge").joinpath("schemas/bench-1.schema.json").read_text("utf-8")
-    (as_it_came,) = said
-    jsonschema.validate(as_it_came, json.loads(schema))
+    (as_sent,) = sent
+    jsonschema.validate(as_sent, json.loads(schema))
     bench = strict_json.read(Bench, json.loads((tmp_path / "bench.json").read_text()), "bench.json")
     (row,) = bench.rows
     threads = min(2, len(os.sched_getaffinity(0)))  # a browser starts no more than there are cores
@@ -65,48 +70,47 @@ def test_its_row_stands_beside_the_others(
     assert answer.machine.cores == bench.machine.cores
 
 
-def test_fp16_without_webgpu_is_a_failed_row_and_no_silent_fall_back(
-    browser: str, tiny_bundle: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_fp16_without_webgpu_fails_rather_than_falls_back(browser: str, tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "fp16")
     manifest = tmp_path / "fp16" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "fp16"'))
-    with pytest.raises(JobError, match="WebGPU can't be used: "):
-        web.measure_in_chromium([open_bundle(tmp_path / "fp16")], Plan(8, 0), 1, 120, lambda _: None)
+    with pytest.raises(JobError, match="WebGPU"):
+        measure(tmp_path / "fp16", 120)
 
 
-def test_a_browser_that_ends_early_or_is_missing_is_said(
-    browser: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_browser_that_ends_early_or_is_missing_is_reported(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = open_bundle(tiny_bundle)
+    monkeypatch.setattr(web_site, "add_page", lambda *_: None)
     (tmp_path / "chromium").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "chromium").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(JobError, match="Chromium ended with exit code 3 before the page had answered"):
-        web.measure_in_chromium([bundle], Plan(8, 0), 1, 60, lambda _: None)
+    with pytest.raises(JobError, match="Chromium ended with exit code 3"):
+        measure(tiny_bundle, 60)
     (tmp_path / "chromium").write_text("#!/bin/sh\nexec sleep 60\n")
-    with pytest.raises(JobError, match="no answer within the time limit"):
-        web.measure_in_chromium([bundle], Plan(8, 0), 1, 2, lambda _: None)
+    with pytest.raises(JobError, match="time limit"):
+        measure(tiny_bundle, 1)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(JobError, match="found none of chromium"):
-        web.measure_in_chromium([bundle], Plan(8, 0), 1, 60, lambda _: None)
+        measure(tiny_bundle, 60)
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"\xff\xfe", "not an object of JSON"),
-        (b"[" * 100_000, "not an object of JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"problem": "bad\\u001b[2Jthing"}', "bad [2Jthing"),
         (b'{"bench": {"format_version": 1}}', "bench.json"),
-        (b"{}", "its bench.json"),
+        (b"{}", "bench.json"),
     ],
 )
-def test_a_hostile_answer_is_one_line(
+def test_hostile_result_is_refused_in_one_line(
     body: bytes, words: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a page might send: a stand-in for the browser sends it."""
-    monkeypatch.setattr(web, "add_page", lambda *_: None)
+    """A program in the browser's place sends it."""
+    monkeypatch.setattr(web_site, "add_page", lambda *_: None)
     (tmp_path / "body").write_bytes(body)
     (tmp_path / "chromium").write_text(
         "#!/bin/sh\nfor url; do :; done\nput=${url%%\\?*}answer\n"
@@ -116,12 +120,12 @@ def test_a_hostile_answer_is_one_line(
     (tmp_path / "chromium").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(JobError) as caught:
-        web.measure_in_chromium([open_bundle(tiny_bundle)], Plan(8, 0), 1, 60, lambda _: None)
+        measure(tiny_bundle, 60)
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_its_server_answers_nobody_who_does_not_know_the_address(tmp_path: Path) -> None:
+def test_server_answers_only_requests_with_its_token(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("page")
     with web._serving(tmp_path) as (address, answers):
         assert urllib.request.urlopen(f"{address}index.html").read() == b"page"

@@ -1,0 +1,1 @@
+"""Measuring on other devices: behind ssh, behind adb, and in a browser."""

@@ -1,23 +1,22 @@
-"""The device's end of `--device ssh:…`: started anew for each command by the desk, and detached for the bench itself.
+"""Device side of `--device ssh:…`: started by the host for each command, and detached for the bench itself.
 
-    python3 runner.pyz host                    which runtimes are installed, and is it a Jetson?
-    python3 runner.pyz have BUNDLE             is this bundle (the sha256 of its manifest) here, and whole?
-    python3 runner.pyz receive BUNDLE          take it as a tar from standard input
-    python3 runner.pyz start RUN JSON          begin a run that outlives the connection, or find it begun
-    python3 runner.pyz watch RUN               tell how it goes, until it is over
-    python3 runner.pyz fetch RUN               its bench.json
-    python3 runner.pyz have-images SET       are these test images (images.digest_of) here, and whole?
-    python3 runner.pyz receive-images SET    take them as a tar from standard input
-    python3 runner.pyz judge RUN BUNDLE SET THREADS FIRST
-                                               a finished run's bundle's maps and scores of them, from the n-th on
-    python3 runner.pyz clean RUN KEEP          end it if it still runs, and remove it; KEEP: keep, remove (all else)
+    python3 runner.pyz capabilities            report the installed runtimes, and whether this is a Jetson
+    python3 runner.pyz have DIGEST             report whether the folder with this digest is here, unchanged
+    python3 runner.pyz receive DIGEST          take that folder as a tar from standard input
+    python3 runner.pyz start RUN JSON          start a run that outlives the connection, or join it
+    python3 runner.pyz watch RUN               report its progress until it ends, then its bench.json
+    python3 runner.pyz judge RUN BUNDLE IMAGES THREADS FIRST
+                                               send a bundle's maps and scores of the test images, from FIRST on
+    python3 runner.pyz clean RUN KEEP          end the run, and remove it; KEEP: keep or remove everything else
 
-Each answers with lines of JSON behind ANSWER, so that what a login shell prints does no harm. Everything stands in
-`~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, whatever the clock or the process ids say.
-What opens a bundle is imported where that is done: following a run costs the device next to nothing.
+Each answers with lines of JSON behind ANSWER, which are told from what a login shell prints. All files are in
+`~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, regardless of clocks and process ids.
+Imports that open a bundle are local, so that following a run costs the device next to nothing.
 """
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -27,318 +26,294 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.files import cache_folder, write_text
+from stlm_edge.files import cache_folder, sha256_of, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     import fcntl
-except ImportError:  # Windows: a desk there can still send this file
+except ImportError:  # a host with Windows can still import, and send, this file
     fcntl = None  # type: ignore[assignment]
 
 ANSWER = "stlm-edge:"
 HEARTBEAT_S = 5.0
-_STATE, _BENCH, _LOG = "state.json", "bench.json", "progress"
+LARGEST_FOLDER = 1 << 31  # bytes
+_PID, _BENCH, _FAILURE, _LOG = "pid", "bench.json", "failure", "progress"
 _STARTING_S = 20.0  # in which a worker takes its lock
-_GRACE_S = 60.0  # at most, beyond the time limit, which the bench keeps by itself unless it hangs
+_GRACE_S = 60.0  # beyond the time limit, which the bench keeps by itself unless it hangs
 _LEAVING_S = 20.0  # from a SIGTERM to the end
-LARGEST_TAR = 1 << 31  # bytes of the files of a bundle, and of a set of images
-_FULL = 1 << 20  # bytes free, below which a disk counts as full: what failed there cannot even be written down
+_FULL = 1 << 20  # bytes free, below which a disk counts as full: even the failure cannot be written
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Do one command. What fails is an answer, {"error": …}, with exit code 1."""
-    command, *given = sys.argv[1:] if arguments is None else arguments
-    known: dict[str, Callable[..., None]] = {
-        **{"have": _have, "receive": _receive, "start": _start, "watch": _watch, "fetch": _fetch, "clean": _clean},
-        **{"host": _host, "work": _work, "judge": _judge},
-        **{"have-images": _have_images, "receive-images": _receive_images},
+    """Run one command. A failure is the answer {"error": …} and exit code 1."""
+    command, *words = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, Callable[..., None]] = {
+        **{"capabilities": _capabilities, "have": _have, "receive": _receive, "start": _start, "watch": _watch},
+        **{"judge": _judge, "clean": _clean, "work": _work},
     }
     try:
-        known[command](*given)
+        commands[command](*words)
     except (UsageError, JobError, OSError, tarfile.TarError) as error:
         reason = f"{error.filename or 'device'}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        _say({"error": reason})
+        _send({"error": reason})
         raise SystemExit(1) from None
 
 
-_saying = threading.Lock()
+_sending = threading.Lock()
 
 
-def _say(answer: dict[str, Any]) -> None:
-    with _saying:
-        print(ANSWER + json.dumps(answer), flush=True)
+def _send(answer: dict[str, Any]) -> None:
+    with _sending:
+        print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)  # on a line of its own
 
 
 def home() -> Path:
-    """Where bundles, runs and this file stand on the device."""
+    """Return the folder of all files of the bench on the device."""
     return cache_folder() / "bench"
 
 
-def _bundle(digest: str) -> Path:
-    return home() / "bundles" / digest
-
-
-def _images(digest: str) -> Path:
-    return home() / "images" / digest
+def _folder(digest: str) -> Path:
+    return home() / "folders" / digest
 
 
 def _run(name: str) -> Path:
     return home() / "runs" / name
 
 
-def _host() -> None:
-    from stlm_edge.bench.match import this_host
+def digest_of(files: Mapping[str, Path]) -> str:
+    """Return the sha256 of a folder's content, given as path in the folder to file."""
+    lines = [f"{sha256_of(path)} {name}\n" for name, path in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    host = this_host()
-    _say({"runtimes": sorted(host.runtimes), "jetson": host.jetson})
+
+def _content_digest(folder: Path) -> str:
+    return digest_of({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
+
+
+def _capabilities() -> None:
+    from stlm_edge.bench.subjects import capabilities
+
+    machine = capabilities()
+    _send({"runtimes": sorted(machine.runtimes), "jetson": machine.jetson})
 
 
 def _have(digest: str) -> None:
-    from stlm_edge.bundle import open_bundle
-
-    try:
-        open_bundle(_bundle(digest))
-    except UsageError:
-        _say({"have": False})
-    else:
-        _say({"have": True})
+    _send({"have": _content_digest(_folder(digest)) == digest})
 
 
 def _receive(digest: str) -> None:
-    from stlm_edge.bundle import open_bundle
-    from stlm_edge.bundle.manifest import MANIFEST
-    from stlm_edge.files import sha256_of
-
-    with _arriving(_bundle(digest)) as part:
-        open_bundle(part)
-        if sha256_of(part / MANIFEST) != digest:
-            raise JobError("the bundle arrived as another one; its manifest's sha256 differs")
-    _say({"have": True})
-
-
-@contextlib.contextmanager
-def _arriving(place: Path) -> Iterator[Path]:
-    """Unpack plain files from standard input beside `place`, which they take if the block finds them right."""
+    place = _folder(digest)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        left = LARGEST_TAR
+        free = LARGEST_FOLDER
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
             for member in archive:
-                path, left = Path(member.name), left - member.size
+                path, free = Path(member.name), free - member.size
                 source = archive.extractfile(member) if member.isreg() else None
-                if source is None or path.is_absolute() or ".." in path.parts or left < 0:
-                    raise JobError(f"{member.name[:80]!r}: not a plain file inside what is sent, or too large")
+                if source is None or path.is_absolute() or ".." in path.parts or free < 0:
+                    raise JobError(f"{member.name[:80]!r}: not a plain file inside the folder, or too large")
                 (part / path).parent.mkdir(parents=True, exist_ok=True)
                 with (part / path).open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-        yield part
+        if _content_digest(part) != digest:
+            raise JobError("checksum mismatch: the files changed while they were copied; run the command again")
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _have_images(digest: str) -> None:
-    from stlm_edge.bench.devices.images import digest_of
-
-    folder = _images(digest)
-    _say({"have": folder.is_dir() and digest_of(sorted(folder.iterdir())) == digest})
-
-
-def _receive_images(digest: str) -> None:
-    from stlm_edge.bench.devices.images import digest_of
-
-    with _arriving(_images(digest)) as part:
-        if digest_of(sorted(part.iterdir())) != digest:
-            raise JobError("the images arrived as others; their sha256 differ")
-    _say({"have": True})
-
-
-def _judge(run: str, bundle: str, images: str, threads: str, first: str) -> None:
-    """Say a map in parts, then its score, image by image. It holds the run's lock: no other bench is disturbed."""
-    from stlm_edge.bench.devices.images import parts_of
-    from stlm_edge.bundle import open_bundle
-    from stlm_edge.images import load
-
-    threading.Thread(target=_beat, daemon=True).start()
-    with contextlib.suppress(PermissionError):  # it leads a group already, by which `clean` ends it
-        os.setsid()
-    folder = _run(run)
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # once another judge, whose line broke, has left
-        _write(folder, {**_state(folder), "pid": os.getpid()})
-        opened = open_bundle(_bundle(bundle), threads=int(threads))
-        for number, path in enumerate(sorted(_images(images).iterdir())):
-            if number >= int(first):
-                anomaly_map, score = opened.runtime.run(load(path, opened.manifest.input.size))
-                for part in parts_of(anomaly_map):
-                    _say({"image": number, "part": part})
-                _say({"image": number, "score": score})
-
-
-def _beat() -> None:
-    """Show that this process is alive; leave when nobody listens any more."""
-    try:
-        while True:
-            time.sleep(HEARTBEAT_S)
-            _say({})
-    except OSError:
-        os._exit(1)
+    _send({"have": True})
 
 
 def _start(run: str, text: str) -> None:
-    """Start a worker in a session of its own. `text`: {"bundles": digests, "arguments": …, "time_limit_s": …}."""
+    """Start a worker in its own session, unless the run is alive or done.
+
+    `text` is JSON: {"bundles": digests, "arguments": of stlm-bench, "time_limit_s": …}.
+    """
     folder = _run(run)
     for other in sorted(folder.parent.glob("*")):
         if other != folder and _alive(other):
-            raise JobError(f"another bench runs on this device ({other.name}); two would spoil each other's figures")
-    if (folder / _STATE).exists():
-        _say({"state": _state(folder), "joined": True})
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if full := _full(folder):
-        raise JobError(full)
-    with (folder / "worker.log").open("wb") as log:
-        subprocess.Popen(
-            [sys.executable, sys.argv[0], "work", run, text],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    began = time.monotonic()
-    while not (folder / _STATE).exists() and time.monotonic() - began < _STARTING_S:
-        time.sleep(0.02)
-    _say({"state": _state(folder), "joined": False})
+            raise JobError(f"another bench runs on this device ({other.name}); wait until it has ended")
+    joined = _state(folder)["phase"] != "failed"
+    if not joined:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if full := _full(folder):
+            raise JobError(full)
+        with (folder / "worker.log").open("wb") as log:
+            subprocess.Popen(
+                [sys.executable, sys.argv[0], "work", run, text],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        began = time.monotonic()
+        while not (folder / _PID).exists() and time.monotonic() - began < _STARTING_S:
+            time.sleep(0.02)
+    _send({"joined": joined})
 
 
 def _watch(run: str) -> None:
-    """Say what changed, and that it still runs every HEARTBEAT_S, until it is over."""
-    folder, said, beat = _run(run), None, time.monotonic()
+    """Send what changed, and a heartbeat every HEARTBEAT_S, until the run has ended."""
+    folder, sent, sent_at = _run(run), None, 0.0
     while True:
-        state = _state(folder)
-        now = {"state": state, "progress": _last_line(folder / _LOG)}
-        if now != said or time.monotonic() - beat >= HEARTBEAT_S:
-            _say(now)
-            said, beat = now, time.monotonic()
-        if state["phase"] != "running":
+        answer = _state(folder)
+        if answer != sent or time.monotonic() - sent_at >= HEARTBEAT_S:
+            _send(answer)
+            sent, sent_at = answer, time.monotonic()
+        if answer["phase"] != "running":
             return
         time.sleep(0.2)
 
 
-def _fetch(run: str) -> None:
-    _say({"bench": (_run(run) / _BENCH).read_text("utf-8")})
+def _judge(run: str, bundle: str, images: str, threads: str, first: str) -> None:
+    """Send map and score of each image; it holds the run's lock, which keeps other benches away."""
+    from stlm_edge.bundle import open_bundle
+    from stlm_edge.images import load
+
+    threading.Thread(target=_beat, daemon=True).start()
+    with contextlib.suppress(PermissionError):  # it leads a process group already, by which `clean` ends it
+        os.setsid()
+    folder = _run(run)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a judge whose connection broke
+        write_text(folder / _PID, str(os.getpid()))
+        opened = open_bundle(_folder(bundle), threads=int(threads))
+        for number, path in enumerate(sorted(_folder(images).iterdir())):
+            if number >= int(first):
+                anomaly_map, score = opened.runtime.run(load(path, opened.manifest.input.size))
+                _send({"image": number, "score": score, "map": packed(anomaly_map)})
+
+
+def packed(anomaly_map: "np.ndarray") -> str:
+    """Return a map S×S as text: float16, little-endian, zlib, base64."""
+    return base64.b64encode(zlib.compress(anomaly_map.astype("<f2").tobytes(), 1)).decode()
+
+
+def map_of(text: Any, size: int) -> "np.ndarray":
+    """Return the map float32 S×S of a packed text. Raises JobError for anything else, and for values not finite."""
+    import numpy as np
+
+    inflating, expected = zlib.decompressobj(), 2 * size * size
+    try:
+        data = inflating.decompress(base64.b64decode(text, validate=True), expected + 1)
+    except (TypeError, ValueError, zlib.error):
+        raise JobError("the device sent a map that cannot be unpacked") from None
+    if len(data) != expected or not inflating.eof:
+        raise JobError(f"the device sent a map that is not {size}×{size}")
+    values = np.frombuffer(data, "<f2").reshape(size, size).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise JobError("the device sent a map with values that are not finite")
+    return values
+
+
+def _beat() -> None:
+    """Send heartbeats; end the process when nobody listens any more."""
+    try:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            _send({})
+    except OSError:
+        os._exit(1)
 
 
 def _clean(run: str, keep: str) -> None:
     folder = _run(run)
-    for sign in (signal.SIGTERM, signal.SIGKILL):  # the first lets the bench set a power mode back
+    for sign in (signal.SIGTERM, signal.SIGKILL):  # the first lets the bench restore a power mode
         began = time.monotonic()
-        if _alive(folder) and (group := _state(folder)["pid"]):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, sign)
+        if _alive(folder):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                os.killpg(int((folder / _PID).read_text()), sign)
         while _alive(folder) and time.monotonic() - began < _LEAVING_S:
             time.sleep(0.1)
     shutil.rmtree(folder, ignore_errors=True)
-    if keep != "keep" and not any(folder.parent.glob("*")):  # another desk's run may wait to be fetched
+    if keep != "keep" and not any(folder.parent.glob("*")):  # another host's run may wait to be fetched
         shutil.rmtree(home(), ignore_errors=True)
         with contextlib.suppress(OSError):
-            home().parent.rmdir()  # unless something else stands there
-    _say({"clean": True})
+            home().parent.rmdir()  # unless it has other files
+    _send({"clean": True})
 
 
 def _work(run: str, text: str) -> None:
-    """The detached process: runs the bench in its own process, writes down how it ended."""
+    """Run the bench as a child of this detached process, and record how it ended."""
     folder, job = _run(run), json.loads(text)
     signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, which unlike SIG_IGN is not inherited
     with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _write(folder, {"phase": "running", "pid": os.getpid(), "failure": None})
+        write_text(folder / _PID, str(os.getpid()))
         try:
             failure = _bench(folder, job, lock.fileno())
         except (UsageError, JobError, OSError) as error:
             failure = str(error)
-        _write(folder, {"phase": "failed" if failure else "done", "pid": os.getpid(), "failure": failure})
+        write_text(folder / _FAILURE, failure)
 
 
-def _bench(folder: Path, job: dict[str, Any], lock: int) -> str | None:
-    """Run everything; returns why there is no bench.json, or None."""
+def _bench(folder: Path, job: dict[str, Any], lock: int) -> str:
+    """Run stlm-bench; return why it failed, for a run without bench.json.
+
+    The child imports this zip application. It holds the lock, too, so that it is not forgotten if the worker dies.
+    """
     from stlm_edge.bench.machine.system import memory_kills
 
     limit = job["time_limit_s"]
-    given = [argument for digest in job["bundles"] for argument in ("--bundle", str(_bundle(digest)))]
-    given += [*job["arguments"], "--time-limit", str(max(1, int(limit))), "--out", str(folder)]
-    killed_before = memory_kills()
-    code = _child(folder, ["-m", "stlm_edge.bench", *given], limit + min(limit, _GRACE_S), lock)
-    if (folder / _BENCH).exists():
-        return None
-    if code is None:
-        return f"not finished within {limit:g} s, the time limit; it was ended"
-    if code < 0:
-        short = memory_kills() > killed_before
-        return f"ended by signal {-code}" + (" while the device was out of memory" if short else "")
-    return _full(folder) or _last_line(folder / _LOG).removeprefix("error: ") or f"ended with exit code {code}"
-
-
-def _child(folder: Path, arguments: list[str], limit_s: float, lock: int) -> int | None:
-    """Exit code, negative for a signal; None when it was ended because time was up.
-
-    The child can import this runner, and holds the lock with it: it is not forgotten when the worker dies.
-    """
+    arguments = [word for digest in job["bundles"] for word in ("--bundle", str(_folder(digest)))]
+    arguments += [*job["arguments"], "--time-limit", str(max(1, int(limit))), "--out", str(folder)]
+    kills = memory_kills()
     with (folder / _LOG).open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-m", "stlm_edge.bench", *arguments],
             env={**os.environ, "PYTHONPATH": str(Path(sys.argv[0]).resolve())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             pass_fds=(lock,),
         )
+    code = None
+    try:
+        code = child.wait(limit + min(limit, _GRACE_S))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        os.killpg(0, signal.SIGTERM)  # the child and its children; this process ignores it
         try:
-            return child.wait(limit_s)
+            child.wait(_LEAVING_S)  # the bench restores a power mode
         except subprocess.TimeoutExpired:
-            return None
-        finally:
-            os.killpg(0, signal.SIGTERM)  # its own children with it; this process heeds no SIGTERM
-            try:
-                child.wait(_LEAVING_S)  # the bench sets a power mode back
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            child.kill()
+            child.wait()
+    if code is None:
+        return f"not finished within the time limit of {limit:g} s; terminated"
+    if code < 0:
+        return f"terminated by signal {-code}" + (
+            " while the device was out of memory" if memory_kills() > kills else ""
+        )
+    return _full(folder) or _last_line(folder / _LOG).removeprefix("error: ") or f"exit code {code}"
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """{"phase": running, done, failed or missing, "pid": …, "failure": …}; a worker that died is a failure."""
-    try:
-        state = _read_state(folder)
-    except FileNotFoundError:
-        why = _last_line(folder / "worker.log") or "the device knows no such run"
-        return {"phase": "missing", "pid": 0, "failure": why}
-    if state["phase"] == "running" and not _alive(folder):
-        state = _read_state(folder)  # again: it writes how it ended before it lets go of the lock
-        if state["phase"] == "running":
-            why = _last_line(folder / "worker.log") or "the device restarted, or the bench was killed there"
-            return {**state, "phase": "failed", "failure": _full(folder) or why}
-    return state
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / _STATE).read_text("utf-8"))
-    return state
+    """Return the phase of a run (running, done or failed), its progress, and its bench.json or failure."""
+    if _alive(folder):
+        return {"phase": "running", "progress": _last_line(folder / _LOG)}
+    if (folder / _BENCH).exists():
+        return {"phase": "done", "bench": (folder / _BENCH).read_text("utf-8")}
+    failure = _last_line(folder / _FAILURE)
+    if not failure and folder.exists():
+        failure = _full(folder) or _last_line(folder / "worker.log")
+        failure = failure or "the device restarted, or the bench was killed there"
+    return {"phase": "failed", "failure": failure or "no such run on the device"}
 
 
 def _full(folder: Path) -> str | None:
     return "the device's disk is full" if shutil.disk_usage(folder).free < _FULL else None
-
-
-def _write(folder: Path, state: dict[str, Any]) -> None:
-    write_text(folder / _STATE, json.dumps(state))
 
 
 def _alive(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Several devices at once, each followed by its own thread, with a live table; a lost device is one row of it."""
+"""Several devices at once, each followed by its own thread, with a live table on a terminal."""
 
 import sys
 import threading
@@ -13,23 +13,23 @@ Measure = Callable[[Callable[[str], None]], T]
 
 
 def measure_side_by_side(devices: Mapping[str, Measure[T]]) -> dict[str, T | JobError]:
-    """What each device's function returned, or why it failed. Ctrl-C stops the devices too, and is raised again."""
-    found: dict[str, T | JobError] = {}
-    said = dict.fromkeys(devices, "waiting")
+    """Return the result of each device's function, or why it failed. Ctrl-C ends the functions, and is raised again."""
+    results: dict[str, T | JobError] = {}
+    states = dict.fromkeys(devices, "waiting")
     stopped = threading.Event()
 
     def follow(name: str, measure: Measure[T]) -> None:
         def progress(text: str) -> None:
             if stopped.is_set():
                 raise JobError("interrupted")
-            said[name] = text or said[name]
+            states[name] = text or states[name]
 
         try:
-            found[name] = measure(progress)
-            said[name] = "done"
+            results[name] = measure(progress)
+            states[name] = "done"
         except (JobError, UsageError) as error:
-            found[name] = JobError(str(error))
-            said[name] = f"FAILED: {error}"
+            results[name] = JobError(str(error))
+            states[name] = f"FAILED: {error}"
 
     threads = [threading.Thread(target=follow, args=pair, daemon=True) for pair in devices.items()]
     show = _live_table() if sys.stderr.isatty() else _lines()
@@ -37,9 +37,9 @@ def measure_side_by_side(devices: Mapping[str, Measure[T]]) -> dict[str, T | Job
         thread.start()
     try:
         while any(thread.is_alive() for thread in threads):
-            show(said)
+            show(states)
             time.sleep(0.2)
-        show(said)
+        show(states)
     except KeyboardInterrupt:
         stopped.set()
         for thread in threads:
@@ -47,25 +47,25 @@ def measure_side_by_side(devices: Mapping[str, Measure[T]]) -> dict[str, T | Job
         raise
     finally:
         show({})
-    lost = JobError("the desk failed to follow it")  # by a defect, whose traceback its thread has shown
-    return {name: found.get(name, lost) for name in devices}
+    defect = JobError("the host failed to follow it; see the traceback above")
+    return {name: results.get(name, defect) for name in devices}
 
 
 def _lines() -> Callable[[Mapping[str, str]], None]:
-    """Print what changed, for logs and pipes."""
-    last: dict[str, str] = {}
+    """Return a function that prints the states that changed, for logs and pipes."""
+    printed: dict[str, str] = {}
 
-    def show(said: Mapping[str, str]) -> None:
-        for name, text in list(said.items()):
-            if last.get(name) != text:
+    def show(states: Mapping[str, str]) -> None:
+        for name, text in list(states.items()):
+            if printed.get(name) != text:
                 print(f"{name}: {text}", file=sys.stderr, flush=True)
-                last[name] = text
+                printed[name] = text
 
     return show
 
 
 def _live_table() -> Callable[[Mapping[str, str]], None]:
-    """Redraw one row per device; where rich isn't installed, print lines. Nothing said ends the table."""
+    """Return a function that redraws one row per device, and ends the table when there are no states."""
     try:
         from rich.console import Console
         from rich.live import Live
@@ -77,12 +77,12 @@ def _live_table() -> Callable[[Mapping[str, str]], None]:
     live.start()
     began = time.monotonic()
 
-    def show(said: Mapping[str, str]) -> None:
-        if not said:
+    def show(states: Mapping[str, str]) -> None:
+        if not states:
             live.stop()
             return
         table = Table("device", "state", f"{time.monotonic() - began:.0f} s")
-        for name, text in said.items():
+        for name, text in states.items():
             table.add_row(name, Text(text, "red" if text.startswith("FAILED") else ""))
         live.update(table, refresh=True)
 
