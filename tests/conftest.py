@@ -1,9 +1,10 @@
-"""Fixtures shared by the tests: a small bundle that a real onnxruntime runs, and images that suit it."""
+"""Fixtures shared by the tests: bundles and checkpoints of small networks, and images for them."""
 
 from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,32 +22,50 @@ pytest.register_assert_rewrite("promises")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What takes long to make and what many files share: tests that use it run in the process that has made it.
+# Fixtures that are slow and shared by many files: tests that use one run in one process.
 SHARED = ("exported_for_android", "coreml_packages", "even_onnx", "exported")
+MADE_FROM = {
+    "exported_via_openvino": "exported",
+    "exported_for_ios": "coreml_packages",
+    "exported_for_jetson": "even_onnx",
+    "exported_for_web": "even_onnx",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay in one process where there are several: those of a file, of an export, of all devices."""
+    """Group the tests that stay in one process: those of a file, of a shared fixture, of all devices."""
     for item in items:
         group = item.nodeid.partition("::")[0]
         if group.startswith("tests/bench/"):
-            group = "devices"  # they take turns at the one adb and look at the clock
+            group = "devices"  # they share one adb and measure time
         else:
-            used = getattr(item, "fixturenames", ())
+            row = item.callspec.params.get("row") if hasattr(item, "callspec") else None  # of promises.ROWS
+            exported = getattr(row, "exported", None)
+            used = {*getattr(item, "fixturenames", ()), MADE_FROM.get(exported, exported)}
             group = next((fixture for fixture in SHARED if fixture in used), group)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_quantization_set() -> Iterator[None]:
+    """Let exports measure on 24 images instead of 100, which is enough for a small network."""
+    from stlm_edge.export import quantization_set
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization_set, "IMAGES", 24)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of TINY_SIZE, made once: read it, copy it, but don't change it."""
+    """Return a bundle of TINY_SIZE: copy it, but don't change it."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with good/ (24 images) and spot/ (8) that suit the tiny bundle."""
+    """Return a folder with good/ (24 images) and spot/ (8) for the tiny bundle."""
     root = tmp_path_factory.mktemp("images")
     for kind, seeds in (("good", range(200, 224)), ("spot", range(301, 309))):
         (root / kind).mkdir()
@@ -57,7 +76,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go: a folder that must be empty after an export, whatever its end."""
+    """Return the folder of temporary files, which must be empty after an export, also after a failed one."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -66,7 +85,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a run folder of a small network (S=64), which holds candidates for golden images too."""
+    """Return the checkpoint of a run of a small network (S=64)."""
     from small_run import write_small_run
 
     run = tmp_path_factory.mktemp("runs") / "small"
@@ -76,7 +95,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """What exporting it for cpu gives, by precision, made once: read the bundles, copy them, but don't change them."""
+    """Export the small checkpoint for cpu, by precision: copy the bundles, but don't change them."""
     from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported")
@@ -88,7 +107,7 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -> ConvertBy:
-    """Let conversions to ONNX give its float32 file with this damage, or None."""
+    """Return a function that makes conversions to ONNX return the fp32 file of `exported`, damaged."""
     from damage import convert_to
 
     return lambda damage: convert_to(exported["fp32"].folder / "model.onnx", monkeypatch, damage)
@@ -98,7 +117,7 @@ def convert_by(exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch) -
 def exported_via_openvino(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
-    """The same via openvino, from the ONNX file that stands there already."""
+    """Export the small checkpoint via openvino, from the ONNX file of `exported`."""
     from damage import convert_to
 
     from stlm_edge.export.pipeline import export
@@ -116,7 +135,7 @@ def exported_via_openvino(
 
 @pytest.fixture(scope="session")
 def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """The same for android; the conversion to float32, which takes long, is done once for all precisions."""
+    """Export the small checkpoint for android; the slow conversion to fp32 is done once."""
     from stlm_edge.converters import litert
     from stlm_edge.export.pipeline import export
 
@@ -138,7 +157,7 @@ def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def even_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a map whose values are near each other: one that fp16 keeps."""
+    """Return the checkpoint of a network whose map values are near each other, which fp16 keeps."""
     from small_run import write_small_run
 
     run = tmp_path_factory.mktemp("runs") / "even"
@@ -148,7 +167,7 @@ def even_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled images that it tells apart: those of its lowest scores as good/, of its highest as high/."""
+    """Return labelled images that `even_checkpoint` separates: good/ has its lowest scores, high/ its highest."""
     from stlm_edge.images import load
     from stlm_edge.runtimes.torch import Torch
 
@@ -164,7 +183,7 @@ def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with its fp32.mlpackage, fp16.mlpackage and int8.mlpackage: read and copy, but don't change them."""
+    """Convert `even_checkpoint` to fp32.mlpackage, fp16.mlpackage and int8.mlpackage: copy, but don't change them."""
     from stlm_edge.converters import coreml
     from stlm_edge.converters.onnx import quiet
     from stlm_edge.model import checkpoint
@@ -185,7 +204,7 @@ def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 def exported_for_ios(
     coreml_packages: Path, even_checkpoint: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
-    """The same for ios, from these packages."""
+    """Export `even_checkpoint` for ios from `coreml_packages`."""
     from stlm_edge.converters import coreml
     from stlm_edge.export.pipeline import export
 
@@ -205,7 +224,7 @@ def exported_for_ios(
 
 @pytest.fixture(scope="session")
 def even_onnx(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its float32 ONNX file, which all typed files are made from."""
+    """Convert `even_checkpoint` to ONNX in fp32."""
     from stlm_edge.converters.onnx import to_onnx
     from stlm_edge.model import checkpoint
 
@@ -220,7 +239,7 @@ def even_onnx(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 def exported_for_jetson(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
-    """The same for jetson, from this file."""
+    """Export `even_checkpoint` for jetson from `even_onnx`."""
     from damage import convert_to
 
     from stlm_edge.export.pipeline import export
@@ -240,7 +259,7 @@ def exported_for_jetson(
 def exported_for_web(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
-    """The same for web, without naming a precision."""
+    """Export `even_checkpoint` for web from `even_onnx`, in all precisions."""
     from damage import convert_to
 
     from stlm_edge.export.pipeline import export_all
@@ -256,7 +275,7 @@ def exported_for_web(
 def site_images(
     exported_for_android: dict[str, Exported], tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The ten images that a network with random weights finds most normal: what it would be calibrated on on site."""
+    """Return the ten images with the lowest scores: a network with random weights is calibrated on them."""
     import stlm_edge
 
     bundle, folder = stlm_edge.open(exported_for_android["int8"].folder), tmp_path_factory.mktemp("site")

@@ -1,4 +1,4 @@
-"""Every target from one checkpoint: the full network, and the same bytes in whichever order. Minutes each, so slow."""
+"""Every target from one checkpoint of the full network, and identical exports in any order. Minutes each, so slow."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +18,9 @@ from stlm_edge.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-HERE = [row for row in TARGETS if row.via != "torch-tensorrt"]  # which needs the GPU that it is for
+HERE = [row for row in TARGETS if row.via != "torch-tensorrt"]  # needs its GPU
 FULL = [(row, row.precisions[0]) for row in HERE] + [(row, "int8") for row in HERE if row.name == "jetson"]
-RUNS_HERE = {"tensorrt": "onnxruntime"}  # what runs an artifact where its own runtime isn't
+RUN_BY = {"tensorrt": "onnxruntime"}  # what runs an artifact on a machine without its own runtime
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("row", "precision"), FULL, ids=["-".join(filter(None, [row.name, row.via, precision])) for row, precision in FULL]
 )
-def test_the_full_network_says_what_the_trained_one_says(
+def test_full_network_gives_verdicts_of_trained_model(
     row: Target, precision: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     done = export(row.name, precision=precision, via=row.via, checkpoint=checkpoint, out=tmp_path / "bundle")
     assert done.accuracy is not None
-    bundle = open_bundle(tmp_path / "bundle", RUNS_HERE.get(row.runtime))
+    bundle = open_bundle(tmp_path / "bundle", RUN_BY.get(row.runtime))
     trained, decision_threshold, golden = Torch(checkpoint), done.manifest.decision_threshold, list(bundle.golden())
     for image in golden:
         anomaly_map, score = trained.run(image.tensor)
@@ -56,7 +56,7 @@ def test_the_full_network_says_what_the_trained_one_says(
         assert verdict.threshold == done.manifest.decision_threshold.value
         if not compared.flipped:
             assert verdict.anomalous == (image.score > decision_threshold.value)
-    before_any_fallback = done.frontier[0].bytes / 1e6  # a model trained for minutes may need more in float
+    before_any_fallback = done.candidates[0].bytes / 1e6  # a model trained for minutes may need more in float
     assert before_any_fallback <= targets.LARGEST_MB[precision], done.describe()
 
 
@@ -67,10 +67,10 @@ def exported(rows: Iterable[Target], run: Path, data: Path | None, folder: Path)
     }
 
 
-def test_two_exports_in_any_order_are_the_same(
+def test_exports_in_any_order_are_identical(
     small_checkpoint: Path, even_checkpoint: Path, told_apart: Path, tmp_path: Path
 ) -> None:
-    half = [row for row in HERE if row.precisions[0] == "fp16"]  # which moves the small network's map too far
+    half = [row for row in HERE if row.precisions[0] == "fp16"]  # moves the map of the small network too far
     others = [row for row in HERE if row not in half]
     first = exported(others, small_checkpoint, None, tmp_path / "first")
     first |= exported(half, even_checkpoint, told_apart, tmp_path / "first")

@@ -1,4 +1,4 @@
-"""What an export may cost."""
+"""The gate's limits of accuracy."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from stlm_edge.export.gate import HELD_OUT, accuracy_on_pseudo_anomalies, lost_a
 
 
 class Oracle:
-    """Knows the masks; `blind` to every second anomaly."""
+    """A runtime that knows the masks; `blind` to every second anomaly."""
 
     name, size = "oracle", 64
 
@@ -27,7 +27,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 0.1), ("fp16", 0.1), ("int8", 0.2), ("palette6", 0.2)])
-def test_so_much_may_be_lost_and_no_more(precision: str, allowed: float) -> None:
+def test_limits_of_lost_accuracy(precision: str, allowed: float) -> None:
     trained = {"image_auroc": 0.95, "pixel_auroc": 0.97, "aupro": None}
     within, beyond = 0.97 - 0.0099 * allowed, 0.97 - 0.0101 * allowed
     assert lost_accuracy({"trained": trained, "packed": trained}, precision, 10_000) == []
@@ -38,7 +38,7 @@ def test_so_much_may_be_lost_and_no_more(precision: str, allowed: float) -> None
     ]
 
 
-def test_what_misses_anomalies_shows_on_pseudo_anomalies(tiny_images: Path) -> None:
+def test_missed_anomalies_lower_accuracy_on_pseudo_anomalies(tiny_images: Path) -> None:
     paths = sorted((tiny_images / "good").iterdir())
     images = pseudo_anomalies_on(paths, 64)
     assert len(images) == 2 * min(HELD_OUT, len(paths))
@@ -51,7 +51,7 @@ def test_what_misses_anomalies_shows_on_pseudo_anomalies(tiny_images: Path) -> N
     assert len(lost_accuracy({"trained": seeing, "packed": half_blind}, "int8", len(images) ** 2 // 4)) == 3
 
 
-def test_few_images_may_change_the_order_of_one_pair() -> None:
+def test_one_pair_may_change_its_order() -> None:
     trained = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": None}
     one_pair, two_pairs = {**trained, "image_auroc": 0.9 - 1 / 144}, {**trained, "image_auroc": 0.9 - 2 / 144}
     assert lost_accuracy({"trained": trained, "packed": one_pair}, "int8", 12 * 12) == []

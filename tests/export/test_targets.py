@@ -1,4 +1,4 @@
-"""The table of targets: what can be exported now, and what is said of the rest."""
+"""The table of targets."""
 
 import pytest
 
@@ -6,27 +6,27 @@ from stlm_edge.errors import UsageError
 from stlm_edge.export.targets import TARGETS, find
 
 
-def test_every_device_class_has_one_row_by_each_converter() -> None:
+def test_device_class_has_one_row_per_converter() -> None:
     rows = [(target.name, target.via) for target in TARGETS]
     assert len(set(rows)) == len(rows)
     assert [name for name, via in rows if via is None] == ["cpu", "jetson", "desktop-gpu", "android", "ios", "web"]
 
 
-def test_another_converter_is_asked_for_by_name() -> None:
+def test_other_converter_is_chosen_by_name() -> None:
     target, precision = find("cpu", via="openvino")
     assert (target.artifact, target.runtime, precision) == ("model.openvino", "openvino", "int8")
     assert find("cpu", "fp16", "openvino")[1] == "fp16"
     target, precision = find("desktop-gpu", via="torch-tensorrt")
     assert (target.artifact, target.runtime, precision) == ("model.engine", "tensorrt", "fp16")
-    with pytest.raises(UsageError, match="target desktop-gpu: precision int8 is not among those it has: fp16, fp32"):
+    with pytest.raises(UsageError, match=r"desktop-gpu: precision int8 .*expected fp16, fp32"):
         find("desktop-gpu", "int8", "torch-tensorrt")
-    with pytest.raises(UsageError, match="target cpu: --via litert is not among those it has: openvino"):
+    with pytest.raises(UsageError, match=r"cpu: --via litert .*expected openvino"):
         find("cpu", via="litert")
-    with pytest.raises(UsageError, match="target android: --via openvino is not among those it has: none"):
+    with pytest.raises(UsageError, match=r"android: --via openvino .*expected no --via"):
         find("android", via="openvino")
 
 
-def test_a_target_has_a_default_precision() -> None:
+def test_target_has_default_precision() -> None:
     target, precision = find("cpu")
     assert (target.artifact, target.runtime, precision) == ("model.onnx", "onnxruntime", "int8")
     assert (target.input_dtype, target.score_output) == ("uint8", True)
@@ -44,11 +44,11 @@ def test_a_target_has_a_default_precision() -> None:
     assert (target.runtime, precision, target.exports_all) == ("onnxruntime-web", "fp16", True)
 
 
-def test_an_unknown_target_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match="toaster: unknown; there are cpu, jetson, desktop-gpu, android, ios, web"):
+def test_unknown_target_is_refused() -> None:
+    with pytest.raises(UsageError, match="toaster: unknown, expected cpu, jetson, desktop-gpu, android, ios, web"):
         find("toaster")
 
 
-def test_a_precision_that_the_target_lacks_is_answered_with_those_it_has() -> None:
-    with pytest.raises(UsageError, match="target cpu: precision fp16 is not among those it has: int8, fp32"):
+def test_unsupported_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cpu: precision fp16 .*expected int8, fp32"):
         find("cpu", "fp16")

@@ -1,9 +1,7 @@
-"""stlm-export --target jetson and desktop-gpu: typed files that say what the trained model says, and no engine."""
+"""Exports for jetson and desktop-gpu: typed ONNX files, and no engine."""
 
 import importlib.util
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,79 +10,55 @@ import pytest
 from damage import (
     Damage,
     convert_to,
-    damage_what_is_saved_by,
     foreign_operator,
     infinite_map,
     missing_normalisation,
     rewrite,
     swapped_channels,
-    threshold_off_by_five_percent,
     transposed_map,
 )
-from promises import WRONG_THRESHOLD, is_refused
+from promises import NOT_FINITE, WRONG_MAP, assert_refused
 
 import stlm_edge
-from stlm_edge.bundle import open_bundle
+from stlm_edge.commands import build_engine, predict
+from stlm_edge.commands import export as export_command
 from stlm_edge.converters import tensorrt
 from stlm_edge.converters.fp16_islands import KEPT, Island
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
 from stlm_edge.converters.tensorrt_rules import check
-from stlm_edge.export import targets
 from stlm_edge.export.pipeline import Exported, export
-from stlm_edge.runtimes.torch import Torch
 from stlm_edge.threshold import DecisionThreshold
 
 PRECISIONS = ("fp16", "int8", "fp32")
 no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed here")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_bundle_says_what_the_trained_model_says(
-    exported_for_jetson: dict[str, Exported], even_checkpoint: Path, precision: str
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 5e-3), ("int8", 0.05)])
+def test_fp16_simulation_is_near_trained_model(
+    exported_for_jetson: dict[str, Exported], precision: str, limit: float
 ) -> None:
-    done, trained = exported_for_jetson[precision], Torch(even_checkpoint)
-    bundle = open_bundle(done.folder, runtime="onnxruntime")
-    simulation = Fp16Simulation(done.folder / "model.onnx")
-    limit = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.05}[precision]
-    assert not done.losses
-    for image in bundle.golden():
-        anomaly_map, score = trained.run(image.tensor.copy())
-        verdict = bundle.predict(image.image_path)
-        assert verdict.anomalous == (score > bundle.manifest.decision_threshold.value)
-        assert np.abs(verdict.map - anomaly_map).max() < limit
-        assert np.abs(simulation.run(image.tensor)[0] - anomaly_map).max() < limit
+    folder = exported_for_jetson[precision].folder
+    simulation = Fp16Simulation(folder / "model.onnx")
+    for image in list(stlm_edge.open(folder).golden())[:3]:
+        assert np.abs(simulation.run(image.tensor)[0] - image.map).max() < limit
 
 
-def test_each_file_keeps_tensorrt_s_rules(exported_for_jetson: dict[str, Exported]) -> None:
+def test_files_keep_rules_of_tensorrt(exported_for_jetson: dict[str, Exported]) -> None:
     for done in exported_for_jetson.values():
         assert check(onnx.load(done.folder / "model.onnx")) == []
     sizes = {name: (done.folder / "model.onnx").stat().st_size for name, done in exported_for_jetson.items()}
     assert sizes["int8"] < sizes["fp16"] < 0.55 * sizes["fp32"]
 
 
-def test_the_manifest_says_what_checked_it_and_what_did_not(exported_for_jetson: dict[str, Exported]) -> None:
-    assert targets.find("jetson")[0].precisions == targets.find("desktop-gpu")[0].precisions == PRECISIONS
-    for precision, done in exported_for_jetson.items():
-        manifest = stlm_edge.open(done.folder).manifest
-        assert (manifest.target, manifest.runtime, manifest.precision) == ("jetson", "tensorrt", precision)
-        assert (manifest.input.layout, manifest.input.dtype) == ("NHWC", "uint8")
-        assert manifest.outputs.score is not None
-        simulated = [] if precision == "fp32" else ["fp16 simulation"]
-        assert manifest.provenance["checked_by"] == done.checked_by == [*simulated, "onnxruntime"]
-        assert manifest.provenance["notes"] == done.notes
-        assert "no engine was built here: TensorRT builds it on the device" in done.describe()
-        assert "trtexec --onnx=model.onnx --stronglyTyped" in done.describe()
-
-
-def test_the_report_lists_what_stays_in_float32_and_why(exported_for_jetson: dict[str, Exported]) -> None:
+def test_notes_list_what_stays_in_float32_and_why(exported_for_jetson: dict[str, Exported]) -> None:
     for precision in ("fp16", "int8"):
-        said = exported_for_jetson[precision].describe()
-        assert "LayerNormalization: sum of squares in LayerNorm (largest value " in said
-        assert "Softmax: sum of exponentials in softmax" in said
+        text = exported_for_jetson[precision].describe()
+        assert "LayerNormalization: sum of squares in LayerNorm (largest value " in text
+        assert "Softmax: sum of exponentials in softmax" in text
     assert "in float32" not in exported_for_jetson["fp32"].describe()
 
 
-def test_two_exports_give_the_same_bytes(
+def test_two_exports_give_same_bytes(
     exported_for_jetson: dict[str, Exported],
     even_checkpoint: Path,
     even_onnx: Path,
@@ -98,20 +72,17 @@ def test_two_exports_give_the_same_bytes(
     assert (tmp_path / "again" / "model.onnx").read_bytes() == first.read_bytes()
 
 
-# The gate
-
-
 @pytest.mark.parametrize(
     ("damage", "precision", "reason"),
     [
-        (swapped_channels, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
-        (missing_normalisation, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
-        (transposed_map, "fp32", "fp32 map differs by .*, at most 0.0001 is allowed"),
-        (infinite_map, "fp32", "the fp32 model fails on normal-00: .* not finite"),
+        (swapped_channels, "fp32", WRONG_MAP),
+        (missing_normalisation, "fp32", WRONG_MAP),
+        (transposed_map, "fp32", WRONG_MAP),
+        (infinite_map, "fp32", NOT_FINITE),
         (foreign_operator, "fp16", "breaks TensorRT's rules: Round round: TensorRT has no such operator"),
     ],
 )
-def test_a_damaged_converter_does_not_pass(
+def test_gate_refuses_wrong_conversion(
     damage: Damage,
     precision: str,
     reason: str,
@@ -121,49 +92,41 @@ def test_a_damaged_converter_does_not_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     convert_to(even_onnx, monkeypatch, damage)
-    is_refused("jetson", reason, tmp_path, checkpoint=even_checkpoint, precision=precision)
+    assert_refused("jetson", reason, tmp_path, checkpoint=even_checkpoint, precision=precision)
 
 
-def test_a_wrong_threshold_does_not_pass(
-    even_checkpoint: Path, even_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert_to(even_onnx, monkeypatch)
-    damage_what_is_saved_by(tensorrt, monkeypatch, threshold_off_by_five_percent)
-    is_refused("jetson", WRONG_THRESHOLD, tmp_path, checkpoint=even_checkpoint, precision="fp16")
-
-
-def test_where_fp16_fails_the_gate_more_convolutions_stay_in_float32(
+def test_failed_gate_keeps_more_convolutions_in_float32(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[list[str]] = []
+    attempts: list[list[str]] = []
 
     def damaging_the_first(
         graph: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, islands: Sequence[Island]
     ) -> None:
-        tried.append([island.node for island in islands if island.moves is not None])
+        attempts.append([island.node for island in islands if island.moves is not None])
         to_fp16(graph, path, decision_threshold, islands)
-        if len(tried) == 1:
+        if len(attempts) == 1:
             rewrite(path, transposed_map)
 
     to_fp16 = tensorrt.to_fp16
     convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(tensorrt, "to_fp16", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="fp16", data=told_apart, out=tmp_path / "bundle")
-    assert [len(kept) for kept in tried] == [0, KEPT[0]]
+    assert [len(kept) for kept in attempts] == [0, KEPT[0]]
     assert done.losses == []
     assert f"{KEPT[0]} Conv: measured: the map needs it (each moves the map by up to" in done.describe()
     proto = onnx.load(tmp_path / "bundle" / "model.onnx")
     types = {weight.name: weight.data_type for weight in proto.graph.initializer}
     convolutions = {node.name: types[node.input[1]] for node in proto.graph.node if node.op_type == "Conv"}
     assert [name for name, kind in convolutions.items() if kind == onnx.TensorProto.FLOAT] == [
-        name for name in convolutions if name in tried[-1]
+        name for name in convolutions if name in attempts[-1]
     ]
 
 
-def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_layers_in_float16(
+def test_failed_gate_of_int8_keeps_convolutions_in_float32_then_linear_layers_in_float16(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[tuple[int, int]] = []
+    attempts: list[tuple[int, int]] = []
 
     def damaging_the_first(
         graph: onnx.ModelProto,
@@ -173,56 +136,46 @@ def test_where_int8_fails_the_gate_convolutions_stay_in_float32_before_linear_la
         reach: dict[str, float],
         in_float: Sequence[str],
     ) -> None:
-        tried.append((sum(island.moves is not None for island in islands), len(in_float)))
+        attempts.append((sum(island.moves is not None for island in islands), len(in_float)))
         to_int8(graph, path, decision_threshold, islands, reach, in_float)
-        if len(tried) < 3:
+        if len(attempts) < 3:
             rewrite(path, infinite_map)
 
     to_int8 = tensorrt.to_int8
     convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(tensorrt, "to_int8", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="int8", data=told_apart, out=tmp_path / "bundle")
-    assert tried == [(0, 0), (KEPT[0], 0), (KEPT[0], 1)]
+    assert attempts == [(0, 0), (KEPT[0], 0), (KEPT[0], 1)]
     assert [len(one.kept_in_float) for one in done.candidates] == [0, KEPT[0], KEPT[0] + 1]
     assert done.losses == []
     assert f"{KEPT[0]} Conv: measured: the map needs it" in done.describe()
 
 
-# On a machine without a GPU
-
-
-def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+def error_of(command: Callable[[Sequence[str]], None], *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must end with exit code 2; return the one line that it prints."""
+    with pytest.raises(SystemExit) as end:
+        command([*map(str, arguments)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    return line
 
 
 @no_tensorrt
-def test_without_tensorrt_one_line_says_what_is_needed(exported_for_jetson: dict[str, Exported]) -> None:
+def test_missing_tensorrt_is_reported(
+    exported_for_jetson: dict[str, Exported], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = exported_for_jetson["fp16"].folder
     image = next(iter(stlm_edge.open(folder).golden())).image_path
-    for command in (
-        ("stlm-predict", "--bundle", folder, image),
-        ("python", "-m", "stlm_edge.commands.build_engine", "--bundle", folder),
-    ):
-        done = run(*command)
-        assert done.returncode == 2
-        assert "tensorrt cannot be imported" in done.stderr
-        assert done.stderr.count("\n") == 1
+    for command, arguments in ((predict.main, (image,)), (build_engine.main, ())):
+        assert "tensorrt cannot be imported" in error_of(command, "--bundle", folder, *arguments, capsys=capsys)
     assert not folder.with_name(f"{folder.name}.engines").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is not None, reason="torch_tensorrt is installed here")
-def test_without_torch_tensorrt_one_line_says_what_is_needed(even_checkpoint: Path, tmp_path: Path) -> None:
-    way = ["--target", "desktop-gpu", "--via", "torch-tensorrt"]
-    done = run("stlm-export", *way, "--checkpoint", even_checkpoint, "--out", tmp_path / "bundle")
-    assert done.returncode == 2
-    assert "needs an NVIDIA GPU and: pip install torch-tensorrt" in done.stderr.splitlines()[-1]
+def test_missing_torch_tensorrt_is_reported(
+    even_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--target", "desktop-gpu", "--via", "torch-tensorrt", "--out", tmp_path / "bundle"]
+    line = error_of(export_command.main, *options, "--checkpoint", even_checkpoint, capsys=capsys)
+    assert "needs an NVIDIA GPU and: pip install torch-tensorrt" in line
     assert list(tmp_path.iterdir()) == []
-
-
-@no_tensorrt
-def test_an_engine_that_cannot_be_built_is_refused_in_one_line(exported_for_jetson: dict[str, Exported]) -> None:
-    done = run("stlm-build-engine", "--bundle", exported_for_jetson["fp16"].folder)
-    assert done.returncode == 2
-    assert "tensorrt cannot be imported" in done.stderr
-    assert done.stderr.count("\n") == 1
