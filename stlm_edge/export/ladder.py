@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR, grouped, ranked
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
@@ -104,7 +105,6 @@ def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.fp16_islands import describe, islands
     from stlm_edge.converters.qdq import reach_of
-    from stlm_edge.converters.sensitivity import LINEAR
 
     graph = tensorrt.read(_write_onnx(request, request.beside("untyped")))
     notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
@@ -136,7 +136,6 @@ def _write_onnx(request: ConversionRequest, path: Path) -> Path:
 
 def _onnx_int8(request: ConversionRequest, notes: tuple[str, ...] = ()) -> Iterator[Artifact]:
     from stlm_edge.converters.quantization import to_int8
-    from stlm_edge.converters.sensitivity import LINEAR
 
     for kept in _more_in_float(request, LINEAR):
         with step("quantizing to int8"):
@@ -171,8 +170,6 @@ def _more_in_float(
     `groups` and `inputs` are arguments of `sensitivity.ranked`, which runs when its result is needed. The layers in
     `together` are kept in float before those, all at once.
     """
-    from stlm_edge.converters.sensitivity import grouped, ranked
-
     yield ()
     first = tuple(grouped(request.model, together))
     if first:
@@ -184,7 +181,6 @@ def _more_in_float(
 
 def _to_tflite(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.litert import FP16, to_fp16, to_int8, to_tflite
-    from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
     with step("converting to TFLite, one or two minutes"):
         to_tflite(request.model, request.fp32_path, request.decision_threshold, request.provenance)
@@ -204,7 +200,6 @@ def _to_tflite(request: ConversionRequest) -> Iterator[Artifact]:
 
 def _to_openvino(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.openvino import to_int8, to_openvino
-    from stlm_edge.converters.sensitivity import CONVOLUTIONS, LINEAR
 
     source = _write_onnx(request, request.path.with_name("source.onnx"))
     metadata = request.decision_threshold, request.model.config.size
@@ -225,7 +220,6 @@ def _to_openvino(request: ConversionRequest) -> Iterator[Artifact]:
 
 def _to_coreml(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.coreml import IN_FLOAT32, to_coreml
-    from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR
 
     weights = LINEAR + CONVOLUTIONS + FIRST_CONVOLUTIONS
     with step("converting to Core ML, about a minute"):

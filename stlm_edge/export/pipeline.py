@@ -263,31 +263,18 @@ def _golden_candidates(trained: Torch, run: Path) -> list[GoldenCandidate]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A written bundle and its distance from the trained model.
-
-    Attributes:
-        folder: The bundle.
-        manifest: The bundle's manifest.
-        parity: Over all candidates for golden images, as in the manifest.
-        golden_parity: Over the bundle's golden images.
-        flips: The images whose verdict differs from the trained model's.
-        accuracy: Metrics of the trained and of the packed model.
-        losses: What the gate found, where `allow_parity_loss` let it pass.
-        checked_by: Names of what ran the artifact on this machine.
-        notes: Lines for the report.
-        candidates: The precision ladder; the last candidate was written.
-    """
+    """A written bundle and its distance from the trained model."""
 
     folder: Path
     manifest: Manifest
-    parity: Parity
-    golden_parity: Parity
-    flips: list[ImageParity]
-    accuracy: dict[str, Metrics] | None
-    losses: list[str]
-    checked_by: list[str]
-    notes: list[str]
-    candidates: list[Candidate]
+    parity: Parity  # over all candidates for golden images, as in the manifest
+    golden_parity: Parity  # over the bundle's golden images
+    flips: list[ImageParity]  # images whose verdict differs from the trained model's
+    accuracy: dict[str, Metrics] | None  # of the trained and of the packed model
+    losses: list[str]  # what the gate found, where a loss is allowed
+    checked_by: list[str]  # names of what ran the artifact on this machine
+    notes: list[str]  # lines for the report
+    candidates: list[Candidate]  # the precision ladder; the last candidate was written
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""

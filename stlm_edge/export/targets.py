@@ -8,27 +8,16 @@ from stlm_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """A device class and its artifact.
-
-    Attributes:
-        name: The device class.
-        artifact: File name of the artifact; its suffix gives the format.
-        runtime: The runtime that the artifact is for.
-        precisions: The default one first.
-        input_dtype: Type of the graph's input.
-        score_output: Whether the graph computes the score; else the runtime takes it from the map.
-        exports_all: Without a given precision, an export writes a bundle of each.
-        via: Name of the converter, if it is not the default one of the device class.
-    """
+    """A device class and the artifact for it."""
 
     name: str
-    artifact: str
-    runtime: str
-    precisions: tuple[str, ...]
-    input_dtype: Literal["uint8", "float32"] = "uint8"
-    score_output: bool = True
-    exports_all: bool = False
-    via: str | None = None
+    artifact: str  # its suffix gives the format
+    runtime: str  # which the artifact is for
+    precisions: tuple[str, ...]  # the default one first
+    input_dtype: Literal["uint8", "float32"] = "uint8"  # of the graph's input
+    score_output: bool = True  # the graph computes the score; else the runtime takes it from the map
+    exports_all: bool = False  # without a given precision, an export writes a bundle of each
+    via: str | None = None  # name of the converter, if it is not the default one of the device class
 
 
 TARGETS = (
@@ -37,14 +26,7 @@ TARGETS = (
     Target("jetson", "model.onnx", "tensorrt", ("fp16", "int8", "fp32")),
     Target("desktop-gpu", "model.onnx", "tensorrt", ("fp16", "int8", "fp32")),
     Target("desktop-gpu", "model.engine", "tensorrt", ("fp16", "fp32"), via="torch-tensorrt"),
-    Target(
-        "android",
-        "model.tflite",
-        "litert",
-        ("int8", "fp16", "fp32"),
-        input_dtype="float32",
-        score_output=False,
-    ),
+    Target("android", "model.tflite", "litert", ("int8", "fp16", "fp32"), input_dtype="float32", score_output=False),
     Target("ios", "model.mlpackage", "coreml", ("fp16", "int8", "palette6")),
     Target(
         "web",
