@@ -1,29 +1,22 @@
 """Settings of the C library's allocator for training on a CPU.
 
 glibc maps every large block from the kernel and returns it when freed. A training step does so with tens of gigabytes,
-and the kernel clears them page by page: at 1024×1024 that can take more than a third of the step.
+and the kernel clears them page by page: at 1024×1024 that can take more than a third of the step. Elsewhere than with
+glibc these functions do nothing.
 """
 
 import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-_DEFAULTS = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 << 10}
-_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Keep freed memory for the next tensors instead of returning it to the kernel; False undoes this.
-
-    Returns whether that was possible: it needs glibc.
-    """
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next tensors instead of returning it to the kernel."""
     libc = _glibc()
-    if libc is None:
-        return False
-    done = all(libc.mallopt(option, value) for option, value in (_KEEPING if keep else _DEFAULTS).items())
-    if not keep:
-        return_freed_memory()
-    return done
+    if libc is not None:
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def return_freed_memory() -> None:
