@@ -1,4 +1,4 @@
-"""A small real bundle: a graph of a few nodes that keeps the artifact's contract, its images and golden answers."""
+"""A small real bundle: a graph of a few nodes with an artifact's inputs and outputs, its images and golden outputs."""
 
 from pathlib import Path
 
@@ -102,8 +102,8 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
             name = f"{'spot' if defect else 'good'}-{seed}"
             candidates.append(GoldenCandidate(name, image, defect, tensor, *runtime.run(tensor)))
     golden = fit_golden(select_golden(candidates, decision_threshold.value), runtime.run)
-    answers = [runtime.run(candidate.tensor) for candidate in golden]
-    parity, _ = compare(golden, answers, decision_threshold.value, decision_threshold.delta)
+    outputs = [runtime.run(candidate.tensor) for candidate in golden]
+    parity, _ = compare(golden, outputs, decision_threshold.value, decision_threshold.delta)
     fields: dict = {
         "target": "cpu",
         "runtime": "onnxruntime",

@@ -116,7 +116,7 @@ class Judge:
         return failures
 
     def judge(self, path: Path, name: str) -> None:
-        """Print the verdict on an image, and write its heatmap as `name`.heatmap.png if that is wanted."""
+        """Print the verdict on an image, and write its heatmap as `name`.heatmap.png if --out is given."""
         image = read_image(path)
         verdict = verdict_of(self.runtime.run(load(image, self.runtime.size)), self.decision_threshold.value)
         shown = self.out and self.out / f"{name}.heatmap.png"

@@ -162,9 +162,8 @@ class Step(NamedTuple):
 class MilEvaluator(Runtime):
     """A saved `.mlpackage`, computed by torch.
 
-    `rounded` rounds a value that is declared as fp16; `as_it_is` tells rounding from wrong conversion. Raises
-    UsageError when coremltools is missing, or the package has other inputs or outputs or an operation that is not in
-    OPERATIONS.
+    `rounded` rounds a value that is declared as fp16. Raises UsageError when coremltools is missing, or the package has
+    other inputs or outputs or an operation that is not in OPERATIONS.
     """
 
     failures = (FloatingPointError,)
@@ -198,11 +197,6 @@ def to_fp16(x: Tensor) -> Tensor:
 def to_fp16_without_subnormals(x: Tensor) -> Tensor:
     """Round to fp16, and set what is smaller than its smallest normal number, 2⁻¹⁴, to 0."""
     return to_fp16(x).masked_fill(x.abs() < 2**-14, 0) if x.is_floating_point() else x
-
-
-def as_it_is(x: Tensor) -> Tensor:
-    """Return a value without rounding."""
-    return x
 
 
 def compute(
