@@ -143,7 +143,7 @@ func predict(_ model: MLModel, _ tensor: [UInt8], _ size: Int) throws -> ([Float
     let answer = try model.prediction(from: input)
     guard let map = answer.featureValue(for: "anomaly_map")?.multiArrayValue,
         let score = answer.featureValue(for: "score")?.multiArrayValue
-    else { throw Problem(description: "the model has no outputs anomaly_map and score; export anew") }
+    else { throw Problem(description: "the model has no outputs anomaly_map and score; export again") }
     return (MLShapedArray<Float>(converting: map).scalars, score[0].doubleValue)
 }
 
@@ -172,7 +172,7 @@ func pixelBuffer(_ rgb: [UInt8], _ size: Int) throws -> CVPixelBuffer {
 func placement(of compiled: URL, _ configuration: MLModelConfiguration) async throws -> [[String: Any]] {
     let plan = try await MLComputePlan.load(contentsOf: compiled, configuration: configuration)
     guard case let .program(program) = plan.modelStructure, let main = program.functions["main"] else {
-        throw Problem(description: "not an mlprogram with a function called main; export anew")
+        throw Problem(description: "not an mlprogram with a function called main; export again")
     }
     var counts: [String: Int] = [:]
     for operation in main.block.operations {

@@ -258,19 +258,19 @@ def test_throughput_is_taken_while_all_streams_are_busy() -> None:
 def test_an_engine_is_built_before_its_row_is_timed(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT's part is played by onnxruntime, with a first opening that takes its time and leaves a file."""
+    """onnxruntime takes the place of TensorRT, with a first build that takes three seconds and leaves a file."""
     (tmp_path / "sitecustomize.py").write_text(f"""
 import pathlib, time
-import stlm_edge.runtimes.tensorrt as played
+import stlm_edge.bundle.engine as engine
+import stlm_edge.runtimes.tensorrt as tensorrt
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
-class Engine(OnnxRuntime):
-    def __init__(self, artifact, threads=None):
-        built = pathlib.Path({str(tmp_path / "engine")!r})
-        if not built.exists():
-            time.sleep(3)
-            built.write_text("built")
-        super().__init__(artifact, threads)
-played.TensorRT = Engine
+def engine_for(artifact):
+    built = pathlib.Path({str(tmp_path / "engine")!r})
+    if not built.exists():
+        time.sleep(3)
+        built.write_text("built")
+    return artifact
+engine.engine_for, tensorrt.TensorRT = engine_for, OnnxRuntime
 """)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     bundle, said = open_bundle(tiny_bundle), list[str]()

@@ -157,7 +157,7 @@ public final class Manifest {
         if (version != null && !Long.valueOf(1).equals(version)) {
             throw new BundleException(
                     NAME + ": bundle format " + Json.shorten(String.valueOf(version), 20)
-                            + ", this app reads 1; export the bundle anew");
+                            + ", this app reads 1; export the bundle again");
         }
         return new Manifest(new Fields(value, NAME));
     }
@@ -213,7 +213,7 @@ public final class Manifest {
     private static void same(Fields fields, String key, String expected) throws BundleException {
         String found = fields.string(key);
         if (!found.equals(expected)) {
-            throw fields.wrong(key, found, "what this app does, '" + expected + "'; export anew");
+            throw fields.wrong(key, found, "what this app does, '" + expected + "'; export again");
         }
     }
 
