@@ -1,4 +1,4 @@
-"""Fetches android.jar (API 23, with its resources) from Debian 11, the last release that has it.
+"""Download android.jar (API 23, with its resources) from Debian 11, the last release that has it.
 
 python3 tests/android/fetch_android_jar.py build/android.jar
 """

@@ -1,4 +1,4 @@
-"""Compiles and runs Java with what Debian packages: a JDK, JUnit 5, Gson and JNA."""
+"""Compile and run Java with Debian's JDK, JUnit 5, Gson and JNA."""
 
 import shutil
 import subprocess
@@ -11,9 +11,9 @@ ANDROID_DEMO = Path(__file__).parents[2] / "android_demo"
 CORE = ANDROID_DEMO / "core/src/main/java"
 APP = ANDROID_DEMO / "app/src/main/java"
 TESTS = Path(__file__).parent / "java"
-LITERT = Path(__file__).parent / "litert"  # LiteRT's Java API on its C API, as far as the app calls it
-NEWER_ANDROID = Path(__file__).parent / "newer_android"  # signatures that the android.jar at hand lacks
-JVM_ANDROID = Path(__file__).parent / "jvm_android"  # the two classes of Android that the app's model names
+LITERT = Path(__file__).parent / "litert"  # the part of LiteRT's Java API that the app calls, on its C API
+NEWER_ANDROID = Path(__file__).parent / "newer_android"  # signatures that android.jar lacks
+JVM_ANDROID = Path(__file__).parent / "jvm_android"  # the two Android classes that the app's model uses
 DEBIAN = Path("/usr/share/java")
 GSON = DEBIAN / "gson.jar"
 JNA = DEBIAN / "jna.jar"
@@ -30,7 +30,7 @@ JUNIT = [
 
 
 def need(*jars: Path) -> None:
-    """Skip the test where the JDK or one of the jars isn't installed and `make test-deps` couldn't install it."""
+    """Skip the test if the JDK or one of the jars is not installed."""
     if shutil.which("javac") is None:
         pytest.skip("no JDK: run  make test-deps")
     missing = [jar.name for jar in jars if not jar.exists()]
@@ -43,14 +43,14 @@ def sources(*folders: Path) -> list[Path]:
 
 
 def compile_java(files: Iterable[Path], classes: Path, classpath: Sequence[Path], *options: str) -> None:
-    """Compile; a warning is an error too."""
+    """Compile; warnings are errors."""
     strict = ("-Xlint:all,-options,-serial,-processing,-path", "-Werror", "-encoding", "UTF-8")
     done = run("javac", *strict, "-d", str(classes), "-cp", joined(classpath), *options, *map(str, files))
     assert done.returncode == 0, done.stderr
 
 
 def junit(classes: Path, classpath: Sequence[Path], properties: dict[str, object], *select: str) -> str:
-    """Run JUnit's console in 128 MB of heap; its report. Fails when a test does, or when there is none."""
+    """Run JUnit in 128 MB of heap; return its report. Fails if a test fails, or if there is none."""
     settings = [f"-D{key}={value}" for key, value in properties.items()]
     done = run(
         *(

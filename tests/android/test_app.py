@@ -1,4 +1,4 @@
-"""The Android demo's app, as far as it can be checked without Gradle and without a phone.
+"""The Android demo's app, as far as it can be tested without Gradle and without a phone.
 
 Its sources are compiled as Java 8 against the android.jar of API 23, which Debian once packaged, against LiteRT's
 classes as far as the app calls them (`litert/`), and against signatures of the few newer ones (`newer_android/`); its
@@ -29,7 +29,7 @@ BACKGROUNDS = {"values": "#FAFAFA", "values-night": "#303030"}  # of Theme.Mater
 
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """What a class finds on a phone: LiteRT and newer classes before the older android.jar."""
+    """Boot class path of a phone: LiteRT and newer classes before the older android.jar."""
     jdk.need(jdk.GSON, jdk.JNA)
     if not ANDROID_JAR.exists():
         pytest.skip("no android.jar: run  make test-deps  on a Debian")
@@ -40,7 +40,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def core(boot: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The core, compiled against Android's own classes: on a phone of API 24 it finds all that it calls."""
+    """The core, compiled against Android's classes: it uses none that API 24 lacks."""
     folder = tmp_path_factory.mktemp("core-on-android")
     compile_against(boot, jdk.sources(jdk.CORE), folder, [jdk.GSON])
     return folder
@@ -52,7 +52,7 @@ def compile_against(boot: list[Path], files: list[Path], folder: Path, classpath
 
 
 def build(app: Path, folder: Path, boot: list[Path], core: Path) -> None:
-    """Link resources and compile sources of an app's folder. AssertionError with the tools' words when one fails."""
+    """Link resources and compile sources of an app's folder. Raises AssertionError with the tools' output."""
     if shutil.which("aapt2") is None:
         pytest.skip("no aapt2: run  make test-deps")
     text = (app / "AndroidManifest.xml").read_text()
@@ -88,7 +88,7 @@ def test_sources_compile_and_resources_link(boot: list[Path], core: Path, tmp_pa
         ("AndroidManifest.xml", "@drawable/icon", "@mipmap/icon"),
     ],
 )
-def test_a_typo_fails(boot: list[Path], core: Path, tmp_path: Path, file: str, old: str, new: str) -> None:
+def test_typo_fails_the_build(boot: list[Path], core: Path, tmp_path: Path, file: str, old: str, new: str) -> None:
     app = shutil.copytree(APP, tmp_path / "app", ignore=shutil.ignore_patterns("assets"))
     text = (app / file).read_text()
     assert old in text
@@ -97,7 +97,7 @@ def test_a_typo_fails(boot: list[Path], core: Path, tmp_path: Path, file: str, o
         build(app, tmp_path, boot, core)
 
 
-def test_the_readmes_java_compiles(boot: list[Path], core: Path, tmp_path: Path) -> None:
+def test_java_of_the_readme_compiles(boot: list[Path], core: Path, tmp_path: Path) -> None:
     readme = (jdk.ANDROID_DEMO / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```java\n(.*?)```", readme, re.DOTALL)
     lines = snippet.splitlines()
@@ -113,7 +113,7 @@ def test_the_readmes_java_compiles(boot: list[Path], core: Path, tmp_path: Path)
     compile_against(boot, [place, bitmap_image], tmp_path / "classes", [core])
 
 
-def test_no_string_is_unused_and_each_gets_as_many_values_as_it_shows() -> None:
+def test_each_string_is_used_and_given_its_values() -> None:
     strings = {
         item.get("name"): item.text or "" for item in ElementTree.parse(APP / "res/values/strings.xml").getroot()
     }
@@ -128,7 +128,7 @@ def test_no_string_is_unused_and_each_gets_as_many_values_as_it_shows() -> None:
             assert given == len(shown), f"{name} shows {len(shown)} values, is given {given}: {call}"
 
 
-def test_everything_that_can_be_touched_has_words() -> None:
+def test_every_control_has_a_label() -> None:
     layouts = list(APP.glob("res/layout*/*.xml"))
     assert len(layouts) == 5
     touched = 0
@@ -161,7 +161,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
+def test_only_the_activities_that_adb_starts_are_exported() -> None:
     root = ElementTree.parse(APP / "AndroidManifest.xml").getroot()
     exported = {item.get(f"{NS}name") for item in root.iter("activity") if item.get(f"{NS}exported") == "true"}
     assert exported == {".MainActivity", ".SelfCheckActivity"}
@@ -172,7 +172,7 @@ def test_the_benchs_contract_and_nothing_else_is_exported() -> None:
     assert "applicationId 'org.stlm_edge.demo'" in gradle
 
 
-def test_the_readmes_self_check_is_the_benchs_and_what_the_app_reads() -> None:
+def test_self_check_of_the_readme_matches_the_bench_and_the_app() -> None:
     readme = (jdk.ANDROID_DEMO / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(adb .*?)```", readme, re.DOTALL | re.MULTILINE)
     push, start, pull = (shlex.split(line) for line in block.splitlines())
@@ -190,7 +190,7 @@ def test_the_readmes_self_check_is_the_benchs_and_what_the_app_reads() -> None:
     assert dict(zip(start[7::3], start[8::3], strict=True))["bundle"] == name
 
 
-def test_versions_are_written_once() -> None:
+def test_versions_agree() -> None:
     gradle = (jdk.ANDROID_DEMO / "app/build.gradle").read_text()
     assert f"versionName '{stlm_edge.__version__}'" in gradle
     plugin = (jdk.ANDROID_DEMO / "build.gradle").read_text()
@@ -200,7 +200,7 @@ def test_versions_are_written_once() -> None:
     assert re.search(r"^distributionSha256Sum=[0-9a-f]{64}$", wrapper, re.MULTILINE)
 
 
-def test_a_device_without_a_camera_can_install_the_app() -> None:
+def test_device_without_camera_can_install_the_app() -> None:
     root = ElementTree.parse(APP / "AndroidManifest.xml").getroot()
     optional = {item.get(f"{NS}name") for item in root.iter("uses-feature") if item.get(f"{NS}required") == "false"}
     implied_by_the_permission = {"android.hardware.camera", "android.hardware.camera.autofocus"}

@@ -1,4 +1,4 @@
-"""The Android demo's core says what Python says, under JUnit on a JVM: `java/` holds the tests, this what they need."""
+"""The Android demo's core gives the same results as Python, under JUnit on a JVM; the Java tests are in `java/`."""
 
 import base64
 import copy
@@ -142,7 +142,7 @@ def base64_of(data: bytes) -> str:
 
 
 def headers() -> list[tuple[bytes, str]]:
-    """Images' files, and what is to be found in them: size and orientation, why they are refused, ? if damaged."""
+    """Return image files with size and orientation, the reason to refuse them, or ? if damaged."""
     cases = []
     image = tiny_image(1, width=70, height=50)
     for kind in ("JPEG", "PNG", "WEBP"):
@@ -177,7 +177,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def judged_models(path: Path) -> list[str]:
-    """TFLite files, intact and damaged, each with what Python reads of them."""
+    """Return TFLite files, intact and damaged, each with the metadata that Python reads."""
     contents = [None, b"{}", b'{"a": 1}', b"[]", b"not JSON", b'{"a": "1", "a": "2"}', b'{"a": "\xff"}']
     contents += [json.dumps({"threshold": "0.5", "größe": "Δ" * 100, "empty": ""}).encode() + b" " * 100]
     lines = []
@@ -203,7 +203,7 @@ def judged_model(path: Path) -> str:
 
 
 def judged_manifests(path: Path) -> list[str]:
-    """The manifest and several hundred like it, each with what Python's reader says of it."""
+    """Return the manifest and several hundred variants, each accepted or refused by Python's reader."""
     intact = json.loads(path.read_text())
     texts = [json.dumps(intact, indent=2), json.dumps(intact)]
     random.seed(0)
@@ -230,7 +230,7 @@ def judged_manifests(path: Path) -> list[str]:
 
 
 def places(value: object, inside: tuple = ()) -> list[tuple]:
-    """The paths of all values; of a list only the first item's, and the golden images' files once."""
+    """Return the paths of all values; of a list only those in its first item."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else []
     found = [inside] if inside else []
     for key, part in items:

@@ -1,6 +1,6 @@
-"""The .tflite that an export for android writes, run by the app's own model class on a JVM.
+"""The .tflite of an export for android, run by the app's own model class on a JVM.
 
-LiteRT's classes are those of `litert/`, which call the library inside Python's wheel.
+The LiteRT classes are those of `litert/`, which call the library in Python's wheel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def bundles(
     core_test_classes: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder with the bundles and, beside each, what Java found of it."""
+    """A folder with the bundles and, beside each, the bench.json that Java wrote."""
     folder = tmp_path_factory.mktemp("android")
     for precision, exported in exported_for_android.items():
         lay_out(exported.folder, folder, precision)
@@ -51,7 +51,7 @@ def bundles(
 
 
 def lay_out(bundle_folder: Path, folder: Path, precision: str) -> None:
-    """The bundle, and beside it what Python's interpreter makes of its golden images."""
+    """Copy the bundle, and write beside it the maps of Python's interpreter for its golden images."""
     shutil.copytree(bundle_folder, folder / precision)
     (folder / f"{precision}-maps").mkdir()
     bundle = open_bundle(bundle_folder, threads=1)
@@ -60,7 +60,7 @@ def lay_out(bundle_folder: Path, folder: Path, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_java_gives_the_verdicts_and_the_parity_that_python_gives(bundles: Path, precision: str) -> None:
+def test_java_gives_the_same_verdicts_and_parity_as_python(bundles: Path, precision: str) -> None:
     found = json.loads((bundles / f"{precision}.json").read_text())
     jsonschema.validate(found, schema())
     (row,) = found["rows"]
@@ -79,7 +79,7 @@ def test_java_gives_the_verdicts_and_the_parity_that_python_gives(bundles: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_full_network_gives_java_what_it_gives_python(
+def test_full_network_gives_the_same_results_in_java(
     core_classes: Path, core_test_classes: Path, tmp_path: Path
 ) -> None:
     checkpoint = train(Job(write_demo(tmp_path / "data"), RECIPES["quick"].longer(0.05), 224), tmp_path / "run")

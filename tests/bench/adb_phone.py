@@ -1,4 +1,4 @@
-"""What stands for a phone: Debian's adbd and a real adb server, in a network of their own, reached by a socket file."""
+"""A phone simulated by Debian's adbd, with an adb server, in their own network, reached by a socket file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SERIAL = "127.0.0.1:5555"  # inside that network, where nobody else can reach it
 
 
 class Phone:
-    """`files` are the app's, `tools` comes first on the shell's PATH, `socket` is the adb server's."""
+    """`files` is the app's folder, `tools` comes first on the shell's PATH, `socket` is the adb server's."""
 
     def __init__(self, folder: Path) -> None:
         adb = shutil.which("adb")
         if not (ADBD / "adbd").exists() or adb is None or not shutil.which("ip"):
-            pytest.skip("no adbd here: make build/adbd, and apt-get install adb iproute2")
+            pytest.skip("no adbd: run make build/adbd and apt-get install adb iproute2")
         own_network = ["unshare", "-n"] if os.getuid() == 0 else ["unshare", "-rn"]
         if subprocess.run([*own_network, "true"], check=False, capture_output=True).returncode:
-            pytest.skip("a network of its own, without which adbd would listen to everybody, can't be had here")
+            pytest.skip("cannot make a network namespace, without which adbd would listen on every interface")
         self.files, self.tools = folder / "files", folder / "tools"
         for made in (self.files, self.tools):
             made.mkdir(parents=True, exist_ok=True)
@@ -48,15 +48,15 @@ class Phone:
             time.sleep(0.05)
         environment = os.environ | {"ADB_SERVER_SOCKET": self.socket}
         for _ in range(50):
-            told = subprocess.run([adb, "connect", SERIAL], env=environment, capture_output=True, text=True, timeout=20)
-            if "connected to" in told.stdout:
+            done = subprocess.run([adb, "connect", SERIAL], env=environment, capture_output=True, text=True, timeout=20)
+            if "connected to" in done.stdout:
                 return
             time.sleep(0.1)
         self.stop()
-        raise AssertionError(f"adb does not connect: {told.stdout}{told.stderr}")
+        raise AssertionError(f"adb does not connect: {done.stdout}{done.stderr}")
 
     def tool(self, name: str, text: str) -> None:
-        """A stand-in for a program that a phone has."""
+        """Put a program on the phone's PATH."""
         (self.tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (self.tools / name).chmod(0o755)
 

@@ -1,4 +1,4 @@
-"""Fetches Android's adbd from Debian's backports, without installing it: it would listen on every interface.
+"""Download Android's adbd from Debian's backports without installing it: it would listen on every interface.
 
     python3 tests/bench/fetch_adbd.py build/adbd
 

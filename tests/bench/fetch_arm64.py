@@ -1,9 +1,9 @@
-"""Makes an arm64 Debian's Python with onnxruntime, run by qemu's user emulation, for a parity test on that processor.
+"""Make Debian's Python for arm64 with onnxruntime, run by qemu's user emulation, for a parity test.
 
     .venv/bin/python tests/bench/fetch_arm64.py build/arm64
 
-Nothing is installed: apt downloads the packages of this machine's own Debian for arm64, in a folder of its own, and uv
-the wheels. `build/arm64/python` is the interpreter.
+Nothing is installed: apt downloads the arm64 packages of this machine's Debian into a separate folder, and uv the
+wheels. `build/arm64/python` is the interpreter.
 """
 
 import shutil
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def make(folder: Path, place: Path) -> None:
-    """Fill `folder`, which will stand at `place`. Raises OSError or subprocess.SubprocessError where it can't be."""
+    """Fill `folder`, which is then moved to `place`. Raises OSError or subprocess.SubprocessError."""
     lines = [line.replace("[", "[arch=arm64 ", 1) for line in sources(RELEASE)]
     if not lines:
         raise OSError("this system has no source of Debian packages")
@@ -50,7 +50,7 @@ def make(folder: Path, place: Path) -> None:
     root.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as name:
         apt = Path(name)
-        apt.chmod(0o755)  # apt reads and writes as a user of its own
+        apt.chmod(0o755)  # apt reads and writes as another user
         for inside in ("lists/partial", "cache/archives/partial"):
             (apt / inside).mkdir(parents=True)
         (apt / "sources.list").write_text("".join(lines))
@@ -76,7 +76,7 @@ def make(folder: Path, place: Path) -> None:
     run(uv, "pip", "install", "-q", *wanted, "--target", str(folder / "site"), *WHEELS)
     files = {
         "usr/lib/python3/dist-packages/site.pth": f"{place}/site\n",
-        "proc/cpuinfo": CPUINFO,  # onnxruntime asks which instructions there are
+        "proc/cpuinfo": CPUINFO,  # onnxruntime reads the supported instructions
         **{f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present", "online")},
     }
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""A real OpenSSH server on loopback, for this user only, and a bare Python that stands for a device's."""
+"""An OpenSSH server on loopback, for this user only, and a Python with only a device's packages."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ DEVICE_PACKAGES = ("numpy", "PIL", "onnxruntime")
 
 
 class SshServer:
-    """sshd with keys of its own. What it runs keeps its files in `cache`; `config` tells ssh how to reach it.
+    """sshd with its own keys. Its sessions have the cache folder `cache`; `config` is the client's configuration.
 
-    `more` is added to its configuration; `wrapped_in` are words before its command line.
+    `wrapped_in` are words before its command line.
     """
 
-    def __init__(self, folder: Path, cache: Path | None = None, more: str = "", wrapped_in: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, cache: Path | None = None, wrapped_in: Sequence[str] = ()) -> None:
         if SSHD is None or not shutil.which("ssh-keygen"):
-            pytest.skip("no OpenSSH server here: apt-get install openssh-server")
+            pytest.skip("no OpenSSH server: run apt-get install openssh-server")
         folder.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it when root starts it
+            Path("/run/sshd").mkdir(exist_ok=True)  # required when root starts sshd
         self._wrapped_in = wrapped_in
         self.cache = cache or folder / "cache"
         for name in ("host", "user"):
@@ -44,7 +44,7 @@ class SshServer:
         self._sshd_config.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {folder / 'user.pub'}\nStrictModes no\nMaxStartups 100\n"
-            f"SetEnv XDG_CACHE_HOME={self.cache} OMP_NUM_THREADS=1\n{more}"
+            f"SetEnv XDG_CACHE_HOME={self.cache} OMP_NUM_THREADS=1\n"
         )
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
         self.config = folder / "ssh_config"
@@ -67,7 +67,7 @@ class SshServer:
         raise AssertionError("sshd does not listen")
 
     def stop(self) -> None:
-        """End the server and every connection, as when the cable is pulled; what was detached goes on."""
+        """End the server and every connection, as if the cable were pulled; detached processes go on."""
         for pid in [*_descendants(self._process.pid), self._process.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def bare_python(folder: Path) -> Path:
-    """An interpreter that has what a device needs and nothing else, least of all this package."""
+    """Make an interpreter with the packages that a device needs, and without this one."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     for package in DEVICE_PACKAGES:

@@ -98,8 +98,8 @@ public final class SelfCheckActivity extends Activity {
         Context context = getApplicationContext();
         Settings settings = new Settings(context);
         String name = intent.getStringExtra("bundle");
-        String asked = intent.getStringExtra("delegate");
-        boolean gpu = asked == null ? settings.gpu() : asked.equals("gpu");
+        String requested = intent.getStringExtra("delegate");
+        boolean gpu = requested == null ? settings.gpu() : requested.equals("gpu");
         int queries = within(1, intent.getIntExtra("queries", QUERIES), MAX_QUERIES);
         int seconds = within(0, intent.getIntExtra("seconds", 0), MAX_SECONDS);
         int threads = within(1, intent.getIntExtra("threads", settings.threads()), Settings.cores());
@@ -111,15 +111,15 @@ public final class SelfCheckActivity extends Activity {
         row.runtime = gpu ? "litert gpu" : "litert cpu (XNNPACK)";
         row.threads = gpu ? 1 : threads;
         File folder = context.getExternalFilesDir(null);
-        File answer = folder == null ? null : new File(folder, BenchFile.NAME);
+        File file = folder == null ? null : new File(folder, BenchFile.NAME);
         BenchFile.Device device = device(context);
         device.celsiusBefore = celsius(context);
         String problem = null;
-        if (answer != null && answer.exists() && !answer.delete()) {
+        if (file != null && file.exists() && !file.delete()) {
             problem = getString(R.string.no_storage);
         }
         try {
-            if (asked != null && !asked.equals("gpu") && !asked.equals("cpu")) {
+            if (requested != null && !requested.equals("gpu") && !requested.equals("cpu")) {
                 throw new IOException(getString(R.string.bad_delegate));
             }
             check(context, row, name, gpu, effort);
@@ -133,14 +133,14 @@ public final class SelfCheckActivity extends Activity {
                     : Words.of(context, refused);
         }
         try {
-            if (answer == null) {
+            if (file == null) {
                 throw new IOException(getString(R.string.no_storage));
             }
             String command = "self-check --bundle " + row.bundle + " --queries " + queries
                     + (seconds > 0 ? " --seconds " + seconds : "") + " --threads " + row.threads
                     + (effort.evenIfWrong ? " --even-if-wrong" : "") + " --delegate " + (gpu ? "gpu" : "cpu");
             device.celsiusAfter = celsius(context);
-            BenchFile.write(answer, version(context), command, device, row);
+            BenchFile.write(file, version(context), command, device, row);
         } catch (IOException full) {
             problem = Words.of(context, full);
         }
@@ -178,9 +178,9 @@ public final class SelfCheckActivity extends Activity {
         headline.setText(problem == null ? BenchFile.headline(row) : problem);
         StringBuilder text = new StringBuilder();
         if (row.check != null) {
-            for (Parity.Row answer : row.check.parity.rows) {
-                text.append(String.format(Locale.ROOT, "%s: %s, score %.4f (trained %.4f), map ±%.1e\n", answer.name,
-                        answer.verdict, answer.score, answer.expectedScore, answer.maxAbsDiff));
+            for (Parity.Row golden : row.check.parity.rows) {
+                text.append(String.format(Locale.ROOT, "%s: %s, score %.4f (trained %.4f), map ±%.1e\n", golden.name,
+                        golden.verdict, golden.score, golden.expectedScore, golden.maxAbsDiff));
             }
             if (row.check.milliseconds.length > 0) {
                 Latency latency = new Latency(row.check.milliseconds);
