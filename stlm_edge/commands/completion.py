@@ -63,15 +63,17 @@ def _fish() -> Iterator[str]:
     yield f"complete -c stlm -f -n __fish_use_subcommand -a '{' '.join(COMMANDS)}'"
     for name, options in _options():
         for option, action in options:
+            flag = f"-l {option[2:]} " if action.option_strings else ""
             values = f"-x -a '{' '.join(action.choices)}'" if action.choices else "-r" if action.nargs != 0 else ""
-            yield f"complete -c stlm -n '__fish_seen_subcommand_from {name}' -l {option[2:]} {values}"
-            yield f"complete -c stlm-{name} -l {option[2:]} {values}"
+            yield f"complete -c stlm -n '__fish_seen_subcommand_from {name}' {flag}{values}"
+            yield f"complete -c stlm-{name} {flag}{values}"
     yield "complete -c stlm-edge -w stlm"
 
 
 def _options() -> list[tuple[str, list[tuple[str, argparse.Action]]]]:
-    """Return each command's name with its long options."""
-    return [
-        (name, [(action.option_strings[-1], action) for action in parser._actions if action.option_strings])
-        for name, parser in parsers().items()
-    ]
+    """Return each command's name with its long options; an argument with choices is listed under the command's name."""
+    options = []
+    for name, parser in parsers().items():
+        actions = [action for action in parser._actions if action.option_strings or action.choices]
+        options.append((name, [([name, *action.option_strings][-1], action) for action in actions]))
+    return options
