@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stlm_edge.model import STLM
 from stlm_edge.model.stlm import STRIDE, Maps
+from stlm_edge.training.norm_gelu_conv import save_memory
 from stlm_edge.training.recipes import Recipe
 
 WARM_UP = 50
@@ -23,6 +24,7 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: STLM, recipe: Recipe):
         super().__init__()
+        save_memory(model)
         self.model, self.recipe = model, recipe
 
     def forward(
@@ -63,14 +65,13 @@ class TrainingStep(nn.Module):
 
 def map_losses(logits: Tensor, mask: Tensor, loss: str) -> dict[str, Tensor]:
     """Return the losses of B×1×h×w logits of the anomaly map against a B×1×S×S mask, by name; see `Aggregation`."""
-    probabilities = logits.sigmoid()
     if loss == "focal+l1":
         target = F.interpolate(mask, logits.shape[2:], mode="bilinear").ge(0.5).to(logits.dtype)
-        return {"focal": focal_loss(probabilities, target), "l1": l1_loss(probabilities, target)}
+        return {"focal": focal_loss(logits.sigmoid(), target), "l1": l1_loss(logits.sigmoid(), target)}
     nearest = loss == "cross-entropy+dice on nearest pixels"
     target = F.interpolate(mask, logits.shape[2:]) if nearest else F.avg_pool2d(mask, STRIDE)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-    return {"cross_entropy": cross_entropy, "dice": dice_loss(probabilities, target)}
+    return {"cross_entropy": cross_entropy, "dice": dice_loss(logits.sigmoid(), target)}
 
 
 def cosine_loss(maps: Maps, targets: Maps) -> Tensor:
