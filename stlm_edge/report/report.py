@@ -26,7 +26,7 @@ from stlm_edge.bundle.reader import CANDIDATES
 from stlm_edge.errors import UsageError
 from stlm_edge.export.targets import TARGETS, Target
 from stlm_edge.files import write_text
-from stlm_edge.images import IMAGE_SUFFIXES, read_image
+from stlm_edge.images import is_image, read_image
 from stlm_edge.report import charts
 from stlm_edge.report.golden_images import thumbnails, worst
 from stlm_edge.runtimes import name_here
@@ -60,7 +60,7 @@ def write_report(
     config = _read_object(run_folder / "config.json") if run_folder else {}
     metrics = _read_object(evaluation / "metrics.json") if evaluation else {}
     log = _read_log(run_folder / "log.jsonl") if run_folder else []
-    sheets = _images(evaluation) if evaluation else []
+    sheets = sorted(path for path in evaluation.iterdir() if is_image(path)) if evaluation else []
     bundles = bundles or {}
     rows = _rows(bench or {})
     devices = _devices(bench or {}, rows)
@@ -313,10 +313,6 @@ def _contact_sheet(path: Path) -> tuple[str, str]:
     image.save(buffer, "JPEG", quality=86)
     caption = path.stem.replace("_", " ").replace("-", " ").capitalize()
     return caption, base64.b64encode(buffer.getvalue()).decode()
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _score_charts(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
