@@ -65,12 +65,11 @@ def published(file: Path) -> Callable[[np.ndarray], Answer]:
     @torch.no_grad()
     def run(image: np.ndarray) -> Answer:
         x = plain_training.normalised(model, torch.from_numpy(image)[None])
-        with plain_training.norm_gelu_conv_apart():
-            plain, denoising = (
-                [plain_training.unit(found) for found in plain_training.maps_of(encoder, *decoder, x)]
-                for decoder in [(model.mask_decoder, model.prompt_encoder)]
-                for encoder in (model.plain, model.denoising)
-            )
+        plain, denoising = (
+            [plain_training.unit(found) for found in plain_training.maps_of(encoder, *decoder, x)]
+            for decoder in [(model.mask_decoder, model.prompt_encoder)]
+            for encoder in (model.plain, model.denoising)
+        )
         disagreement = torch.cat([-p * d for p, d in zip(plain, denoising, strict=True)], dim=1)
         found = torch.sigmoid(model.fa.head(model.fa.res(disagreement)))
         anomaly_map = F.interpolate(found, size=image.shape[:2], mode="bilinear", align_corners=False)

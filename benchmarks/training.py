@@ -49,10 +49,10 @@ from stlm_edge.data.textures import any_of, patches_of, procedural
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.files import write_text
 from stlm_edge.model import STLM, ModelConfig
-from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.tiny_vit import TinyViT
 from stlm_edge.teachers.sam import Sam
 from stlm_edge.training.allocator import keep_freed_memory, return_freed_memory
+from stlm_edge.training.onednn import ByOneDNN
 from stlm_edge.training.recipes import RECIPES
 from stlm_edge.training.step import CleanTargets, TrainingStep, freeze, image_targets, make_optimisers
 
@@ -104,7 +104,7 @@ class Training:
         return self._plain_losses(image_targets(self.teacher, self.image, self.mask, before), before)
 
     def batched(self) -> dict[str, Tensor]:
-        with plain_training.norm_gelu_conv_apart():
+        with plain_training.unfused(self.model):
             return self.together()
 
     def together(self) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class Training:
         return self.by_onednn()
 
     def _plain_losses(self, seen: Any, before: Any) -> dict[str, Tensor]:
-        with plain_training.norm_gelu_conv_apart():
+        with plain_training.unfused(self.model):
             losses = plain_training.losses_of(self.model, self.image, self.mask, seen, before)
             return self._learn(losses, self.published_optimisers)
 

@@ -35,7 +35,7 @@ def step(model, teacher, optimisers, image, clean, mask):
         optimiser.zero_grad()
     seen = teacher_maps(teacher, image)
     before = teacher_maps(teacher, clean)
-    with norm_gelu_conv_apart():
+    with unfused(model):
         losses = losses_of(model, image, mask, seen, before)
         (losses["plain"] + losses["denoising"] + losses["focal"] + losses["l1"]).backward()
     for optimiser in optimisers:
@@ -86,11 +86,14 @@ def unit(maps):
 
 
 @contextmanager
-def norm_gelu_conv_apart():
-    """Let the encoder's batch norms, GELUs and convolutions be the operations that they are."""
-    together = tiny_vit.norm_gelu_conv
-    tiny_vit.norm_gelu_conv = lambda norm, conv, x: conv(F.gelu(norm(x)))
+def unfused(model):
+    """Let the encoders' batch norms, GELUs and convolutions be separate operations."""
+    chains = [module for module in model.modules() if isinstance(module, tiny_vit.ConvChain)]
+    before = [chain.norm_gelu_conv for chain in chains]
+    for chain in chains:
+        chain.norm_gelu_conv = tiny_vit.norm_gelu_conv
     try:
         yield
     finally:
-        tiny_vit.norm_gelu_conv = together
+        for chain, function in zip(chains, before, strict=True):
+            chain.norm_gelu_conv = function

@@ -5,14 +5,13 @@ a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the 
 a rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from stlm_edge.model.norm_gelu_conv import norm_gelu_conv
 
 WINDOW_SIZES = (7, 7, 14, 7)
 
@@ -26,12 +25,25 @@ class ConvBN(nn.Sequential):
         self.add_module("bn", nn.BatchNorm2d(out_dim))
 
 
-def convolved(x: Tensor, *layers: Any) -> Tensor:
-    """X through several `ConvBN`, a GELU between each and the next."""
-    x = layers[0].c(x)
-    for layer, following in pairwise(layers):
-        x = norm_gelu_conv(layer.bn, following.c, x)
-    return layers[-1].bn(x)
+def norm_gelu_conv(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
+    """Return conv(GELU(norm(x))) of a B×C×h×w map."""
+    return conv(F.gelu(norm(x)))
+
+
+class ConvChain(nn.Module):
+    """Base of modules that apply several `ConvBN`, a GELU between each and the next.
+
+    Training replaces `norm_gelu_conv` of an instance by an equal function that needs less memory.
+    """
+
+    norm_gelu_conv: Callable[[nn.Module, nn.Module, Tensor], Tensor] = staticmethod(norm_gelu_conv)
+
+    def chain(self, x: Tensor, *layers: Any) -> Tensor:
+        """Apply the layers to a B×C×h×w map."""
+        x = layers[0].c(x)
+        for layer, following in pairwise(layers):
+            x = self.norm_gelu_conv(layer.bn, following.c, x)
+        return layers[-1].bn(x)
 
 
 class LayerNorm2d(nn.Module):
@@ -49,7 +61,7 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(ConvChain):
     """3×S×S → 64×S/4×S/4."""
 
     def __init__(self, dim: int):
@@ -58,10 +70,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, _, second = self.seq
-        return convolved(x, first, second)
+        return self.chain(x, first, second)
 
 
-class MBConv(nn.Module):
+class MBConv(ConvChain):
     """Inverted bottleneck, expansion 4, with the activation after the sum."""
 
     def __init__(self, dim: int):
@@ -71,10 +83,10 @@ class MBConv(nn.Module):
         self.conv3 = ConvBN(dim * 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + convolved(x, self.conv1, self.conv2, self.conv3))
+        return F.gelu(x + self.chain(x, self.conv1, self.conv2, self.conv3))
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(ConvChain):
     """To the next stage's channels, at half the resolution (stride 2) or the same (stride 1)."""
 
     def __init__(self, dim: int, out_dim: int, stride: int):
@@ -84,7 +96,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvBN(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return convolved(x, self.conv1, self.conv2, self.conv3)
+        return self.chain(x, self.conv1, self.conv2, self.conv3)
 
 
 def bias_indices(window: int) -> Tensor:

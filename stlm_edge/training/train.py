@@ -30,7 +30,6 @@ from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.images import read_image
 from stlm_edge.model import STLM, checkpoint
-from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.stlm import Maps
 from stlm_edge.runtimes.torch import run_model
 from stlm_edge.teachers import Teacher, open_teacher
@@ -43,6 +42,7 @@ from stlm_edge.training.feature_cache import FeatureCache
 from stlm_edge.training.job import Job, category_of, config_of, digest, initialise, settings_of, split
 from stlm_edge.training.launcher import open_fabric, report_errors_once
 from stlm_edge.training.loggers import open_logger
+from stlm_edge.training.onednn import ByOneDNN
 from stlm_edge.training.recipes import Recipe, for_teacher
 from stlm_edge.training.step import (
     CleanTargets,

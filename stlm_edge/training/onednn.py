@@ -1,8 +1,8 @@
 """Matrix products by oneDNN instead of MKL, for training in float32 on a CPU.
 
-PyTorch gives `nn.Linear` to MKL, and on one thread 1×1 convolutions of fewer than 16 images too. On AMD's processors
-MKL takes a slow path: half the rate at which oneDNN computes the very same products. Seen as a channels-last map of 16
-or more images, which costs no copy, they reach oneDNN, and so do their gradients. On Intel's expect less of it.
+PyTorch gives `nn.Linear` to MKL, and on one thread also 1×1 convolutions of fewer than 16 images. On AMD processors MKL
+takes a slow path at half of oneDNN's rate. Viewed as a channels-last map of 16 or more images, which needs no copy, the
+products and their gradients reach oneDNN. On Intel processors the gain is smaller.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LEAST_IMAGES, MOST_IMAGES = 16, 128
-LEAST_ROWS = 256  # of the left matrix; with fewer, the call is what costs
+LEAST_ROWS = 256  # of the left matrix; with fewer, the call costs more than the product
 
 _depth = 0
 
@@ -45,8 +45,9 @@ class ByOneDNN(TorchFunctionMode):
 
 
 def split(x: Tensor, filters: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """A B×C×h×w map as one of 16 or more images of fewer rows, which a 1×1 convolution cannot tell from it; inside of
-    ByOneDNN where that is no copy, else `x` itself.
+    """View a B×C×h×w map as one of 16 or more images of fewer rows, equivalent for a 1×1 convolution.
+
+    Returns `x` itself outside of ByOneDNN and where the view would need a copy.
     """
     images, channels, height, width = x.shape
     count = _images(images * height)
@@ -65,7 +66,7 @@ def split(x: Tensor, filters: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 
 def merge(y: Tensor, x: Tensor) -> Tensor:
-    """What was computed of `split(x)` as a map of x's images again."""
+    """Return what was computed from `split(x)` as a map of as many images as `x` has."""
     if len(y) == len(x):
         return y
     return y.permute(0, 2, 3, 1).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
@@ -81,7 +82,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _images(rows: int) -> int:
-    """The least number of images that divides the rows, 0 where none does."""
+    """Return the least number of images that divides the rows, or 0."""
     return next((n for n in range(LEAST_IMAGES, MOST_IMAGES + 1) if rows % n == 0), 0)
 
 

@@ -1,8 +1,8 @@
-"""Batch norm, GELU and a convolution as one operation that keeps less for the backward pass.
+"""Batch norm, GELU and convolution as one operation that saves less for the backward pass.
 
-One after the other, each keeps its input; the norm's, the GELU's and the convolution's are equally large, and in the
-first stages of a 1024×1024 image they are most of a training's memory. Together they keep the norm's input alone, and
-compute the other two once more, elementwise, when the gradient comes.
+As three operations, each saves its input. The three inputs are equally large, and in the first stages of a 1024×1024
+image they are most of the memory that training needs. The fused operation saves the norm's input only, and computes
+the other two again, elementwise, in the backward pass.
 """
 
 from typing import Any
@@ -11,11 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlm_edge.model.products import merge, split
+from stlm_edge.model.tiny_vit import ConvChain
+from stlm_edge.training.onednn import merge, split
+
+
+def save_memory(model: nn.Module) -> None:
+    """Let every chain of convolutions in `model` use the fused operation."""
+    for module in model.modules():
+        if isinstance(module, ConvChain):
+            module.norm_gelu_conv = norm_gelu_conv
 
 
 def norm_gelu_conv(norm: nn.Module, conv: nn.Module, x: Tensor) -> Tensor:
-    """conv(GELU(norm(x))) of a B×C×h×w map; a norm that isn't a batch norm in training simply goes first."""
+    """Return conv(GELU(norm(x))) of a B×C×h×w map, fused if `norm` is a batch norm in training mode."""
     if not (norm.training and isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d and norm.momentum):
         return conv(F.gelu(norm(x)))
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stlm_edge.model.norm_gelu_conv import norm_gelu_conv
+from stlm_edge.training.norm_gelu_conv import norm_gelu_conv
 
 CONVOLUTIONS = {
     "1×1": {"kernel_size": 1},

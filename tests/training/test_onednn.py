@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stlm_edge.model.norm_gelu_conv import norm_gelu_conv
-from stlm_edge.model.products import ByOneDNN
 from stlm_edge.model.tiny_vit import TinyViT
+from stlm_edge.training.norm_gelu_conv import norm_gelu_conv, save_memory
+from stlm_edge.training.onednn import ByOneDNN
 
 
 def values_and_gradients(layer, x):
@@ -89,6 +89,7 @@ def operations(network, x, context):
 def test_an_encoders_products_are_convolutions_and_nothing_more_is_copied():
     torch.manual_seed(0)
     encoder = TinyViT((1, 1, 1, 1)).train().to(memory_format=torch.channels_last)
+    save_memory(encoder)
     x = torch.randn(2, 3, 256, 256).contiguous(memory_format=torch.channels_last)
     plain, fast = operations(encoder, x, torch.enable_grad()), operations(encoder, x, ByOneDNN())
     assert "addmm" in plain.names
