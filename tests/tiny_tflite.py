@@ -1,4 +1,4 @@
-"""A TFLite file of a few operators that keeps the artifact's contract, as `tiny.write_tiny_onnx` does for ONNX."""
+"""A TFLite file of a few operators with an artifact's input and output, as `tiny.write_tiny_onnx` writes in ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ FLOAT, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 
 
 def tiny_model(size: int, metadata: bytes | None = b'{"key": "value"}      ', divide_by: float = 255.0) -> Any:
-    """map = the mean of red, green and blue / `divide_by`; input float32 1×S×S×3, output 1×1×S×S."""
+    """Return a model whose map is the mean of red, green and blue / `divide_by`: float32 1×S×S×3 to 1×1×S×S."""
     model = schema.ModelT()
     model.version, model.description = 3, "tiny"
     model.buffers = [schema.BufferT()]
