@@ -124,8 +124,8 @@ def behind_patchcore(rows: list[dict]) -> list[str]:
 def show(rows: list[dict]) -> None:
     table = Table("data", "method", "training, s", "image AUROC", "pixel AUROC", "AUPRO")
     for row in rows:
-        figures = ("n/a" if row[f] is None else f"{100 * row[f]:.1f}" for f in METRICS)
-        table.add_row(row["data"], row["method"], str(row["seconds"]), *figures)
+        values = ("n/a" if row[name] is None else f"{100 * row[name]:.1f}" for name in METRICS)
+        table.add_row(row["data"], row["method"], str(row["seconds"]), *values)
     Console().print(table)
 
 

@@ -1,9 +1,9 @@
-"""Time the evaluation metrics on 1,000 maps of 256×256 with masks, on one core, beside adeval's streaming accumulator.
+"""Time the evaluation metrics on 1,000 maps of 256×256 with masks, on one core, against adeval's streaming accumulator.
 
     python benchmarks/aupro.py
 
-Prints both times and figures. Exits 1 when ours took more than 5 seconds. adeval counts into 1,000 equal steps between
-the lowest and the highest score, which it has to be told beforehand.
+Prints the times and metrics of both. Exits 1 when ours took more than 5 seconds. adeval counts into 1,000 equal steps
+between the lowest and the highest score, which it must know beforehand.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
         theirs.add_anomap(anomaly_map, mask.astype(np.uint8))
         their_seconds += perf_counter() - start
     start = perf_counter()
-    figures = ours.compute()
+    metrics = ours.compute()
     our_seconds += perf_counter() - start
     start = perf_counter()
     pixel_auroc, aupro = theirs._auroc(theirs._pixel_acc), theirs._aupro()
@@ -46,8 +46,8 @@ def main() -> None:
 
     print(f"{MAPS} maps of {SIZE}×{SIZE} with masks, one thread")
     print(
-        f"stlm_edge  {our_seconds:6.2f} s  AUPRO {figures.aupro:.6f} ± {figures.aupro_error_bound:.1e}"
-        f"  pixel AUROC {figures.pixel_auroc:.6f} ± {figures.pixel_auroc_error_bound:.1e}"
+        f"stlm_edge  {our_seconds:6.2f} s  AUPRO {metrics.aupro:.6f} ± {metrics.aupro_error_bound:.1e}"
+        f"  pixel AUROC {metrics.pixel_auroc:.6f} ± {metrics.pixel_auroc_error_bound:.1e}"
     )
     print(f"adeval     {their_seconds:6.2f} s  AUPRO {aupro:.6f}            pixel AUROC {pixel_auroc:.6f}")
     if our_seconds > LIMIT_SECONDS:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def made_up_maps() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Noisy maps with one to three round defects each, of 1 to 40 pixels in radius, most of them found in part."""
+    """Yield noisy maps and masks with one to three round defects of 1 to 40 pixels in radius, most detected in part."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     for _ in range(MAPS):

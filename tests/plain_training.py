@@ -1,7 +1,7 @@
-"""STLM's training step a second time, written out plainly: what the package's own step is checked and timed against.
+"""A second, plain implementation of STLM's training step, as a reference for the package's losses and speed.
 
-It goes as the published training does: the teacher answers the pseudo-anomalous and the clean images alike, at every
-step; the mask decoder takes one image after the other; the two encoders run one after the other; the losses are those
+It follows the published training: the teacher runs on the pseudo-anomalous and on the clean images at every step; the
+mask decoder takes one image after the other; the two encoders run one after the other; the losses are those
 of DeSTSeg (X. Zhang et al., CVPR 2023), on which the published code rests. Network parts are the package's own.
 """
 
@@ -61,12 +61,13 @@ def losses_of(model, image, mask, seen, before):
         losses["denoising"] += torch.mean(1 - torch.sum(denoising[k] * before[k], dim=1))
 
     disagreement = torch.cat([-plain[k] * denoising[k] for k in range(2)], dim=1)
-    found = torch.sigmoid(model.fa.head(model.fa.res(disagreement)))
-    wanted = F.interpolate(mask[:, None].to(found.dtype), size=found.shape[2:], mode="bilinear", align_corners=False)
-    wanted = torch.where(wanted < 0.5, torch.zeros_like(wanted), torch.ones_like(wanted))
-    right = found * wanted + (1 - found) * (1 - wanted)
+    predicted = torch.sigmoid(model.fa.head(model.fa.res(disagreement)))
+    dtype, grid = predicted.dtype, predicted.shape[2:]
+    target = F.interpolate(mask[:, None].to(dtype), size=grid, mode="bilinear", align_corners=False)
+    target = torch.where(target < 0.5, torch.zeros_like(target), torch.ones_like(target))
+    right = predicted * target + (1 - predicted) * (1 - target)
     losses["focal"] = torch.mean(-torch.log(right) * (1 - right) ** FOCAL_GAMMA)
-    losses["l1"] = torch.mean(torch.abs(found - wanted))
+    losses["l1"] = torch.mean(torch.abs(predicted - target))
     return losses
 
 

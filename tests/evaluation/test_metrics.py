@@ -12,7 +12,7 @@ from adeval.au_pro import calculate_au_pro
 from torchmetrics.functional.classification import binary_auroc
 
 from stlm_edge.errors import JobError
-from stlm_edge.evaluation.metrics import LEVELS, PixelMetrics, image_auroc, image_f1
+from stlm_edge.evaluation.metrics import LEVELS, DetectionMetrics, PixelMetrics, image_auroc, image_f1
 
 SIZE = 64
 
@@ -77,22 +77,22 @@ def checkerboard(rng):
     return masks
 
 
-def test_random_scores_match_both_of_adevals_ways(monkeypatch):
+def test_random_scores_match_adevals_two_methods(monkeypatch):
     rng = np.random.default_rng(1)
     masks = discs(12, 12, rng)
     maps = random_scores(masks, rng)
-    figures = measure(maps, masks)
+    areas = measure(maps, masks)
     normal_pixels = int(np.sum(~masks))
     by_rank, _ = calculate_au_pro(list(masks.astype(int)), list(maps), num_thresholds=normal_pixels)
     auroc, by_steps = adeval_equal_steps(maps, masks, monkeypatch)
-    assert figures.aupro == pytest.approx(by_rank, abs=1e-3)
-    assert figures.aupro == pytest.approx(by_steps, abs=1e-3)
-    assert figures.pixel_auroc == pytest.approx(auroc, abs=1e-4)
-    assert (figures.pixel_auroc, figures.aupro) == pytest.approx(exact(maps, masks), abs=1e-9)
+    assert areas.aupro == pytest.approx(by_rank, abs=1e-3)
+    assert areas.aupro == pytest.approx(by_steps, abs=1e-3)
+    assert areas.pixel_auroc == pytest.approx(auroc, abs=1e-4)
+    assert (areas.pixel_auroc, areas.aupro) == pytest.approx(exact(maps, masks), abs=1e-9)
 
 
 # adeval leaves out the start of its curve, from (0, 0) to the share of pixels with the highest score of all, and it
-# wants two different scores: where many pixels share the highest score, only the exact figures are a reference.
+# wants two different scores: where many pixels share the highest score, only the exact areas are a reference.
 NOT_ADEVAL = object()
 ADVERSARIAL = {
     # name: masks, scores of masks, and what brings the scores to equal steps for adeval without touching their order
@@ -126,26 +126,26 @@ ADVERSARIAL = {
 
 
 @pytest.mark.parametrize("case", ADVERSARIAL)
-def test_adversarial_scores_match_adeval_and_the_exact_figures(case, monkeypatch):
+def test_adversarial_scores_match_adeval_and_exact_areas(case, monkeypatch):
     make_masks, make_maps, evened = ADVERSARIAL[case]
     rng = np.random.default_rng(2)
     masks = make_masks(rng)
     maps = make_maps(masks, rng).astype(np.float32)
-    figures = measure(maps, masks)
-    assert figures.aupro_error_bound == 0  # fewer than 65,536 different scores: nothing is lost
-    assert (figures.pixel_auroc, figures.aupro) == pytest.approx(exact(maps, masks), abs=1e-9)
+    areas = measure(maps, masks)
+    assert areas.aupro_error_bound == 0  # fewer than 65,536 different scores: nothing is lost
+    assert (areas.pixel_auroc, areas.aupro) == pytest.approx(exact(maps, masks), abs=1e-9)
     if evened is not NOT_ADEVAL:
         auroc, aupro = adeval_equal_steps(evened(maps) if evened else maps, masks, monkeypatch)
-        assert figures.aupro == pytest.approx(aupro, abs=1e-3)
-        assert figures.pixel_auroc == pytest.approx(auroc, abs=1e-3)
+        assert areas.aupro == pytest.approx(aupro, abs=1e-3)
+        assert areas.pixel_auroc == pytest.approx(auroc, abs=1e-3)
 
 
-def test_touching_diagonally_is_one_region():
+def test_diagonal_neighbours_are_one_region():
     mask = np.zeros((8, 8), dtype=bool)
     mask[2, 2] = mask[3, 3] = mask[4, 2] = True  # one region of three
     mask[7, 7] = True  # a region of one
     anomaly_map = np.zeros((8, 8), dtype=np.float32)
-    anomaly_map[7, 7] = 1  # found before any normal pixel: half of the regions, all the way
+    anomaly_map[7, 7] = 1  # above every normal pixel: half of the regions at every false-positive rate
     anomaly_map[2, 2] = 1  # and a third of the other one
     # from there the tie of all the rest: a straight line from (0, 2/3) to (1, 1)
     assert measure([anomaly_map], [mask]).aupro == pytest.approx(2 / 3 + 0.3 * (1 / 3) / 2)
@@ -153,8 +153,8 @@ def test_touching_diagonally_is_one_region():
 
 def test_constant_maps_are_chance():
     masks = discs(4, 8, np.random.default_rng(3))
-    figures = measure(np.full(masks.shape, 0.25, dtype=np.float32), masks)
-    assert figures == (pytest.approx(0.5), 0, pytest.approx(0.15), 0)
+    areas = measure(np.full(masks.shape, 0.25, dtype=np.float32), masks)
+    assert areas == (pytest.approx(0.5), 0, pytest.approx(0.15), 0)
 
 
 def test_perfect_maps_are_1():
@@ -162,7 +162,7 @@ def test_perfect_maps_are_1():
     assert measure(masks.astype(np.float32), masks) == (1, 0, pytest.approx(1), 0)
 
 
-def test_all_normal_and_all_anomalous_sets_have_no_figures():
+def test_single_class_has_no_areas():
     maps = np.random.default_rng(5).random((3, SIZE, SIZE), dtype=np.float32)
     nothing = (None, None, None, None)
     assert measure(maps, np.zeros(maps.shape, dtype=bool)) == nothing
@@ -187,21 +187,21 @@ def smooth_scores(masks, rng, scale=1.0):
     ],
 )
 @pytest.mark.parametrize("defects", ["last", "mixed"])
-def test_more_scores_than_levels_stay_within_the_stated_bound(squeeze, defects):
+def test_more_scores_than_levels_stay_within_the_error_bound(squeeze, defects):
     rng = np.random.default_rng(6)
     masks = np.concatenate([np.zeros((8, 256, 256), dtype=bool), discs(17, 30, rng, 256)[1:]])
     maps = squeeze(smooth_scores(masks, rng)).astype(np.float32)
     order = np.arange(len(maps)) if defects == "last" else rng.permutation(len(maps))
-    figures = measure(maps[order], masks[order])
+    areas = measure(maps[order], masks[order])
     auroc, aupro = exact(maps, masks)
     assert np.unique(maps).size > 4 * LEVELS
-    assert 0 < figures.aupro_error_bound < 2e-4
-    assert 0 < figures.pixel_auroc_error_bound < 1e-4
-    assert abs(figures.aupro - aupro) <= figures.aupro_error_bound
-    assert abs(figures.pixel_auroc - auroc) <= figures.pixel_auroc_error_bound
+    assert 0 < areas.aupro_error_bound < 2e-4
+    assert 0 < areas.pixel_auroc_error_bound < 1e-4
+    assert abs(areas.aupro - aupro) <= areas.aupro_error_bound
+    assert abs(areas.pixel_auroc - auroc) <= areas.pixel_auroc_error_bound
 
 
-def test_a_bound_that_grows_is_reported():
+def test_growing_error_bound_is_reported():
     """Scores that arrive in descending crowds where one level stood: the order inside is lost, and said to be."""
     rng = np.random.default_rng(7)
     metrics = PixelMetrics()
@@ -214,15 +214,15 @@ def test_a_bound_that_grows_is_reported():
     mask = discs(2, 60, rng, 256)[1]
     crowd = np.float32(low) + np.float32(high - low) * rng.random((256, 256), dtype=np.float32)
     metrics.update(np.where(mask, np.float32(high), crowd), mask)
-    figures = metrics.compute()
+    areas = metrics.compute()
     maps, masks = np.append(first, [np.where(mask, np.float32(high), crowd)], axis=0), np.zeros((21, 256, 256), bool)
     masks[-1] = mask
     auroc, _ = exact(maps, masks)
-    assert figures.pixel_auroc_error_bound > 1e-3
-    assert abs(figures.pixel_auroc - auroc) <= figures.pixel_auroc_error_bound
+    assert areas.pixel_auroc_error_bound > 1e-3
+    assert abs(areas.pixel_auroc - auroc) <= areas.pixel_auroc_error_bound
 
 
-def test_pixel_auroc_is_torchmetrics_own():
+def test_pixel_auroc_is_that_of_torchmetrics():
     rng = np.random.default_rng(8)
     masks = discs(8, 12, rng)
     maps = smooth_scores(masks, rng)
@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_number_of_maps():
     assert metrics._levels.shape[1] <= LEVELS
 
 
-def test_a_copy_goes_on_by_itself():
+def test_copy_is_independent():
     rng = np.random.default_rng(10)
     masks = discs(6, 10, rng)
     maps = random_scores(masks, rng)
@@ -262,14 +262,14 @@ def test_a_copy_goes_on_by_itself():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_map_that_is_not_finite_fails_the_job(value):
+def test_map_that_is_not_finite_is_a_job_error(value):
     anomaly_map = np.zeros((4, 4), dtype=np.float32)
     anomaly_map[1, 2] = value
     with pytest.raises(JobError, match="1 of 16 values of an anomaly map are not finite"):
         PixelMetrics().update(anomaly_map, np.zeros((4, 4), dtype=bool))
 
 
-def test_a_map_and_a_mask_of_two_shapes_fail_the_job():
+def test_map_and_mask_of_two_shapes_are_a_job_error():
     with pytest.raises(JobError, match=r"anomaly map of shape \(4, 4\) with a mask of shape \(4, 5\)"):
         PixelMetrics().update(np.zeros((4, 4)), np.zeros((4, 5), dtype=bool))
 
@@ -297,3 +297,27 @@ def test_image_f1():
     assert image_f1([True, False], [True, False]) == 1
     assert image_f1([False, False], [True, False]) == 0
     assert image_f1([True, False], [False, False]) is None
+
+
+def test_metrics_of_images_and_pixels_are_accumulated():
+    metrics, mask = DetectionMetrics(), np.zeros((8, 8), bool)
+    mask[2:4, 2:4] = True
+    metrics.update(np.where(mask, 0.9, 0.1).astype(np.float32), 0.9, True, mask)
+    metrics.update(np.full((8, 8), 0.2, np.float32), 0.2, False, np.zeros((8, 8), bool))
+    assert (metrics.scores, metrics.anomalous) == ([0.9, 0.2], [True, False])
+    values = metrics.compute()
+    assert (values["image_auroc"], values["pixel_auroc"], values["aupro"]) == pytest.approx((1, 1, 1))
+
+
+def test_pixel_metrics_are_missing_where_an_anomalous_image_has_no_mask():
+    metrics = DetectionMetrics()
+    metrics.update(np.full((8, 8), 0.9, np.float32), 0.9, True, None)
+    metrics.update(np.full((8, 8), 0.2, np.float32), 0.2, False, np.zeros((8, 8), bool))
+    values = metrics.compute()
+    assert values["image_auroc"] == 1
+    assert values["pixel_auroc"] is values["aupro"] is None
+
+
+def test_score_that_is_not_finite_is_a_job_error():
+    with pytest.raises(JobError, match="score nan is not finite"):
+        DetectionMetrics().update(np.zeros((8, 8), np.float32), float("nan"), False, np.zeros((8, 8), bool))

@@ -123,7 +123,7 @@ def test_teacher_runs_on_pseudo_anomalous_images_only():
     targets = image_targets(counting, image, mask, before)
     assert counts == [2]
     for found, expected in zip(targets, teacher(image), strict=True):
-        assert (1 - torch.cosine_similarity(found, expected, dim=1)).max() < 1e-5
+        assert (1 - torch.cosine_similarity(found, expected, dim=1)).max() < 1e-5  # clean ones are kept in float16
     untouched = image_targets(counting, clean, torch.zeros_like(mask), before)
     assert counts == [2]
     assert all(torch.equal(found, expected) for found, expected in zip(untouched, before, strict=True))
