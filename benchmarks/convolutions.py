@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py --run RUN --out benchmarks/results/convolutions.json
 
-Simulated in torch: linear layers as `converters/quantization.py` has them (inputs uint8 with each image's range,
+Simulated in torch: linear layers as `converters/onnx_int8.py` has them (inputs uint8 with each image's range,
 weights int8 with a scale per output channel), beside them convolutions with uint8 inputs and int8 weights, in several
 ways: ranges from the quantization set (the largest values, or a quantile), each image's own range, only some
 convolutions, channels equalised (input channels divided by √(their largest value / largest weight), weights multiplied;
@@ -41,10 +41,10 @@ from torch import Tensor, nn
 from stlm_edge.bench.machine import system
 from stlm_edge.bundle.golden import GoldenCandidate
 from stlm_edge.bundle.parity import compare
-from stlm_edge.converters import quantization
-from stlm_edge.converters.fp16_islands import evenly
-from stlm_edge.converters.onnx import quiet, to_onnx
-from stlm_edge.converters.shaping import folded
+from stlm_edge.converters import onnx_int8, quiet
+from stlm_edge.converters.export_form import fold_batch_norms
+from stlm_edge.converters.float32_operators import evenly
+from stlm_edge.converters.onnx import to_onnx
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.export.gate import METRICS, accuracy_on_pseudo_anomalies, lost_accuracy, pseudo_anomalies_on
 from stlm_edge.export.quantization_set import quantization_set
@@ -117,7 +117,7 @@ class Simulated:
     name = "int8 simulated"
 
     def __init__(self, model: STLM) -> None:
-        self.model, self.size = folded(model), model.config.size
+        self.model, self.size = fold_batch_norms(model), model.config.size
         self.convolutions: dict[str, _Int8Conv] = {}
         for name, module in list(self.model.named_modules()):
             parent = self.model.get_submodule(name.rpartition(".")[0])
@@ -177,7 +177,7 @@ def _of_channels(x: Tensor, quantile: float) -> Tensor:
 
 def fine_tuned(float_model: STLM, simulated: Simulated, images: Sequence[np.ndarray], steps: int) -> Simulated:
     """Fine-tune all weights of `simulated` through the roundings, against the float model's maps and features."""
-    teacher, student = folded(float_model), simulated.model
+    teacher, student = fold_batch_norms(float_model), simulated.model
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(student.parameters(), lr=RATE)
@@ -214,7 +214,7 @@ class Judge:
         size = opened.model.config.size
         self.images = pseudo_anomalies_on(list_images(run / "held_out"), size)
         reference = Simulated(self.model).turn_on(())
-        reference.model = folded(self.model)
+        reference.model = fold_batch_norms(self.model)
         self.figures = accuracy_on_pseudo_anomalies(reference, self.images)
         self.golden = [
             GoldenCandidate(str(number), None, bool(mask.any()), image, *reference.run(image))  # type: ignore[arg-type]
@@ -281,7 +281,7 @@ def times(run: Path, rounds: int) -> dict[str, Any]:
         folder = Path(name)
         paths = {label: folder / f"{label}.onnx" for label in ("float", "shipped", "convolutions")}
         to_onnx(opened.model, paths["float"], opened.decision_threshold)
-        quantization.to_int8(opened.model, paths["float"], paths["shipped"], opened.decision_threshold)
+        onnx_int8.to_int8(paths["float"], paths["shipped"], opened.decision_threshold)
         with quiet():
             quantize_static(
                 paths["float"],

@@ -3,8 +3,8 @@
     python benchmarks/graph.py --out benchmarks/results/graph.json
 
 Side by side: torch eager; onnxruntime on the plain export (batch norms merged, otherwise the model as it is), on the
-shaped one (`converters/shaping.py`), which is what ships, and on its int8 file; TFLite in fp32, with fp16 weights, and
-in int8. One thread, one image at a time, in turns (A B C A B C …) in one process, so that a busy or throttled machine
+rewritten one (`converters/export_form.py`), which is what ships, and on its int8 file; TFLite in fp32, with fp16
+weights, and in int8. One thread, one image at a time, in turns (A B C A B C …) in one process, so that a busy or throttled machine
 slows all alike; a ratio is the median of the ratios within each turn. The yardstick is the machine's best float32
 matrix product, onnxruntime's own MatMul of 1024×1024×1024, in the same turns; a share of it counts best time against
 best time, a multiply-add as two operations, and of each graph the operations of the model, however many its form saved.
@@ -35,8 +35,9 @@ import torch
 
 from stlm_edge.bench.machine import system
 from stlm_edge.bench.profile import LAYOUT, matrix_product, nodes_of, part_of
-from stlm_edge.converters import litert, quantization
-from stlm_edge.converters.onnx import plain_onnx, to_onnx
+from stlm_edge.converters import onnx_int8, tflite
+from stlm_edge.converters.export_form import fold_batch_norms
+from stlm_edge.converters.onnx import exported, save, to_onnx
 from stlm_edge.errors import exit_with_one_line
 from stlm_edge.export.pipeline import flops
 from stlm_edge.files import replacing
@@ -55,9 +56,9 @@ SHARE = 0.85  # of the best matrix product, at least, for the shaped graph
 MEGABYTES = {INT8: 22, TFLITE_FP16: 39, TFLITE_INT8: 22}  # at most, at S=224
 PACKAGES = ("stlm-edge", "torch", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "numpy")
 PARTS = {  # of the network, by nodes' names
-    "encoders, attention": r"^(plain|denoising)/.*/attention/",
+    "encoders, attention": r"^(plain|denoising)/.*/attn/",
     "encoders, MLP": r"^(plain|denoising)/.*/mlp/",
-    "encoders, stage 0": r"^(plain|denoising)/(patch_embed|stage0)/",
+    "encoders, stage 0": r"^(plain|denoising)/(patch_embed|layers/0)/",
     "encoders, rest": r"^(plain|denoising)/",
     "decoder": r"^mask_decoder/",
     "feature aggregation": r"^fa/",
@@ -170,16 +171,16 @@ def goals(side: int, seconds: dict[str, list[float]], rows: list[dict[str, Any]]
 
 def written(model: STLM, folder: Path) -> dict[str, Path]:
     """The files that are compared, by their labels."""
-    decision_threshold, side = calibrate([0.5], [0.5]), model.config.size
+    threshold, side = calibrate([0.5], [0.5]), model.config.size
     files = {label: folder / f"{index}.onnx" for index, label in enumerate((PLAIN, SHAPED, INT8))}
-    plain_onnx(model, files[PLAIN], decision_threshold)
-    to_onnx(model, files[SHAPED], decision_threshold)
-    quantization.to_int8(model, files[SHAPED], files[INT8], decision_threshold)
-    tflite = {label: folder / f"{index}.tflite" for index, label in enumerate((TFLITE, TFLITE_FP16, TFLITE_INT8))}
-    litert.to_tflite(model, tflite[TFLITE], decision_threshold, {})
-    litert.to_fp16(tflite[TFLITE], tflite[TFLITE_FP16], decision_threshold, side, {})
-    litert.to_int8(tflite[TFLITE], tflite[TFLITE_INT8], decision_threshold, side, {})
-    return files | tflite
+    save(exported(fold_batch_norms(model), side), files[PLAIN], threshold)
+    to_onnx(model, files[SHAPED], threshold)
+    onnx_int8.to_int8(files[SHAPED], files[INT8], threshold)
+    paths = {label: folder / f"{index}.tflite" for index, label in enumerate((TFLITE, TFLITE_FP16, TFLITE_INT8))}
+    tflite.to_tflite(model, paths[TFLITE], threshold, {})
+    tflite.to_fp16(paths[TFLITE], paths[TFLITE_FP16])
+    tflite.to_int8(paths[TFLITE], paths[TFLITE_INT8])
+    return files | paths
 
 
 def random_network(side: int) -> STLM:

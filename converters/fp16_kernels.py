@@ -1,10 +1,11 @@
-"""What each ONNX operator gives, in float32 or in float16 as a GPU may compute it (see `fp16_simulation.py`).
+"""Kernels of the ONNX operators that the exporter writes, in float32 or in float16 as a GPU may compute it.
 
-A product of matrices or a convolution in float16 is summed in blocks of BLOCK products, the sum rounded after each.
+See `fp16_simulation.py`. In float16, a matrix product or a convolution is summed in blocks of BLOCK products, and the
+sum is rounded after each block.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -21,7 +22,7 @@ Kernel = Callable[[Attributes, list[Any]], Any]
 
 
 def compute(node: onnx.NodeProto, attributes: Attributes, operands: list[Any]) -> tuple[Tensor, ...]:
-    """One node's results. Raises JobError when float operands are of different types, which TensorRT refuses."""
+    """Return a node's results. Raises JobError if float operands differ in type, which TensorRT refuses."""
     types = {x.dtype for x in operands if x is not None and x.is_floating_point()}
     if len(types) > 1:
         raise JobError(f"{node.op_type} {node.name}: operands of types {sorted(map(str, types))}, expected one")
@@ -33,7 +34,7 @@ def compute(node: onnx.NodeProto, attributes: Attributes, operands: list[Any]) -
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, in float16 with a float16 sum."""
+    """Multiply matrices, in float16 with a float16 sum."""
     if a.dtype != torch.float16:
         return a @ b
     depth = a.shape[-1]
@@ -45,8 +46,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def _sum(x: Tensor, axes: Iterable[int], keepdims: bool = True) -> Tensor:
-    """The sum over `axes`, in float16 with a float16 sum."""
+def _sum(x: Tensor, axes: list[int], keepdims: bool = True) -> Tensor:
+    """Sum over `axes`, in float16 with a float16 sum."""
     axes = [axis % x.dim() for axis in axes]
     if x.dtype != torch.float16:
         return x.sum(axes, keepdim=keepdims)
@@ -67,10 +68,10 @@ def _conv(attributes: Attributes, operands: list[Any]) -> Tensor:
     x, weight, bias = [*operands, None][:3]
     groups, stride = attributes.get("group", 1), attributes.get("strides", [1, 1])
     pads, dilation = attributes.get("pads", [0, 0, 0, 0]), attributes.get("dilations", [1, 1])
-    if x.dtype != torch.float16:
-        x = F.pad(x, (pads[1], pads[3], pads[0], pads[2]))
-        return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
+    half = x.dtype == torch.float16
     x = F.pad(x.float(), (pads[1], pads[3], pads[0], pads[2]))
+    if not half:
+        return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
     if weight[0].numel() <= BLOCK:
         y = F.conv2d(x, weight.float(), None, stride, 0, dilation, groups).half()
     else:
@@ -88,13 +89,8 @@ def _conv(attributes: Attributes, operands: list[Any]) -> Tensor:
 
 
 def _gemm(attributes: Attributes, operands: list[Any]) -> Tensor:
-    a, b, c = [*operands, None][:3]
-    a = a.T if attributes.get("transA") else a
-    b = b.T if attributes.get("transB") else b
-    y = _product(a, b)
-    if (alpha := attributes.get("alpha", 1.0)) != 1.0:
-        y = y * alpha
-    return y if c is None else y + attributes.get("beta", 1.0) * c
+    y = _product(*operands[:2])
+    return y + operands[2] if len(operands) == 3 else y
 
 
 def _layer_norm(attributes: Attributes, operands: list[Any]) -> Tensor:
@@ -112,14 +108,10 @@ def _softmax(attributes: Attributes, operands: list[Any]) -> Tensor:
     return raised / _sum(raised, [axis])
 
 
-def _reduce(sum_up: Callable[[Tensor, list[int], bool], Tensor]) -> Kernel:
-    def kernel(attributes: Attributes, operands: list[Any]) -> Tensor:
-        x, axes = [*operands, None][:2]
-        assert x is not None
-        over = axes.tolist() if axes is not None else list(range(x.dim()))
-        return sum_up(x, over, bool(attributes.get("keepdims", 1)))
-
-    return kernel
+def _reduce(reduction: Callable[[Tensor, list[int], bool], Tensor]) -> Kernel:
+    return lambda attributes, operands: reduction(
+        operands[0], operands[1].tolist(), bool(attributes.get("keepdims", 1))
+    )
 
 
 # The rest
@@ -127,48 +119,42 @@ def _reduce(sum_up: Callable[[Tensor, list[int], bool], Tensor]) -> Kernel:
 
 def _topk(attributes: Attributes, operands: list[Any]) -> tuple[Tensor, ...]:
     x, k = operands
-    largest = bool(attributes.get("largest", 1))
-    return tuple(x.topk(int(k.item()), attributes.get("axis", -1), largest, sorted=True))
+    return tuple(x.topk(int(k.item()), attributes.get("axis", -1)))
 
 
 def _resize(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, _, scales, sizes = [*operands, None, None][:4]
-    mode = attributes["mode"].decode()
-    transformation = attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
-    if mode != "linear" or transformation not in ("half_pixel", "pytorch_half_pixel"):
+    x, _, scales = operands
+    mode, transformation = attributes["mode"], attributes["coordinate_transformation_mode"]
+    if mode != b"linear" or transformation not in (b"half_pixel", b"pytorch_half_pixel"):
         raise UsageError(f"the fp16 simulation has no Resize {mode} {transformation}; add it to fp16_kernels.py")
-    if sizes is not None:
-        side = [int(n) for n in sizes[-2:]]
-    else:
-        assert scales is not None
-        side = [int(n * scale) for n, scale in zip(x.shape[-2:], scales[-2:], strict=True)]
-    return F.interpolate(x.float(), size=side, mode="bilinear", align_corners=False).to(x.dtype)
+    factors = tuple(scales[-2:].tolist())
+    return F.interpolate(x.float(), scale_factor=factors, mode="bilinear", align_corners=False).to(x.dtype)
+
+
+def _gather(attributes: Attributes, operands: list[Any]) -> Tensor:
+    x, indices = operands
+    axis = attributes.get("axis", 0)
+    selected = x.index_select(axis, indices.flatten())
+    return selected.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 def _slice(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, starts, ends, axes, steps = [*operands, None, None][:5]
-    over = axes.tolist() if axes is not None else range(len(starts))
-    by = steps.tolist() if steps is not None else [1] * len(starts)
+    x, starts, ends, axes = operands[:4]
+    steps = operands[4] if len(operands) == 5 else torch.ones_like(starts)
     cut = [slice(None)] * x.dim()
-    for axis, start, end, step in zip(over, starts.tolist(), ends.tolist(), by, strict=True):
-        cut[axis] = slice(start, end, step)
+    for axis, *bounds in zip(axes.tolist(), starts.tolist(), ends.tolist(), steps.tolist(), strict=True):
+        cut[axis] = slice(*bounds)
     return x[tuple(cut)]
 
 
 def _pad(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, pads, value, axes = [*operands, None, None][:4]
-    over = [axis % x.dim() for axis in axes.tolist()] if axes is not None else list(range(x.dim()))
-    amounts = dict(zip(over, zip(pads[: len(over)].tolist(), pads[len(over) :].tolist(), strict=True), strict=True))
-    flat = [side for axis in reversed(range(x.dim())) for side in amounts.get(axis, (0, 0))]
-    return F.pad(x, flat, value=0.0 if value is None else float(value))
+    before, after = operands[1].reshape(2, -1).tolist()
+    sides = [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair]
+    return F.pad(operands[0], sides)
 
 
 def _split(attributes: Attributes, operands: list[Any]) -> tuple[Tensor, ...]:
-    x, sizes = [*operands, None][:2]
-    axis = attributes.get("axis", 0)
-    if sizes is not None:
-        return x.split(sizes.tolist(), axis)
-    return x.split(-(-x.shape[axis] // attributes["num_outputs"]), axis)
+    return operands[0].chunk(attributes["num_outputs"], attributes.get("axis", 0))
 
 
 def _reshape(attributes: Attributes, operands: list[Any]) -> Tensor:
@@ -179,9 +165,11 @@ def _reshape(attributes: Attributes, operands: list[Any]) -> Tensor:
     return x.reshape(sides)
 
 
-def _clip(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, low, high = [*operands, None, None][:3]
-    return x.clamp(low, high)
+def _unsqueeze(attributes: Attributes, operands: list[Any]) -> Tensor:
+    x, axes = operands
+    for axis in sorted(axis % (x.dim() + len(axes)) for axis in axes.tolist()):
+        x = x.unsqueeze(axis)
+    return x
 
 
 def _per_axis(scale: Tensor, axis: int, rank: int) -> Tensor:
@@ -198,84 +186,46 @@ def _dequantize(attributes: Attributes, operands: list[Any]) -> Tensor:
     return (x.float() * _per_axis(scale.float(), attributes.get("axis", 1), x.dim())).to(scale.dtype)
 
 
-_TYPES = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.INT64: torch.int64,
-    onnx.TensorProto.INT32: torch.int32,
-    onnx.TensorProto.UINT8: torch.uint8,
-}
-
-
-def _each(function: Callable[..., Tensor]) -> Kernel:
-    """A function of one value or two, computed in float32, its result rounded to its operands' type."""
+def _elementwise(function: Callable[..., Tensor]) -> Kernel:
+    """Return a kernel that computes in float32 and rounds the result to its operands' type."""
 
     def kernel(attributes: Attributes, operands: list[Any]) -> Tensor:
-        first = operands[0]
-        assert first is not None
-        if first.dtype != torch.float16:
+        if operands[0].dtype != torch.float16:
             return function(*operands)
-        return function(*(x.float() for x in operands if x is not None)).half()
+        return function(*(x.float() for x in operands)).half()
 
     return kernel
 
 
-KERNELS: dict[str, Kernel] = {
-    "Abs": _each(torch.abs),
-    "Add": _each(torch.add),
+_TYPES = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.FLOAT16: torch.float16}
+KERNELS: dict[str, Kernel] = {  # all in onnx-tensorrt's operator table (docs/operators.md, 10.3 to 10.15)
+    "Add": _elementwise(torch.add),
     "Cast": lambda a, x: x[0].to(_TYPES[a["to"]]),
-    "Clip": _clip,
+    "Clip": lambda a, x: x[0].clamp(*x[1:]),
     "Concat": lambda a, x: torch.cat(x, a["axis"]),
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
-    "Div": _each(torch.div),
-    "Exp": _each(torch.exp),
-    "Expand": lambda a, x: x[0] * torch.ones(x[1].tolist(), dtype=x[0].dtype),
-    "Flatten": lambda a, x: x[0].reshape(math.prod(x[0].shape[: a.get("axis", 1)]), -1),
-    "Gather": lambda a, x: (
-        x[0]
-        .index_select(a.get("axis", 0), x[1].flatten())
-        .reshape(
-            *x[0].shape[: a.get("axis", 0)],
-            *x[1].shape,
-            *x[0].shape[a.get("axis", 0) + 1 :],
-        )
-    ),
-    "Gelu": lambda a, x: _each(lambda v: F.gelu(v, approximate=a.get("approximate", b"none").decode()))(a, x),
+    "Div": _elementwise(torch.div),
+    "Gather": _gather,
+    "Gelu": _elementwise(F.gelu),
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda a, x: _mean(x[0], [2, 3]),
-    "Identity": lambda a, x: x[0],
     "LayerNormalization": _layer_norm,
     "MatMul": lambda a, x: _product(*x),
-    "Max": _each(torch.maximum),
-    "Mul": _each(torch.mul),
-    "Neg": _each(torch.neg),
+    "Mul": _elementwise(torch.mul),
     "Pad": _pad,
-    "Pow": _each(torch.pow),
     "QuantizeLinear": _quantize,
-    "Reciprocal": _each(torch.reciprocal),
-    "ReduceL2": _reduce(lambda x, axes, keep: _sum(x * x, axes, keep).sqrt()),
+    "ReduceL2": _reduce(lambda x, axes, keepdims: _sum(x * x, axes, keepdims).sqrt()),
     "ReduceMean": _reduce(_mean),
-    "ReduceSum": _reduce(_sum),
-    "ReduceSumSquare": _reduce(lambda x, axes, keep: _sum(x * x, axes, keep)),
-    "Relu": _each(torch.relu),
+    "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
     "Resize": _resize,
-    "Sigmoid": _each(torch.sigmoid),
+    "Sigmoid": _elementwise(torch.sigmoid),
     "Slice": _slice,
     "Softmax": _softmax,
     "Split": _split,
-    "Sqrt": _each(torch.sqrt),
     "Squeeze": lambda a, x: x[0].squeeze(x[1].tolist()),
-    "Sub": _each(torch.sub),
-    "Tanh": _each(torch.tanh),
+    "Sub": _elementwise(torch.sub),
     "TopK": _topk,
     "Transpose": lambda a, x: x[0].permute(a["perm"]),
-    "Unsqueeze": lambda a, x: x[0].reshape(_unsqueezed(x[0].shape, x[1].tolist())),
+    "Unsqueeze": _unsqueeze,
 }
-
-
-def _unsqueezed(shape: torch.Size, axes: list[int]) -> list[int]:
-    rank, sides = len(shape) + len(axes), iter(shape)
-    new = {axis % rank for axis in axes}
-    return [1 if axis in new else next(sides) for axis in range(rank)]

@@ -1,17 +1,17 @@
-"""What an ONNX graph gives where float16 is computed in float16: a torch evaluator that rounds as a GPU may.
+"""Evaluation of an ONNX graph with real float16 arithmetic: a torch evaluator that rounds as a GPU may.
 
-onnxruntime's CPU provider computes float16 in float32, and so hides the failures that float16 is known for (sums of
-squares that overflow, sums that swallow what is added). Here every float16 operator rounds its result, and
+onnxruntime's CPU provider computes float16 in float32, which hides the failures of float16: sums of squares that
+overflow, and sums that absorb small terms. Here every float16 operator rounds its result, and
 
-- a product of matrices, and a convolution, is summed in float16 in blocks of 16 products. TensorRT guarantees of its
-  accumulator only that its range is no less than that of the inputs (Precision Control, "Control of Computational
-  Precision"); 16 is the depth of a tensor core's step;
-- LayerNorm, softmax and the reductions square, exponentiate, sum (in the same blocks) and divide in float16. TensorRT
-  says that its normalisation layer sums in float32, yet fused ones have been seen to overflow: this is the worst case;
+- a matrix product or convolution is summed in float16 in blocks of 16 products, the depth of a tensor core's step.
+  TensorRT only guarantees that its accumulator has at least the range of the inputs (developer guide, "Control of
+  Computational Precision");
+- LayerNorm, softmax and the reductions square, exponentiate, sum (in the same blocks) and divide in float16. This is
+  the worst case: TensorRT documents float32 sums in its normalisation layer, but fused ones have overflowed;
 - GELU, sigmoid and other functions of one value round their result.
 
-What is typed float32 is computed in float32. int8 between a QuantizeLinear and a DequantizeLinear is exact. Any value
-that is not finite, anywhere, raises JobError with its place.
+float32 tensors are computed in float32, and int8 between QuantizeLinear and DequantizeLinear is exact. A value that is
+not finite raises JobError with its place.
 """
 
 from collections.abc import Callable
@@ -26,19 +26,18 @@ from torch import Tensor
 
 from stlm_edge.converters.fp16_kernels import KERNELS, Attributes, compute
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.runtimes import Runtime
+from stlm_edge.verdict import score_of_map
 
 Watch = Callable[[onnx.NodeProto, Attributes, list[Any], tuple[Tensor, ...]], None]
 
 
-class Fp16Simulation(Runtime):
-    """Runs an artifact, a path or a loaded model, as a runtime does. Raises UsageError for an unknown operator."""
+class Fp16Simulation:
+    """Runs an ONNX file, or a loaded model, like a runtime. Raises UsageError for an operator without kernel."""
 
     name = "fp16 simulation"
 
     def __init__(self, artifact: Path | onnx.ModelProto) -> None:
         proto = artifact if isinstance(artifact, onnx.ModelProto) else onnx.load(artifact)
-        self.artifact = proto.graph.name if isinstance(artifact, onnx.ModelProto) else artifact
         self.graph = proto.graph
         if unknown := sorted({node.op_type for node in self.graph.node} - set(KERNELS)):
             raise UsageError(f"the fp16 simulation has no {', '.join(unknown)}; add a kernel to fp16_kernels.py")
@@ -51,14 +50,22 @@ class Fp16Simulation(Runtime):
         self._last_use = {name: index for index, node in enumerate(self.graph.node) for name in node.input}
         self.size = self.graph.input[0].type.tensor_type.shape.dim[1].dim_value
 
-    def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
-        outputs = self.outputs(image)
-        return outputs[0][0, 0].float().numpy(), float(outputs[1][0]) if len(outputs) == 2 else None
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out. Raises JobError where a value isn't finite."""
+        anomaly_map, *score = self.outputs(image)
+        found = anomaly_map[0, 0].float().numpy()
+        return found, float(score[0][0]) if score else score_of_map(found)
 
     def outputs(self, image: np.ndarray, watch: Watch | None = None, halved: str = "") -> list[Tensor]:
-        """The graph's outputs. `watch` is shown each node with its attributes, its inputs and its outputs.
+        """Return the graph's outputs.
 
-        `halved` names a float32 node that is computed in float16 all the same.
+        Args:
+            image: uint8 S×S×3.
+            watch: Called for each node with its attributes, operands and results.
+            halved: Name of a float32 node to compute in float16.
+
+        Raises:
+            JobError: A value is not finite.
         """
         (given,) = self.graph.input
         tensor = torch.from_numpy(image.copy())[None]
@@ -85,5 +92,5 @@ class Fp16Simulation(Runtime):
 
 
 def in_half(operands: list[Any]) -> list[Any]:
-    """A node's operands with those of float32 rounded to float16."""
+    """Return the operands with float32 ones rounded to float16."""
     return [x.half() if x is not None and x.dtype == torch.float32 else x for x in operands]

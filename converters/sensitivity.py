@@ -1,8 +1,8 @@
-"""Which layers int8 hurts most: each group of them alone, by what it does to the anomaly map.
+"""Sensitivity of the anomaly map to int8, measured for one group of layers at a time.
 
-Simulated in torch, where nothing has to be converted: weights in int8 with a scale per output channel and, of linear
-layers, inputs in uint8 with each image's own range, as `quantization.py` writes them. Formats that store int8 weights
-of convolutions, or compute in float with all of them, name those groups too.
+Simulated in torch, without any conversion: weights in int8 with a scale per output channel and, for linear layers,
+inputs in uint8 with each image's own range, as in `onnx_int8.py`. For formats that store int8 weights of convolutions,
+or compute in float with all weights, those layers have groups too.
 """
 
 import copy
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 
-IMAGES = 8  # of the quantization set, evenly from normal and pseudo-anomalous ones
-# A group is what one of these finds in layers' names.
+IMAGES = 8  # of the quantization set, evenly spaced
+# Regular expressions for the names of layers; layers with the same match are a group.
 LINEAR = (
     r"^(plain|denoising)\.layers\.\d+\.blocks\.\d+\.(attn\.|mlp\.fc1|mlp\.fc2)",
     r"^mask_decoder\.transformer\.layers\.\d+\.",
@@ -30,7 +30,7 @@ FIRST_CONVOLUTIONS = (r"^(plain|denoising)\.(patch_embed|layers\.0)\.",)
 
 
 def grouped(model: STLM, groups: Sequence[str]) -> dict[str, list[nn.Linear | nn.Conv2d]]:
-    """The layers of each group, by what their names begin with, in the model's order."""
+    """Return the layers of each group, by the beginning of their names, in the model's order."""
     members: dict[str, list[nn.Linear | nn.Conv2d]] = {}
     for name, module in model.named_modules():
         found = next((match for group in groups if (match := re.search(group, f"{name}."))), None)
@@ -40,36 +40,38 @@ def grouped(model: STLM, groups: Sequence[str]) -> dict[str, list[nn.Linear | nn
 
 
 @torch.inference_mode()
-def ranked(
+def rank(
     model: STLM, images: Sequence[np.ndarray], groups: Sequence[str] = LINEAR, inputs: bool = True
 ) -> list[tuple[str, float]]:
-    """Names that the layers of a group begin with, and the map's mean difference with that group alone in int8.
+    """Return each group's name and the map's mean difference with that group alone in int8, the largest first.
 
-    The most harmful first. `images`: uint8 S×S×3. `inputs`: whether linear layers' inputs are uint8 too. `model`
-    stays as it is.
+    Args:
+        model: The trained model, which is not changed.
+        images: uint8 S×S×3 each.
+        groups: Regular expressions, such as LINEAR.
+        inputs: Also quantize the inputs of linear layers.
     """
     copied = copy.deepcopy(model).eval()
     members = grouped(copied, groups)
     chosen = [torch.from_numpy(image)[None] for image in images[:: max(1, len(images) // IMAGES)][:IMAGES]]
     expected = [copied(image).anomaly_map for image in chosen]
-    damage = {}
+    sensitivity = {}
     with step("ranking layers by what int8 does to the map", len(members)) as advance:
         for name, layers in members.items():
-            kept = [layer.weight.data for layer in layers]
+            weights = [layer.weight.data for layer in layers]
             linear = [layer for layer in layers if inputs and isinstance(layer, nn.Linear)]
             hooks = [layer.register_forward_pre_hook(_in_uint8) for layer in linear]
             for layer in layers:
                 layer.weight.data = _in_int8(layer.weight.data)
             maps = [copied(image).anomaly_map for image in chosen]
-            damage[name] = float(
-                np.mean([(one - other).abs().mean().item() for one, other in zip(maps, expected, strict=True)])
-            )
-            for layer, weight in zip(layers, kept, strict=True):
+            differences = [(a - b).abs().mean().item() for a, b in zip(maps, expected, strict=True)]
+            sensitivity[name] = float(np.mean(differences))
+            for layer, weight in zip(layers, weights, strict=True):
                 layer.weight.data = weight
             for hook in hooks:
                 hook.remove()
             advance()
-    return sorted(damage.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(sensitivity.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _in_int8(weight: Tensor) -> Tensor:

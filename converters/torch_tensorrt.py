@@ -1,15 +1,15 @@
-"""A TensorRT engine by Torch-TensorRT, for the GPU of this machine and no other: `--via torch-tensorrt`.
+"""Conversion to a TensorRT engine with Torch-TensorRT, for this machine's GPU only: `--via torch-tensorrt`.
 
-Written against its documented API at 2.14 (docs.pytorch.org/TensorRT: serialized engines, autocast); where this was
-written neither the package nor a GPU was at hand, and it has never been run. Precision: Torch-TensorRT casts operators
-to float16 by its own rules, so no island is named here; the export's gate runs the engine itself.
+Written from the documentation of version 2.14 (docs.pytorch.org/TensorRT: serialized engines, autocast), without the
+package or a GPU; it has never run. Torch-TensorRT chooses by its own rules which operators are float16; the export's
+gate runs the engine itself.
 """
 
 from pathlib import Path
 
 import torch
 
-from stlm_edge.converters.shaping import shaped
+from stlm_edge.converters.export_form import export_form
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
 from stlm_edge.model import STLM
@@ -18,7 +18,9 @@ from stlm_edge.model import STLM
 def to_engine(model: STLM, path: Path, precision: str) -> None:
     """Write an engine for images uint8 1×S×S×3 in fp16 or fp32.
 
-    Raises UsageError when Torch-TensorRT or a GPU is missing, JobError when the engine can't be built.
+    Raises:
+        UsageError: Torch-TensorRT or a GPU is missing.
+        JobError: The engine cannot be built.
     """
     try:
         import torch_tensorrt
@@ -28,12 +30,12 @@ def to_engine(model: STLM, path: Path, precision: str) -> None:
             "pip install torch-tensorrt"
         ) from None
     if not torch.cuda.is_available():
-        raise UsageError("--via torch-tensorrt: CUDA finds no GPU here; run it on the machine that the engine is for")
+        raise UsageError("--via torch-tensorrt: no CUDA GPU; run it on the machine that the engine is for")
     size = model.config.size
     image = torch.zeros(1, size, size, 3, dtype=torch.uint8, device="cuda")
     autocast = {"enable_autocast": True, "autocast_low_precision_type": torch.float16} if precision == "fp16" else {}
     with torch.no_grad():
-        program = torch.export.export(shaped(model).cuda(), (image,))
+        program = torch.export.export(export_form(model).cuda(), (image,))
         try:
             engine = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
                 program, arg_inputs=(image,), **autocast

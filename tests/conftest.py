@@ -136,11 +136,11 @@ def exported_via_openvino(
 @pytest.fixture(scope="session")
 def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     """Export the small checkpoint for android; the slow conversion to fp32 is done once."""
-    from stlm_edge.converters import litert
+    from stlm_edge.converters import tflite
     from stlm_edge.export.pipeline import export
 
     folder = tmp_path_factory.mktemp("exported-for-android")
-    convert = litert.to_tflite
+    convert = tflite.to_tflite
 
     def once(model: object, path: Path, *arguments: object) -> None:
         if not (folder / "model.tflite").exists():
@@ -148,7 +148,7 @@ def exported_for_android(small_checkpoint: Path, tmp_path_factory: pytest.TempPa
         shutil.copyfile(folder / "model.tflite", path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(litert, "to_tflite", once)
+        patch.setattr(tflite, "to_tflite", once)
         return {
             precision: export("android", checkpoint=small_checkpoint, precision=precision, out=folder / precision)
             for precision in ("int8", "fp16", "fp32")
@@ -184,8 +184,7 @@ def told_apart(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def coreml_packages(even_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Convert `even_checkpoint` to fp32.mlpackage, fp16.mlpackage and int8.mlpackage: copy, but don't change them."""
-    from stlm_edge.converters import coreml
-    from stlm_edge.converters.onnx import quiet
+    from stlm_edge.converters import coreml, quiet
     from stlm_edge.model import checkpoint
 
     folder = tmp_path_factory.mktemp("coreml")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR, grouped, ranked
+from stlm_edge.converters.sensitivity import CONVOLUTIONS, FIRST_CONVOLUTIONS, LINEAR, grouped, rank
 from stlm_edge.model import STLM
 from stlm_edge.progress import step
 from stlm_edge.runtimes import Runtime, open_runtime
@@ -88,14 +88,14 @@ def _to_onnx(request: ConversionRequest) -> Iterator[Artifact]:
 
 
 def _to_browser(request: ConversionRequest) -> Iterator[Artifact]:
-    from stlm_edge.converters import webgpu
+    from stlm_edge.converters import web
 
     source = _write_onnx(request, request.beside("untyped"))
-    graph = webgpu.to_browser(source, request.fp32_path, request.decision_threshold)
+    graph = web.to_fp32(source, request.fp32_path, request.decision_threshold)
     yield Artifact("fp32", request.fp32_path, ("onnxruntime",))
     notes = ("run here by onnxruntime on a CPU; the page checks itself in the browser",)
     if request.precision == "fp16":
-        yield from _onnx_fp16(request, graph, webgpu.to_fp16, notes)
+        yield from _onnx_fp16(request, graph, web.to_fp16, notes)
     if request.precision == "int8":
         yield from _onnx_int8(request, notes)
 
@@ -103,8 +103,8 @@ def _to_browser(request: ConversionRequest) -> Iterator[Artifact]:
 def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.bundle.engine import trtexec_line
     from stlm_edge.converters import tensorrt
-    from stlm_edge.converters.fp16_islands import describe, islands
-    from stlm_edge.converters.qdq import reach_of
+    from stlm_edge.converters.float32_operators import describe, float32_operators
+    from stlm_edge.converters.tensorrt_int8 import activation_ranges
 
     graph = tensorrt.read(_write_onnx(request, request.beside("untyped")))
     notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
@@ -114,8 +114,8 @@ def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
         yield from _onnx_fp16(request, graph, tensorrt.to_fp16, notes)
     if request.precision == "int8":
         with step("measuring the ranges of activations"):
-            ranges = reach_of(graph, request.images)
-        in_float32 = islands(graph, request.images)
+            ranges = activation_ranges(graph, request.images)
+        in_float32 = float32_operators(graph, request.images)
         for number, kept in enumerate(itertools.chain([()], _more_in_float(request, LINEAR))):
             if number < 2:  # convolutions in float32 come before linear layers in float16, which can't replace them
                 kept_in_float32 = next(in_float32)
@@ -135,21 +135,21 @@ def _write_onnx(request: ConversionRequest, path: Path) -> Path:
 
 
 def _onnx_int8(request: ConversionRequest, notes: tuple[str, ...] = ()) -> Iterator[Artifact]:
-    from stlm_edge.converters.quantization import to_int8
+    from stlm_edge.converters.onnx_int8 import to_int8
 
     for kept in _more_in_float(request, LINEAR):
         with step("quantizing to int8"):
-            to_int8(request.model, request.fp32_path, request.path, request.decision_threshold, kept)
+            to_int8(request.fp32_path, request.path, request.decision_threshold, kept)
         yield Artifact("int8", request.path, ("onnxruntime",), notes, kept, LINEAR_LAYERS)
 
 
 def _onnx_fp16(
     request: ConversionRequest, graph: Any, to_fp16: Callable[..., None], notes: tuple[str, ...]
 ) -> Iterator[Artifact]:
-    """Yield typed files in fp16 with more and more operators in float32 (`fp16_islands.Island`)."""
-    from stlm_edge.converters.fp16_islands import describe, islands
+    """Yield typed files in fp16 with more and more operators in float32."""
+    from stlm_edge.converters.float32_operators import describe, float32_operators
 
-    for kept in islands(graph, request.images):
+    for kept in float32_operators(graph, request.images):
         to_fp16(graph, request.path, request.decision_threshold, kept)
         needed = _measured(kept)
         scope = f"everything but {len(kept) - len(needed)} operators at risk in fp16"
@@ -158,8 +158,8 @@ def _onnx_fp16(
 
 
 def _measured(kept: Sequence[Any]) -> tuple[str, ...]:
-    """Return the names of those islands that the map was measured to need."""
-    return tuple(island.node for island in kept if island.moves is not None)
+    """Return the names of the operators that the map was measured to need."""
+    return tuple(operator.node for operator in kept if operator.map_change is not None)
 
 
 def _more_in_float(
@@ -167,34 +167,33 @@ def _more_in_float(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the layers to keep in float, by the start of their names: none, then ever more of the most sensitive.
 
-    `groups` and `inputs` are arguments of `sensitivity.ranked`, which runs when its result is needed. The layers in
+    `groups` and `inputs` are arguments of `sensitivity.rank`, which runs when its result is needed. The layers in
     `together` are kept in float before those, all at once.
     """
     yield ()
     first = tuple(grouped(request.model, together))
     if first:
         yield first
-    most_sensitive = [name for name, _ in ranked(request.model, request.images, groups, inputs)]
+    most_sensitive = [name for name, _ in rank(request.model, request.images, groups, inputs)]
     for count in KEPT:
         yield first + tuple(most_sensitive[:count])
 
 
 def _to_tflite(request: ConversionRequest) -> Iterator[Artifact]:
-    from stlm_edge.converters.litert import FP16, to_fp16, to_int8, to_tflite
+    from stlm_edge.converters.tflite import FP16, to_fp16, to_int8, to_tflite
 
     with step("converting to TFLite, one or two minutes"):
         to_tflite(request.model, request.fp32_path, request.decision_threshold, request.provenance)
     yield Artifact("fp32", request.fp32_path, ("litert",))
-    metadata = request.decision_threshold, request.model.config.size, request.provenance
     if request.precision == "fp16":
         for layers, stages in zip(FP16, ("stage 0's", "those of stages 0 and 1"), strict=True):
             with step("writing the weights in fp16"):
-                to_fp16(request.fp32_path, request.path, *metadata, layers)
+                to_fp16(request.fp32_path, request.path, layers)
             yield Artifact("fp16", request.path, ("litert",), scope=f"weights but {stages}")
     if request.precision == "int8":
         for kept in _more_in_float(request, LINEAR + CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(request.fp32_path, request.path, *metadata, kept)
+                to_int8(request.fp32_path, request.path, kept)
             yield Artifact("int8", request.path, ("litert",), (), kept, WITH_CONVOLUTIONS)
 
 
@@ -202,19 +201,19 @@ def _to_openvino(request: ConversionRequest) -> Iterator[Artifact]:
     from stlm_edge.converters.openvino import to_int8, to_openvino
 
     source = _write_onnx(request, request.path.with_name("source.onnx"))
-    metadata = request.decision_threshold, request.model.config.size
+    threshold = request.decision_threshold
     with step("converting to OpenVINO's IR"):
-        to_openvino(source, request.fp32_path, *metadata)
+        to_openvino(source, request.fp32_path, threshold)
     yield Artifact("fp32", request.fp32_path, ("openvino",))
     if request.precision == "fp16":
         with step("writing the weights in fp16"):
-            to_openvino(source, request.path, *metadata, half=True)
+            to_openvino(source, request.path, threshold, half=True)
         yield Artifact("fp16", request.path, ("openvino",), scope="weights but stage 0's")
     if request.precision == "int8":
         # The weights of convolutions, half of the score's error, return to float first, all at once.
         for kept in _more_in_float(request, LINEAR, together=CONVOLUTIONS):
             with step("quantizing to int8"):
-                to_int8(source, request.path, *metadata, request.images, kept)
+                to_int8(source, request.path, threshold, request.images, kept)
             yield Artifact("int8", request.path, ("openvino",), (), kept, WITH_CONVOLUTIONS)
 
 

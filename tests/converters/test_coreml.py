@@ -41,7 +41,7 @@ def spec_of(package: Path) -> "converter.ct.proto.Model_pb2.Model":
     return model
 
 
-def test_the_package_keeps_its_contract(packages: Path, opened: checkpoint.Checkpoint) -> None:
+def test_package_has_documented_inputs_and_outputs(packages: Path, opened: checkpoint.Checkpoint) -> None:
     for precision in ("fp32", "fp16", "int8"):
         model = spec_of(packages / f"{precision}.mlpackage")
         (image,) = model.description.input
@@ -59,7 +59,7 @@ def test_the_package_keeps_its_contract(packages: Path, opened: checkpoint.Check
         assert dict(model.description.metadata.userDefined) == metadata_entries(opened.decision_threshold, 64)
 
 
-def test_a_package_holds_three_files_and_says_nothing_of_the_machine(packages: Path) -> None:
+def test_package_holds_three_files_and_no_trace_of_the_machine(packages: Path) -> None:
     files = contents(packages / "fp16.mlpackage")
     assert set(files) == {MANIFEST, MODEL, WEIGHTS}
     for trace in (b'File "', b".py", str(Path(torch.__file__).parent).encode(), str(Path.home()).encode() + b"/"):
@@ -72,11 +72,11 @@ def test_fewer_bits_take_less_space(packages: Path) -> None:
     assert 0.48 < int8 / fp16 < 0.6
 
 
-def test_the_saved_program_in_float32_computes_the_model(packages: Path, opened: checkpoint.Checkpoint) -> None:
+def test_float32_program_computes_the_model(packages: Path, opened: checkpoint.Checkpoint) -> None:
     assert differences(packages / "fp32.mlpackage", opened.model)[0] < 1e-4
 
 
-def test_fewer_bits_stay_near(packages: Path, opened: checkpoint.Checkpoint) -> None:
+def test_fp16_and_int8_maps_stay_close(packages: Path, opened: checkpoint.Checkpoint) -> None:
     assert differences(packages / "fp16.mlpackage", opened.model)[1] > 0.999
     assert differences(packages / "int8.mlpackage", opened.model)[1] > 0.99
 
@@ -98,7 +98,7 @@ def differences(package: Path, model: STLM) -> tuple[float, float]:
     return largest, float(np.mean(cosines))
 
 
-def test_activations_are_fp16_and_the_end_is_float32(packages: Path) -> None:
+def test_activations_are_fp16_until_the_logits(packages: Path) -> None:
     steps = MilEvaluator(packages / "fp16.mlpackage").steps
     kinds = {(step.kind, kind) for step in steps for _, kind in step.results}
     assert {("conv", "fp16"), ("layer_norm", "fp16"), ("sigmoid", "fp32"), ("upsample_bilinear", "fp32")} <= kinds
@@ -108,7 +108,7 @@ def test_activations_are_fp16_and_the_end_is_float32(packages: Path) -> None:
     assert dict(steps[-1].results) == {"score": "fp32"}
 
 
-def test_exports_in_any_order_give_the_same_bytes(
+def test_repeated_export_gives_the_same_bytes(
     packages: Path, opened: checkpoint.Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert opened.decision_threshold is not None
@@ -116,7 +116,7 @@ def test_exports_in_any_order_give_the_same_bytes(
     converter.to_coreml(other, tmp_path / "other.mlpackage", opened.decision_threshold)
     converter.to_coreml(opened.model, tmp_path / "again.mlpackage", opened.decision_threshold)
     assert contents(tmp_path / "again.mlpackage") == contents(packages / "fp16.mlpackage")
-    assert capfd.readouterr() == ("", ""), "the converter's chatter reaches the user"
+    assert capfd.readouterr() == ("", ""), "the converter printed something"
     assert {path.name for path in tmp_path.iterdir()} == {"other.mlpackage", "again.mlpackage"}
 
 
@@ -124,11 +124,11 @@ def test_exports_in_any_order_give_the_same_bytes(
 def test_operations_in_float32_run_too(opened: checkpoint.Checkpoint, tmp_path: Path) -> None:
     assert opened.decision_threshold is not None
     converter.to_coreml(
-        opened.model, tmp_path / "islands.mlpackage", opened.decision_threshold, "fp16", converter.NORMS
+        opened.model, tmp_path / "in_float32.mlpackage", opened.decision_threshold, "fp16", converter.NORMS
     )
-    steps = MilEvaluator(tmp_path / "islands.mlpackage").steps
+    steps = MilEvaluator(tmp_path / "in_float32.mlpackage").steps
     assert {kind for step in steps if step.kind in converter.NORMS for _, kind in step.results} == {"fp32"}
-    assert differences(tmp_path / "islands.mlpackage", opened.model)[1] > 0.999
+    assert differences(tmp_path / "in_float32.mlpackage", opened.model)[1] > 0.999
 
 
 # What the evaluator refuses

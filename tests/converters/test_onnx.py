@@ -21,7 +21,7 @@ def proto(exported: dict[str, Exported]) -> onnx.ModelProto:
     return onnx.load(exported["fp32"].folder / "model.onnx")
 
 
-def test_the_graph_keeps_its_contract(proto: onnx.ModelProto) -> None:
+def test_graph_has_documented_inputs_and_outputs(proto: onnx.ModelProto) -> None:
     def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[int]]:
         tensor = value.type.tensor_type
         return value.name, tensor.elem_type, [dim.dim_value for dim in tensor.shape.dim]
@@ -43,7 +43,7 @@ def test_one_file_holds_everything(exported: dict[str, Exported], proto: onnx.Mo
     assert names == {"model.onnx", "manifest.json", "golden", ".candidates.json"}
 
 
-def test_what_cannot_reach_the_map_is_not_in_the_graph(proto: onnx.ModelProto, small_checkpoint: Path) -> None:
+def test_weights_without_effect_on_the_map_are_not_exported(proto: onnx.ModelProto, small_checkpoint: Path) -> None:
     names = [weight.name for weight in proto.graph.initializer]
     assert any("cross_attn_image_to_token" in name for name in names)
     assert not [name for name in names if "final_attn" in name]
@@ -60,7 +60,7 @@ def test_what_cannot_reach_the_map_is_not_in_the_graph(proto: onnx.ModelProto, s
         assert not any((array.ravel() == tensor.T.numpy().ravel()).all() for array in same)
 
 
-def test_everything_constant_is_computed_at_export(proto: onnx.ModelProto) -> None:
+def test_constants_are_computed_at_export(proto: onnx.ModelProto) -> None:
     constant = {weight.name for weight in proto.graph.initializer}
     operators = {node.op_type for node in proto.graph.node}
     assert "Gelu" in operators
@@ -68,7 +68,7 @@ def test_everything_constant_is_computed_at_export(proto: onnx.ModelProto) -> No
     assert not [node.name for node in proto.graph.node if set(node.input) <= constant]
 
 
-def test_the_file_says_nothing_of_the_machine_that_made_it(proto: onnx.ModelProto) -> None:
+def test_file_holds_no_trace_of_the_machine(proto: onnx.ModelProto) -> None:
     without_weights = onnx.ModelProto()
     without_weights.CopyFrom(proto)
     for weight in without_weights.graph.initializer:
@@ -94,9 +94,9 @@ def test_linear_weights_are_named_by_their_modules(proto: onnx.ModelProto) -> No
 def test_nodes_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
     names = {node.name: node.op_type for node in proto.graph.node}
     assert len(names) == len(proto.graph.node)
-    assert names["plain/stage2/block0/attention/Softmax"] == "Softmax"
-    assert names["denoising/stage3/block0/mlp/fc1/Gemm"] == "Gemm"
-    assert names["mask_decoder/transformer/block1/cross_attn_image_to_token/Softmax"] == "Softmax"
+    assert names["plain/layers/2/blocks/0/attn/Softmax"] == "Softmax"
+    assert names["denoising/layers/3/blocks/0/mlp/fc1/Gemm"] == "Gemm"
+    assert names["mask_decoder/transformer/layers/1/cross_attn_image_to_token/Softmax"] == "Softmax"
     assert names["fa/res/0/conv1/Conv"] == "Conv"
     for name, operator in names.items():
         parts = name.split("/")
@@ -108,7 +108,7 @@ def test_nodes_are_named_by_their_modules(proto: onnx.ModelProto) -> None:
     assert made - {"anomaly_map", "score"} <= {f"{name}{end}" for name in names for end in ("", ":1", ":2")}
 
 
-def test_exports_in_any_order_give_the_same_bytes(
+def test_repeated_export_gives_the_same_bytes(
     exported: dict[str, Exported], small_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened = checkpoint.load(small_checkpoint)
@@ -117,15 +117,15 @@ def test_exports_in_any_order_give_the_same_bytes(
     converter.to_onnx(other, tmp_path / "other.onnx", opened.decision_threshold)
     converter.to_onnx(opened.model, tmp_path / "again.onnx", opened.decision_threshold)
     assert (tmp_path / "again.onnx").read_bytes() == (exported["fp32"].folder / "model.onnx").read_bytes()
-    assert capfd.readouterr() == ("", ""), "the exporter's chatter reaches the user"
+    assert capfd.readouterr() == ("", ""), "the exporter printed something"
 
 
 def test_another_opset_is_refused(proto: onnx.ModelProto, exported: dict[str, Exported], tmp_path: Path) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     changed.opset_import[0].version = 18
-    with pytest.raises(JobError, match=r"opsets .*18.*, expected ai.onnx 20"):
-        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold, 64)
+    with pytest.raises(JobError, match=r"opsets .*18.*, expected only ai.onnx 20"):
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,5 +134,5 @@ def test_an_invalid_graph_is_refused(proto: onnx.ModelProto, exported: dict[str,
     changed.CopyFrom(proto)
     del changed.graph.node[3]
     with pytest.raises(JobError, match="not valid ONNX"):
-        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold, 64)
+        converter.save(changed, tmp_path / "model.onnx", exported["fp32"].manifest.decision_threshold)
     assert list(tmp_path.iterdir()) == []

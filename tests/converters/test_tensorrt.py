@@ -1,4 +1,4 @@
-"""The typed files for TensorRT: what is float16, what is not and why, what is int8, and that the rules are kept."""
+"""The typed files for TensorRT: what is float16, what is not and why, what is int8, and what TensorRT refuses."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,24 @@ from small_network import SMALL
 from tiny import tiny_image
 
 from stlm_edge.converters import tensorrt
-from stlm_edge.converters.fp16_islands import Island, by_damage, describe, islands, islands_by_kind, measured
+from stlm_edge.converters.float32_operators import (
+    Float32Operator,
+    at_risk_by_kind,
+    describe,
+    float32_operators,
+    measured,
+    names_of,
+    rank_convolutions,
+)
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
-from stlm_edge.converters.qdq import _share, reach_of
-from stlm_edge.converters.tensorrt_rules import check
+from stlm_edge.converters.tensorrt import check
+from stlm_edge.converters.tensorrt_int8 import activation_ranges, best_share
 from stlm_edge.export.pipeline import Exported
 from stlm_edge.formats import metadata_entries
 from stlm_edge.images import load
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
-Typed = dict[str, tuple[Path, list[Island]]]
+Typed = dict[str, tuple[Path, list[Float32Operator]]]
 IMAGES = [load(tiny_image(seed, defect=seed > 100), SMALL.size) for seed in (100, 105)]
 
 IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
@@ -30,10 +38,10 @@ IN_FLOAT = ("plain.layers.3.", "denoising.layers.2.blocks.0.mlp.fc2")
 def typed_files(exported: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Typed:
     folder, done = tmp_path_factory.mktemp("typed"), exported["fp32"]
     graph, decision_threshold = tensorrt.read(done.folder / "model.onnx"), done.manifest.decision_threshold
-    kept = next(islands(graph, IMAGES))
+    kept = next(float32_operators(graph, IMAGES))
     tensorrt.to_fp32(graph, folder / "fp32.onnx", decision_threshold)
     tensorrt.to_fp16(graph, folder / "fp16.onnx", decision_threshold, kept)
-    tensorrt.to_int8(graph, folder / "int8.onnx", decision_threshold, kept, reach_of(graph, IMAGES), IN_FLOAT)
+    tensorrt.to_int8(graph, folder / "int8.onnx", decision_threshold, kept, activation_ranges(graph, IMAGES), IN_FLOAT)
     return {precision: (folder / f"{precision}.onnx", kept) for precision in ("fp32", "fp16", "int8")}
 
 
@@ -46,7 +54,7 @@ def types_of(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_file_keeps_the_rules_and_the_graph_s_contract(
+def test_graph_has_documented_inputs_and_outputs(
     typed_files: Typed, exported: dict[str, Exported], precision: str
 ) -> None:
     proto = onnx.load(typed_files[precision][0])
@@ -65,7 +73,7 @@ def test_a_file_keeps_the_rules_and_the_graph_s_contract(
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.2), ("int8", 0.2)])
-def test_onnxruntime_and_the_simulation_both_run_a_file(
+def test_onnxruntime_and_the_simulation_run_the_file(
     typed_files: Typed, exported: dict[str, Exported], precision: str, limit: float
 ) -> None:
     """Random weights magnify roundings a hundredfold: the limits hold graph errors only."""
@@ -78,10 +86,10 @@ def test_onnxruntime_and_the_simulation_both_run_a_file(
             assert np.abs(found - expected).mean() < limit / 10, runtime.name
 
 
-def test_fp16_computes_in_float16_but_for_its_islands(typed_files: Typed) -> None:
+def test_fp16_computes_in_float16_except_float32_operators(typed_files: Typed) -> None:
     path, kept = typed_files["fp16"]
     proto = onnx.load(path)
-    types, within = types_of(proto), {island.node for island in kept}
+    types, within = types_of(proto), names_of(kept)
     for node in proto.graph.node:
         kinds = {types[name] for name in node.input if name} & {TensorProto.FLOAT, TensorProto.FLOAT16}
         if node.name in within and node.op_type != "Cast":
@@ -104,10 +112,10 @@ def test_the_products_fed_to_fa_stay_in_float32_up_to_its_convolutions(typed_fil
     assert cast.op_type == "Cast"
     products = made[cast.input[0]]
     assert {products.op_type, *(made[name].op_type for name in products.input)} <= {"Concat", "Mul", "Neg"}
-    assert "product of normalised maps, fed to FA" in {island.reason for island in kept}
+    assert "product of normalised maps, fed to FA" in {operator.reason for operator in kept}
 
 
-def test_an_island_says_why_it_is_one(typed_files: Typed) -> None:
+def test_float32_operators_have_a_reason(typed_files: Typed) -> None:
     lines = describe(typed_files["fp16"][1])
     assert any(
         re.fullmatch(
@@ -117,9 +125,9 @@ def test_an_island_says_why_it_is_one(typed_files: Typed) -> None:
         for line in lines
     ), lines
     assert any("Softmax: sum of exponentials" in line for line in lines)
-    overflowing = Island("n", "Pow", "squares in a channel norm", 1e5, float("inf"))
+    overflowing = Float32Operator("n", "ReduceL2", "sum of squares in a channel norm", 1e5, float("inf"))
     assert describe([overflowing]) == [
-        "in float32: 1 Pow: squares in a channel norm (largest value 1e+05, in fp16 overflows)"
+        "in float32: 1 ReduceL2: sum of squares in a channel norm (largest value 1e+05, in fp16 overflows)"
     ]
 
 
@@ -146,19 +154,19 @@ def test_int8_quantizes_linear_layers_and_nothing_else(typed_files: Typed) -> No
     assert typed_files["int8"][0].stat().st_size < typed_files["fp16"][0].stat().st_size
 
 
-def test_an_outlier_does_not_widen_the_steps_of_all_other_activations() -> None:
+def test_outlier_does_not_widen_the_steps_of_other_activations() -> None:
     """Largest magnitudes as ranges cost a trained network half a point of pixel AUROC."""
     rng = np.random.default_rng(0)
     values = np.abs(rng.normal(size=100_000)).astype(np.float32)
     values[7] = 8
-    share = _share(values, 8)
+    share = best_share(values, 8)
     error = {
         name: np.square(np.rint(values / scale).clip(max=127) * scale - values).mean()
         for name, scale in (("least", share * 8 / 127), ("largest magnitude", 8 / 127))
     }
     assert share < 0.7, "the outlier is clipped"
     assert error["least"] < 0.8 * error["largest magnitude"]
-    assert _share(np.linspace(0, 8, 10_000, dtype=np.float32), 8) == 1, "where there are none, nothing is clipped"
+    assert best_share(np.linspace(0, 8, 10_000, dtype=np.float32), 8) == 1, "where there are none, nothing is clipped"
 
 
 def test_outliers_that_live_in_one_channel_are_seen() -> None:
@@ -180,23 +188,28 @@ def test_outliers_that_live_in_one_channel_are_seen() -> None:
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     image = np.random.default_rng(0).integers(200, 256, (64, 64, 3), np.uint8)
-    reach = reach_of(proto, [image])["y"]
-    assert reach > 0.9 * image.sum(axis=2).max()
+    amax = activation_ranges(proto, [image])["y"]
+    assert amax > 0.9 * image.sum(axis=2).max()
 
 
-def test_the_same_file_and_images_give_the_same_bytes(
+def test_repeated_export_gives_the_same_bytes(
     typed_files: Typed, exported: dict[str, Exported], tmp_path: Path
 ) -> None:
     done = exported["fp32"]
     graph = tensorrt.read(done.folder / "model.onnx")
-    kept = next(islands(graph, IMAGES))
+    kept = next(float32_operators(graph, IMAGES))
     tensorrt.to_int8(
-        graph, tmp_path / "again.onnx", done.manifest.decision_threshold, kept, reach_of(graph, IMAGES), IN_FLOAT
+        graph,
+        tmp_path / "again.onnx",
+        done.manifest.decision_threshold,
+        kept,
+        activation_ranges(graph, IMAGES),
+        IN_FLOAT,
     )
     assert (tmp_path / "again.onnx").read_bytes() == typed_files["int8"][0].read_bytes()
 
 
-def test_what_overflows_on_a_calibration_image_becomes_an_island() -> None:
+def test_operator_that_overflows_on_quantization_images_stays_in_float32() -> None:
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT),
@@ -213,16 +226,16 @@ def test_what_overflows_on_a_calibration_image_becomes_an_island() -> None:
         ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    by_kind = islands_by_kind(proto.graph)
-    assert [island.node for island in by_kind] == ["cast"]
+    by_kind = at_risk_by_kind(proto.graph)
+    assert [operator.node for operator in by_kind] == ["cast"]
     dark, bright = (np.full((8, 8, 3), value, np.uint8) for value in (20, 200))
-    assert [island.node for island in measured(proto, by_kind, [dark])] == ["cast"]
-    found = {island.node: island for island in measured(proto, by_kind, [dark, bright])}
+    assert [operator.node for operator in measured(proto, by_kind, [dark])] == ["cast"]
+    found = {operator.node: operator for operator in measured(proto, by_kind, [dark, bright])}
     assert found["large_conv"].reason == "measured: too large"
     assert found["large_conv"].largest == 160_000
 
 
-def test_the_convolution_that_moves_the_map_most_for_its_size_comes_first() -> None:
+def test_convolution_that_changes_the_map_most_for_its_size_comes_first() -> None:
     def layer(name: str, x: str, y: str) -> onnx.NodeProto:
         return helper.make_node("Conv", [x, f"{name}_weight"], [y], name)
 
@@ -244,9 +257,9 @@ def test_the_convolution_that_moves_the_map_most_for_its_size_comes_first() -> N
         ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    ranked = by_damage(proto, islands_by_kind(proto.graph), [np.full((8, 8, 3), 201, np.uint8)])
-    assert [island.node for island in ranked] == ["cancels", "rounds", "exact"]
-    assert [island.moves > 0 for island in ranked] == [True, True, False]
+    ranked = rank_convolutions(proto, at_risk_by_kind(proto.graph), [np.full((8, 8, 3), 201, np.uint8)])
+    assert [operator.node for operator in ranked] == ["cancels", "rounds", "exact"]
+    assert [operator.map_change > 0 for operator in ranked] == [True, True, False]
 
 
 def test_attention_biases_are_stored_as_tables(typed_files: Typed, exported: dict[str, Exported]) -> None:

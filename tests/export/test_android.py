@@ -1,6 +1,7 @@
 """Exports for android: what is particular to TFLite."""
 
 import json
+import os
 import shutil
 import subprocess
 import venv
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from disk_full import leaving_nothing, no_free_space
 from promises import WRONG_MAP, assert_refused
 from tiny_tflite import write_tflite
 
 import stlm_edge
-from stlm_edge.converters import litert as converter
+from stlm_edge.converters import tflite as converter
+from stlm_edge.errors import JobError
 from stlm_edge.export.ladder import KEPT
 from stlm_edge.export.pipeline import Exported, export
 
@@ -146,6 +149,19 @@ def test_failed_gate_keeps_more_in_float(
         assert {one.scope for one in done.candidates} == {"linear layers and the weights of convolutions but stage 0's"}
     assert [bool(one.losses) for one in done.candidates] == [True] * (len(attempts) - 1) + [False]
     assert done.losses == []
+
+
+def test_full_disk_is_reported_in_one_line(
+    exported_for_android: dict[str, Exported],
+    small_checkpoint: Path,
+    scratch: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = exported_for_android["fp32"].folder / "model.tflite"
+    monkeypatch.setattr(converter, "to_tflite", lambda model, path, *_: os.link(file, path))
+    with leaving_nothing(tmp_path), pytest.raises(JobError, match=r"disk full.*TMPDIR"), no_free_space(1 << 18):
+        export("android", checkpoint=small_checkpoint, precision="fp16", out=tmp_path / "bundle")
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import torch
 from promises import NOT_FINITE, WRONG_MAP
 
 from stlm_edge.converters import coreml as converter
-from stlm_edge.converters.onnx import quiet
-from stlm_edge.converters.shaping import folded
+from stlm_edge.converters import quiet
+from stlm_edge.converters.export_form import fold_batch_norms
 from stlm_edge.errors import JobError
 from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.formats.coreml import MODEL, WEIGHTS
@@ -26,7 +26,7 @@ def swapped_channels(package: Path, model: STLM) -> None:
     """Swap red and blue in the normalisation and in the first convolutions."""
     change_normalisation(package, lambda values: values[::-1])
     content = (package / WEIGHTS).read_bytes()
-    for stream in (folded(model).plain, folded(model).denoising):
+    for stream in (fold_batch_norms(model).plain, fold_batch_norms(model).denoising):
         filters = dict(stream.named_parameters())["patch_embed.seq.0.c.weight"].detach()
         assert content.count(little_endian(filters)) == 1
         content = content.replace(little_endian(filters), little_endian(filters.flip(1)))

@@ -24,7 +24,7 @@ from tiny import tiny_image
 
 import stlm_edge
 from stlm_edge.bundle.reader import CANDIDATES
-from stlm_edge.converters import quantization
+from stlm_edge.converters import onnx_int8
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export.pipeline import Exported, export, flops, over_budget
 from stlm_edge.model import STLM, ModelConfig, checkpoint
@@ -83,16 +83,14 @@ def test_failed_gate_keeps_most_sensitive_layers_in_float(
     convert_by(None)
     attempts = []
 
-    def to_int8(
-        model: STLM, source: Path, path: Path, decision_threshold: DecisionThreshold, in_float: tuple[str, ...]
-    ) -> None:
+    def to_int8(source: Path, path: Path, threshold: DecisionThreshold, in_float: tuple[str, ...]) -> None:
         attempts.append(in_float)
-        quantization_to_int8(model, source, path, decision_threshold, in_float)
+        convert(source, path, threshold, in_float)
         if len(attempts) == 1:
             rewrite(path, swapped_channels)
 
-    quantization_to_int8 = quantization.to_int8
-    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    convert = onnx_int8.to_int8
+    monkeypatch.setattr(onnx_int8, "to_int8", to_int8)
     done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
     assert attempts[0] == ()
     (kept,) = attempts[1]
@@ -125,15 +123,13 @@ def test_candidate_that_does_not_run_is_recorded(
     convert_by(None)
     attempts = []
 
-    def to_int8(
-        model: STLM, source: Path, path: Path, decision_threshold: DecisionThreshold, in_float: tuple[str, ...]
-    ) -> None:
+    def to_int8(source: Path, path: Path, threshold: DecisionThreshold, in_float: tuple[str, ...]) -> None:
         attempts.append(in_float)
         shutil.copyfile(source, path)
         if len(attempts) == 1:
             rewrite(path, infinite_map)
 
-    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    monkeypatch.setattr(onnx_int8, "to_int8", to_int8)
     done = export("cpu", checkpoint=small_checkpoint, precision="int8", out=tmp_path / "bundle")
     first, second = done.candidates
     assert (first.latency_ms, first.cosine, first.verdict_failures) == (None, 0, 24)

@@ -23,9 +23,8 @@ import stlm_edge
 from stlm_edge.commands import build_engine, predict
 from stlm_edge.commands import export as export_command
 from stlm_edge.converters import tensorrt
-from stlm_edge.converters.fp16_islands import KEPT, Island
+from stlm_edge.converters.float32_operators import CANDIDATES, Float32Operator
 from stlm_edge.converters.fp16_simulation import Fp16Simulation
-from stlm_edge.converters.tensorrt_rules import check
 from stlm_edge.export.pipeline import Exported, export
 from stlm_edge.threshold import DecisionThreshold
 
@@ -45,7 +44,7 @@ def test_fp16_simulation_is_near_trained_model(
 
 def test_files_keep_rules_of_tensorrt(exported_for_jetson: dict[str, Exported]) -> None:
     for done in exported_for_jetson.values():
-        assert check(onnx.load(done.folder / "model.onnx")) == []
+        assert tensorrt.check(onnx.load(done.folder / "model.onnx")) == []
     sizes = {name: (done.folder / "model.onnx").stat().st_size for name, done in exported_for_jetson.items()}
     assert sizes["int8"] < sizes["fp16"] < 0.55 * sizes["fp32"]
 
@@ -79,7 +78,7 @@ def test_two_exports_give_same_bytes(
         (missing_normalisation, "fp32", WRONG_MAP),
         (transposed_map, "fp32", WRONG_MAP),
         (infinite_map, "fp32", NOT_FINITE),
-        (foreign_operator, "fp16", "breaks TensorRT's rules: Round round: TensorRT has no such operator"),
+        (foreign_operator, "fp16", "TensorRT could not run .*: Round round: no such operator"),
     ],
 )
 def test_gate_refuses_wrong_conversion(
@@ -101,10 +100,10 @@ def test_failed_gate_keeps_more_convolutions_in_float32(
     attempts: list[list[str]] = []
 
     def damaging_the_first(
-        graph: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, islands: Sequence[Island]
+        graph: onnx.ModelProto, path: Path, decision_threshold: DecisionThreshold, float32: Sequence[Float32Operator]
     ) -> None:
-        attempts.append([island.node for island in islands if island.moves is not None])
-        to_fp16(graph, path, decision_threshold, islands)
+        attempts.append([operator.node for operator in float32 if operator.map_change is not None])
+        to_fp16(graph, path, decision_threshold, float32)
         if len(attempts) == 1:
             rewrite(path, transposed_map)
 
@@ -112,9 +111,9 @@ def test_failed_gate_keeps_more_convolutions_in_float32(
     convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(tensorrt, "to_fp16", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="fp16", data=told_apart, out=tmp_path / "bundle")
-    assert [len(kept) for kept in attempts] == [0, KEPT[0]]
+    assert [len(kept) for kept in attempts] == [0, CANDIDATES[0]]
     assert done.losses == []
-    assert f"{KEPT[0]} Conv: measured: the map needs it (each moves the map by up to" in done.describe()
+    assert f"{CANDIDATES[0]} Conv: measured: the map needs it (each changes the map by up to" in done.describe()
     proto = onnx.load(tmp_path / "bundle" / "model.onnx")
     types = {weight.name: weight.data_type for weight in proto.graph.initializer}
     convolutions = {node.name: types[node.input[1]] for node in proto.graph.node if node.op_type == "Conv"}
@@ -132,12 +131,12 @@ def test_failed_gate_of_int8_keeps_convolutions_in_float32_then_linear_layers_in
         graph: onnx.ModelProto,
         path: Path,
         decision_threshold: DecisionThreshold,
-        islands: Sequence[Island],
-        reach: dict[str, float],
+        float32: Sequence[Float32Operator],
+        ranges: dict[str, float],
         in_float: Sequence[str],
     ) -> None:
-        attempts.append((sum(island.moves is not None for island in islands), len(in_float)))
-        to_int8(graph, path, decision_threshold, islands, reach, in_float)
+        attempts.append((sum(operator.map_change is not None for operator in float32), len(in_float)))
+        to_int8(graph, path, decision_threshold, float32, ranges, in_float)
         if len(attempts) < 3:
             rewrite(path, infinite_map)
 
@@ -145,10 +144,10 @@ def test_failed_gate_of_int8_keeps_convolutions_in_float32_then_linear_layers_in
     convert_to(even_onnx, monkeypatch)
     monkeypatch.setattr(tensorrt, "to_int8", damaging_the_first)
     done = export("jetson", checkpoint=even_checkpoint, precision="int8", data=told_apart, out=tmp_path / "bundle")
-    assert attempts == [(0, 0), (KEPT[0], 0), (KEPT[0], 1)]
-    assert [len(one.kept_in_float) for one in done.candidates] == [0, KEPT[0], KEPT[0] + 1]
+    assert attempts == [(0, 0), (CANDIDATES[0], 0), (CANDIDATES[0], 1)]
+    assert [len(one.kept_in_float) for one in done.candidates] == [0, CANDIDATES[0], CANDIDATES[0] + 1]
     assert done.losses == []
-    assert f"{KEPT[0]} Conv: measured: the map needs it" in done.describe()
+    assert f"{CANDIDATES[0]} Conv: measured: the map needs it" in done.describe()
 
 
 def error_of(command: Callable[[Sequence[str]], None], *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:

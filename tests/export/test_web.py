@@ -18,7 +18,7 @@ from damage import (
 from promises import NOT_FINITE, WRONG_MAP, assert_refused
 
 import stlm_edge
-from stlm_edge.converters import quantization, webgpu
+from stlm_edge.converters import onnx_int8, web
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.export import targets
 from stlm_edge.export.pipeline import Exported, export_all
@@ -50,9 +50,9 @@ def test_graphs_have_the_same_input_and_output(exported_for_web: dict[str, Expor
 
 def test_webgpu_can_run_whole_fp16_file_but_not_int8(exported_for_web: dict[str, Exported]) -> None:
     fp16, int8 = (onnx.load(exported_for_web[name].folder / "model.onnx") for name in ("fp16", "int8"))
-    assert webgpu.check(fp16) == []
+    assert web.check(fp16) == []
     assert "MatMulInteger" in {node.op_type for node in int8.graph.node}
-    assert any("MatMulInteger" in problem for problem in webgpu.check(int8))
+    assert any("MatMulInteger" in problem for problem in web.check(int8))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_webgpu_can_run_whole_fp16_file_but_not_int8(exported_for_web: dict[str,
         (missing_normalisation, "int8", f"before int8, {WRONG_MAP}"),
         (transposed_map, "int8", f"before int8, {WRONG_MAP}"),
         (infinite_map, "fp16", NOT_FINITE),
-        (foreign_operator, "fp16", "WebGPU could not run the whole file: Round round: WebGPU has no kernel for it"),
+        (foreign_operator, "fp16", "WebGPU could not run .*: Round round: no such operator"),
     ],
 )
 def test_gate_refuses_wrong_conversion(
@@ -89,13 +89,13 @@ def test_failure_of_one_keeps_both_earlier_bundles(
     def to_fp16(proto: onnx.ModelProto, path: Path, *arguments: object) -> None:
         shutil.copyfile(exported_for_web["fp16"].folder / "model.onnx", path)
 
-    def to_int8(model: object, source: Path, path: Path, *arguments: object) -> None:
+    def to_int8(source: Path, path: Path, *arguments: object) -> None:
         shutil.copyfile(source, path)
         rewrite(path, infinite_map)
 
     convert_to(even_onnx, monkeypatch)
-    monkeypatch.setattr(webgpu, "to_fp16", to_fp16)
-    monkeypatch.setattr(quantization, "to_int8", to_int8)
+    monkeypatch.setattr(web, "to_fp16", to_fp16)
+    monkeypatch.setattr(onnx_int8, "to_int8", to_int8)
     folder = Path(shutil.copytree(exported_for_web["fp16"].folder.parent, tmp_path / "site"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for out, force in ((folder, True), (tmp_path / "new", False)):

@@ -1,15 +1,15 @@
-"""The network in the form that it is exported in: the same answers with fewer and larger operations.
+"""Rewriting of the network before export: the same function with fewer and larger operations.
 
-What does not depend on the image is computed here: batch norms and the pixels' deviation are merged into the
-convolutions, attention biases gathered, attention's scales merged into the queries' weights, the positional encoding
-and what the decoder's first tokens become computed. Tokens are matrices, so that a linear layer is one product and a
-norm over channels needs no transpose; both streams pass the decoder as one batch of two.
+What does not depend on the image is computed beforehand: batch norms and the pixels' deviation are merged into the
+convolutions, attention biases are gathered, attention's scales are merged into the queries' weights, and the positional
+encoding and the decoder's first tokens become constants. Tokens are matrices, so that a linear layer is one matrix
+product and a norm over channels needs no transpose; the decoder processes both streams as one batch of two.
 
-The decoder's attention is regrouped. Between 5 tokens and n cells, 8 heads of width 16, (X W) kᵀ is X (W kᵀ): with the
-few tokens' side multiplied first, 256×40 stands where 256×128 stood, on either side of the softmax. Biases that add the
-same to all that a softmax compares fall away. Constants are computed in float64.
+The decoder's attention is regrouped. Between 5 tokens and n cells, with 8 heads of width 16, (X W) kᵀ equals X (W kᵀ):
+multiplying the side of the few tokens first gives 256×40 instead of 256×128 on either side of the softmax. Biases that
+add the same value to all arguments of a softmax are dropped. Constants are computed in float64.
 
-Measured in `benchmarks/graph.py`. Parameters keep the paths that they have in the model.
+`benchmarks/graph.py` measures the effect. Parameters keep their paths in the model.
 """
 
 import copy
@@ -28,8 +28,8 @@ from stlm_edge.model.stlm import STRIDE, Answer, score
 from stlm_edge.model.tiny_vit import AttentionStage, Block, TinyViT, WindowAttention
 
 
-def folded(model: STLM) -> STLM:
-    """A copy whose batch norms are merged into the convolutions before them."""
+def fold_batch_norms(model: STLM) -> STLM:
+    """Return a copy whose batch norms are merged into the convolutions before them."""
     copied = copy.deepcopy(model).eval()
     for parent in list(copied.modules()):
         for (name, convolution), (following, norm) in itertools.pairwise(list(parent.named_children())):
@@ -40,12 +40,12 @@ def folded(model: STLM) -> STLM:
 
 
 @torch.no_grad()
-def shaped(model: STLM) -> nn.Module:
-    """A copy for images 1×S×S×3 (or 1×3×S×S) of values 0 to 255, S the model's; gives its map and score.
+def export_form(model: STLM) -> nn.Module:
+    """Return a copy for one image, 1×S×S×3 or 1×3×S×S with values 0 to 255, that computes the map and the score.
 
-    The map differs from the model's by rounding: what is the same in exact arithmetic is computed in another order.
+    The map differs from the model's by rounding, as sums have another order.
     """
-    return _Network(folded(model)).eval()
+    return _Network(fold_batch_norms(model)).eval()
 
 
 class _Network(nn.Module):
@@ -71,14 +71,14 @@ class _Network(nn.Module):
         x = image.to(self.pixel_mean.dtype) - self.pixel_mean
         embeddings = torch.stack([self.plain(x), self.denoising(x)])
         logits = self.fa(embeddings, self.mask_decoder(embeddings))
-        # A sigmoid of a vector: behind a map's, onnxruntime would enlarge 16 channels of which 15 are empty.
+        # Of a vector: after a map's sigmoid, onnxruntime would resize 16 channels of which 15 are padding.
         grid_map = logits.flatten().sigmoid().reshape(1, 1, self.grid, self.grid)
         anomaly_map = F.interpolate(grid_map, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
         return Answer(anomaly_map, score(anomaly_map))
 
 
 class _Encoder(nn.Module):
-    """1×3×S×S → n×256, the image's cells row by row."""
+    """Encoder, 1×3×S×S → n×256, the image's cells row by row."""
 
     def __init__(self, encoder: TinyViT, size: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Stage(nn.Module):
 
 
 class _Block(nn.Module):
-    """hw×C → hw×C."""
+    """Attention block, hw×C → hw×C."""
 
     def __init__(self, block: Block, grid: int) -> None:
         super().__init__()
@@ -136,9 +136,9 @@ class _Block(nn.Module):
         if missing:
             x = F.pad(x.reshape(1, grid, grid, c), (0, 0, 0, missing, 0, missing))
         side = grid + missing
-        count = side // size
-        x = x.reshape(count, size, count, size * c).transpose(1, 2).reshape(-1, c)
-        x = self.attn(x, size * size).reshape(count, count, size, size * c).transpose(1, 2)
+        windows = side // size
+        x = x.reshape(windows, size, windows, size * c).transpose(1, 2).reshape(-1, c)
+        x = self.attn(x, size * size).reshape(windows, windows, size, size * c).transpose(1, 2)
         if missing:
             x = x.reshape(1, side, side, c)[:, :grid, :grid]
         return x.reshape(-1, c)
@@ -151,7 +151,7 @@ class _WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads = attention.heads
         self.norm, self.qkv, self.proj = attention.norm, attention.qkv, attention.proj
-        for parameter in self.qkv.parameters():  # rows by head, then q, k, v → by q, k, v, then head
+        for parameter in self.qkv.parameters():  # from rows by head, then q, k, v, to rows by q, k, v, then head
             rows = parameter.data.unflatten(0, (heads, 3, -1)).transpose(0, 1).clone()
             rows[0] *= attention.scale
             parameter.data = rows.flatten(0, 2)
@@ -160,7 +160,7 @@ class _WindowAttention(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, tokens: int) -> Tensor:
-        """Windows one after the other, Nw²×C → Nw²×C."""
+        """Attend within consecutive windows, Nw²×C → Nw²×C."""
         heads, c = self.heads, x.shape[-1]
         qkv = self.qkv(self.norm(x)).reshape(-1, tokens, 3 * heads, c // heads)
         q, k, v = qkv.split(heads, dim=2)
@@ -170,7 +170,7 @@ class _WindowAttention(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """2×n×256 image embeddings → image tokens after the two-way transformer."""
+    """Mask decoder, 2×n×256 image embeddings → image tokens after the two-way transformer."""
 
     no_mask: Tensor
     encoding: Tensor
@@ -192,9 +192,9 @@ class _Decoder(nn.Module):
 
 
 class _TwoWayBlock(nn.Module):
-    """Image and the same with its encoding, 2×n×256, and tokens, 10×256, → image and tokens.
+    """Two-way block: the image without and with its encoding, 2×n×256 each, and tokens, 10×256 → image and tokens.
 
-    The first block's tokens are constants up to where they attend to the image; it takes none.
+    In the first block, tokens are constants until they attend to the image, so it takes no tokens.
     """
 
     token_encoding: Tensor
@@ -226,14 +226,14 @@ class _TwoWayBlock(nn.Module):
             queries = to_image.queries(tokens + self.token_encoding)
         tokens = self.norm2(tokens + to_image(queries, encoded, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        seen = to_tokens(encoded, tokens + self.token_encoding, tokens)
-        # Of matrices: of anything else onnxruntime fuses sum and norm into one operator, four times as slow as both.
-        image = self.norm4(image.flatten(0, 1) + seen.flatten(0, 1)).reshape(image.shape)
+        attended = to_tokens(encoded, tokens + self.token_encoding, tokens)
+        # Of matrices: otherwise onnxruntime fuses sum and norm into an operator that is four times as slow as both.
+        image = self.norm4(image.flatten(0, 1) + attended.flatten(0, 1)).reshape(image.shape)
         return image, tokens
 
 
 class _SelfAttention(nn.Module):
-    """B5×256 with their encoding and without → B5×256."""
+    """Self-attention of tokens, B5×256 with and without encoding → B5×256."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -249,11 +249,13 @@ class _SelfAttention(nn.Module):
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """B5×C → B×8×5×C/8."""
+    """Split the tokens' channels into heads, B5×C → B×8×5×C/8."""
     return x.reshape(-1, 5, HEADS, x.shape[-1] // HEADS).transpose(1, 2)
 
 
 class _TokensToImage(nn.Module):
+    """Attention from tokens to the image's cells."""
+
     keys: Tensor
     values: Tensor
 
@@ -269,16 +271,18 @@ class _TokensToImage(nn.Module):
         self.out_proj.bias.data = bias.float()
 
     def queries(self, tokens: Tensor) -> Tensor:
-        """B5×256 → B×40×256, head by head: what meets the image's cells."""
+        """Return the queries that are multiplied with the image's cells, B5×256 → B×40×256, head by head."""
         return (_by_head(self.q_proj(tokens)) @ self.keys).reshape(-1, HEADS * 5, self.dim)
 
     def forward(self, queries: Tensor, encoded: Tensor, image: Tensor) -> Tensor:
         attention = (queries @ encoded.transpose(1, 2)).softmax(dim=-1)
-        seen = (attention @ image).reshape(-1, HEADS, 5, self.dim) @ self.values
-        return self.out_proj(seen.transpose(1, 2).reshape(-1, self.out_proj.in_features))
+        attended = (attention @ image).reshape(-1, HEADS, 5, self.dim) @ self.values
+        return self.out_proj(attended.transpose(1, 2).reshape(-1, self.out_proj.in_features))
 
 
 class _ImageToTokens(nn.Module):
+    """Attention from the image's cells to tokens."""
+
     queries: Tensor
     queries_bias: Tensor
     out: Tensor
@@ -307,14 +311,14 @@ class _ImageToTokens(nn.Module):
 
 
 class _FeatureAggregation(nn.Module):
-    """Image embeddings and tokens of both streams, 2×n×256 each, → logits 1×1×h×w."""
+    """Feature aggregation: image embeddings and tokens, 2×n×256 each → logits 1×1×h×w."""
 
     def __init__(self, fa: FeatureAggregation, grid: int) -> None:
         super().__init__()
         self.grid = grid
         self.res, self.head = fa.res, fa.head
         for convolution in (fa.res[0].conv1, fa.res[0].downsample[0]):
-            convolution.weight.neg_()  # they are fed the products, the model's the negated products
+            convolution.weight.neg_()  # the model's take the negated products
 
     def forward(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         products = []
