@@ -4,10 +4,11 @@
 
 Side by side: torch eager; onnxruntime on the plain export (batch norms merged, otherwise the model as it is), on the
 rewritten one (`converters/export_form.py`), which is what ships, and on its int8 file; TFLite in fp32, with fp16
-weights, and in int8. One thread, one image at a time, in turns (A B C A B C …) in one process, so that a busy or throttled machine
-slows all alike; a ratio is the median of the ratios within each turn. The yardstick is the machine's best float32
-matrix product, onnxruntime's own MatMul of 1024×1024×1024, in the same turns; a share of it counts best time against
-best time, a multiply-add as two operations, and of each graph the operations of the model, however many its form saved.
+weights, and in int8. One thread, one image at a time, in turns (A B C A B C …) in one process, so that a busy or
+throttled machine slows all alike; a ratio is the median of the ratios within each turn. The yardstick is the machine's
+best float32 matrix product, onnxruntime's own MatMul of 1024×1024×1024, in the same turns; a share of it counts best
+time against best time, a multiply-add as two operations, and of each graph the operations of the model, however many
+its form saved.
 
 Weights are random (seed 0): neither speed nor size depends on them, and parity is the export's to show. Exits 1 when a
 goal is missed. With the table stands where the time goes in either graph, by part of the network and by operator.

@@ -139,28 +139,28 @@ def copied(packages: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packages / "fp16.mlpackage", tmp_path / "model.mlpackage"))
 
 
-def test_an_unknown_operation_is_named(copied: Path) -> None:
+def test_unknown_operation_is_named(copied: Path) -> None:
     model = spec_of(copied)
     (program,) = model.mlProgram.functions["main"].block_specializations.values()
     (operation,) = (operation for operation in program.operations if operation.type == "sigmoid")
     operation.type = "softsign"
     (copied / MODEL).write_bytes(model.SerializeToString())
-    with pytest.raises(UsageError, match="holds the MIL operation softsign, which the MIL evaluator does not know"):
+    with pytest.raises(UsageError, match="MIL operation softsign"):
         MilEvaluator(copied)
 
 
-def test_another_order_of_colours_is_refused(copied: Path) -> None:
+def test_bgr_image_is_refused(copied: Path) -> None:
     model = spec_of(copied)
     image = model.description.input[0].type.imageType
     image.colorSpace = image.BGR
     (copied / MODEL).write_bytes(model.SerializeToString())
-    with pytest.raises(UsageError, match=r"another model: found image.*; expected image, an RGB image"):
+    with pytest.raises(UsageError, match=r"found.*image.*expected.*image"):
         MilEvaluator(copied)
 
 
-def test_a_damaged_package_is_refused(copied: Path) -> None:
+def test_damaged_package_is_refused(copied: Path) -> None:
     (copied / MODEL).write_bytes((copied / MODEL).read_bytes()[:-1000])
-    with pytest.raises(UsageError, match=r"cannot read its program .*; export anew"):
+    with pytest.raises(UsageError, match=r"cannot read its program .*; export again"):
         MilEvaluator(copied)
 
 

@@ -46,8 +46,10 @@ def on_haswell(program: str, *arguments: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("weight", "right"), [(64, True), (127, False)])
-def test_eight_bits_saturate_there_and_seven_do_not(tmp_path: Path, weight: int, right: bool) -> None:
-    """What makes the next test one that can fail: the emulated processor has the fault."""
+def test_eight_bit_weights_saturate_without_vnni_and_seven_bit_weights_do_not(
+    tmp_path: Path, weight: int, right: bool
+) -> None:
+    """The emulated processor has the limitation that the next test is about."""
     weights = numpy_helper.from_array(np.full((64, 16), weight, np.int8), "w")
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     graph = helper.make_graph(
@@ -62,7 +64,8 @@ def test_eight_bits_saturate_there_and_seven_do_not(tmp_path: Path, weight: int,
     assert (on_haswell(MULTIPLY, tmp_path / "product.onnx") == [64 * 255 * weight] * 16) == right
 
 
-def test_an_int8_bundle_gives_the_same_answers_there(exported: dict[str, Exported], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_int8_bundle_gives_the_same_outputs_without_vnni(exported: dict[str, Exported], tmp_path: Path) -> None:
     bundle = open_bundle(exported["int8"].folder)
     artifact = exported["int8"].folder / "model.onnx"
     images = np.stack([golden.tensor for golden in bundle.golden()])
