@@ -1,4 +1,4 @@
-"""Whether convolutions can be int8 too: what each way does to a trained model's map, and what it would gain in time.
+"""Study int8 convolutions: the effect of each method on a trained model's map, and on time.
 
     python benchmarks/convolutions.py --run RUN --out benchmarks/results/convolutions.json
 
@@ -205,7 +205,7 @@ def fine_tuned(float_model: STLM, simulated: Simulated, images: Sequence[np.ndar
 
 
 class Judge:
-    """What the gate says of a simulated network, on the run's held-out images and pseudo-anomalies on them."""
+    """The gate's result for a simulated network, on the run's held-out images and pseudo-anomalies on them."""
 
     def __init__(self, run: Path) -> None:
         opened = checkpoint.load(run / "checkpoint.safetensors")
@@ -215,7 +215,7 @@ class Judge:
         self.images = pseudo_anomalies_on(list_images(run / "held_out"), size)
         reference = Simulated(self.model).turn_on(())
         reference.model = fold_batch_norms(self.model)
-        self.figures = accuracy_on_pseudo_anomalies(reference, self.images)
+        self.metrics = accuracy_on_pseudo_anomalies(reference, self.images)
         self.golden = [
             GoldenCandidate(str(number), None, bool(mask.any()), image, *reference.run(image))  # type: ignore[arg-type]
             for number, (image, mask) in enumerate(self.images)
@@ -224,15 +224,15 @@ class Judge:
     def __call__(self, way: str, simulated: Simulated) -> dict[str, Any]:
         answers = [simulated.run(image) for image, _ in self.images]
         parity, rows = compare(self.golden, answers, self.decision_threshold.value, self.decision_threshold.delta)
-        figures = accuracy_on_pseudo_anomalies(_Known(answers, self.images, simulated.size), self.images)
-        losses = lost_accuracy({"trained": self.figures, "packed": figures}, "int8", len(rows) ** 2 // 4)
+        metrics = accuracy_on_pseudo_anomalies(_Known(answers, self.images, simulated.size), self.images)
+        losses = lost_accuracy({"trained": self.metrics, "packed": metrics}, "int8", len(rows) ** 2 // 4)
         row = {
             "way": way,
             "int8_convolutions": sum(layer.on for layer in simulated.convolutions.values()),
             "cosine": parity.cosine,
             "worst_cosine": min(one.cosine for one in rows),
             "verdict_failures": parity.verdict_failures,
-            **{name: figures[name] for name in METRICS},
+            **{name: metrics[name] for name in METRICS},
             "holds": not (losses or parity.verdict_failures),
         }
         print(json.dumps(row), flush=True)
@@ -252,15 +252,15 @@ class _Known:
         return self.of[id(image)]
 
 
-def by_damage(model: STLM, ranged: Simulated, images: Sequence[np.ndarray]) -> list[str]:
+def by_sensitivity(model: STLM, ranged: Simulated, images: Sequence[np.ndarray]) -> list[str]:
     """Names of the convolutions, the least sensitive alone first."""
     expected = [ranged.turn_on(()).run(image)[0] for image in images]
-    damage = {}
+    sensitivity = {}
     for name in ranged.convolutions:
         ranged.turn_on([name])
         maps = [ranged.run(image)[0] for image in images]
-        damage[name] = np.mean([np.abs(a - b).mean() for a, b in zip(maps, expected, strict=True)])
-    return sorted(damage, key=lambda name: damage[name])
+        sensitivity[name] = np.mean([np.abs(a - b).mean() for a, b in zip(maps, expected, strict=True)])
+    return sorted(sensitivity, key=lambda name: sensitivity[name])
 
 
 def times(run: Path, rounds: int) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished training")
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning, 0: leave it out (default: 200)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of the timing (default: 20)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write the figures to")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write the results to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with exit_with_one_line():
@@ -335,7 +335,7 @@ def main() -> None:
 
         equal = Simulated(model).take_ranges(ranged, equalise=True)
         rows.append(judge("all, channels equalised", equal))
-        order = by_damage(model, equal, evenly(seen, RANKED))
+        order = by_sensitivity(model, equal, evenly(seen, RANKED))
         for share in CHOSEN:
             chosen = order[: round(share * len(order))]
             rows.append(judge(f"the least sensitive {share:.0%}, equalised", equal.turn_on(chosen)))
@@ -348,7 +348,7 @@ def main() -> None:
             "machine": asdict(system.describe(("stlm-edge", "torch", "onnxruntime"), before)),
             "data": Path(json.loads((options.run / "config.json").read_text())["data"]).name,
             "images": len(judge.images),
-            "trained": judge.figures,
+            "trained": judge.metrics,
             "rows": rows,
             "times": times(options.run, options.rounds),
         }

@@ -11,7 +11,7 @@ time against best time, a multiply-add as two operations, and of each graph the 
 its form saved.
 
 Weights are random (seed 0): neither speed nor size depends on them, and parity is the export's to show. Exits 1 when a
-goal is missed. With the table stands where the time goes in either graph, by part of the network and by operator.
+goal is missed. The table is followed by the time of each part of the network and of each operator.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, metavar="S", help="default: 224 448")
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="turns, after 5 untimed (default: 40)")
-    parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write the figures to")
+    parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write the results to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with exit_with_one_line():
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def measure(side: int, rounds: int) -> dict[str, Any]:
-    """All figures of one side, as JSON values, and their table on the standard output."""
+    """Return all results of one side as JSON values, and print their table."""
     model = random_network(side)
     operations = flops(model)
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -226,7 +226,7 @@ def where_time_goes(artifact: Path, image: np.ndarray, runs: int = 10) -> tuple[
 
 
 def parts_of(graph: onnx.GraphProto) -> dict[str, str]:
-    """The part of the network that each node belongs to; one whose name tells nothing belongs to what feeds it."""
+    """Return the part of the network that each node belongs to: by its name, or else that of the node that feeds it."""
     parts: dict[str, str] = {}
     made: dict[str, str] = {}
     for node in graph.node:

@@ -87,7 +87,7 @@ CONDITIONS = (
 
 @dataclass
 class Row:
-    """What is known of one network in one precision at one size; None is what was not measured."""
+    """Measurements of one network in one precision at one size; None for what was not measured."""
 
     name: str
     precision: str
@@ -211,9 +211,9 @@ def environment(work: Path) -> tuple[Path | None, str | None]:
         return python, None
     with step("installing anomalib into its own environment (some minutes, 6 GB)"):
         venv.create(done.parent, clear=True, with_pip=True)
-        said = subprocess.run([python, "-m", "pip", "install", "-q", "-r", wanted], capture_output=True, text=True)
-    if said.returncode:
-        return None, f"not installed: {last_line(said.stderr)}"
+        completed = subprocess.run([python, "-m", "pip", "install", "-q", "-r", wanted], capture_output=True, text=True)
+    if completed.returncode:
+        return None, f"not installed: {last_line(completed.stderr)}"
     shutil.copy(wanted, done)
     return python, None
 
@@ -227,17 +227,17 @@ def versions(python: Path | None) -> dict[str, str]:
 
 
 def candidates(python: Path | None, work: Path, size: int) -> list[dict[str, Any]]:
-    """What the leanest newer peer was chosen from: anomalib's models later than EfficientAD, with their operations."""
+    """Return the operations of anomalib's models later than EfficientAD, from which the leanest is chosen."""
     found = work / f"candidates-{size}.json"
     if python is None:
         return []
     if not found.is_file():
         with step("counting the operations of anomalib's newer models"):
             command = [python, HERE / "peers_anomalib.py", "candidates", "--size", str(size)]
-            said = subprocess.run(command, capture_output=True, text=True)
-        if said.returncode:
-            raise JobError(f"anomalib's models could not be counted: {last_line(said.stderr)}")
-        write_text(found, said.stdout.strip().splitlines()[-1])
+            completed = subprocess.run(command, capture_output=True, text=True)
+        if completed.returncode:
+            raise JobError(f"anomalib's models could not be counted: {last_line(completed.stderr)}")
+        write_text(found, completed.stdout.strip().splitlines()[-1])
     return json.loads(found.read_text("utf-8"))
 
 
@@ -292,8 +292,8 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         for image in every:
             found.append(run_model(model, image))
             advance()
-    said = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
-    decision_threshold = calibrated(said, images)
+    outputs = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
+    decision_threshold = calibrated(outputs, images)
     folder = images.folder / "stlm"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -305,7 +305,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         files[row.label] = folder / "checkpoint.safetensors"
         checkpoint.save(files[row.label], model, {})
         row.size_mb = megabytes(files[row.label])
-        judge(row, files[row.label], images, said, decision_threshold)
+        judge(row, files[row.label], images, outputs, decision_threshold)
         rows.append(row)
     for precision in ("fp32", "int8"):
         row = replace(plain, precision=precision, notes=[])
@@ -318,7 +318,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
                 if made.precision != precision:
                     continue
                 row.notes = [f"in float: {', '.join(made.kept_in_float)}"] if made.kept_in_float else []
-                judge(row, made.path, images, said, decision_threshold)
+                judge(row, made.path, images, outputs, decision_threshold)
                 files[row.label] = made.path
                 row.size_mb = megabytes(made.path)
                 if not row.gate:
@@ -337,10 +337,10 @@ def peer(
         command = [python, HERE / "peers_anomalib.py", name, "--size", str(size), "--data", images.folder / "data"]
         command += ["--images", images.file, "--backbone", images.folder / "lite0.pt", "--out", out]
         with step(f"fitting and exporting {name} at {size}"):
-            said = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURNED)
-        if said.returncode:
-            killed = f"ended by signal {-said.returncode}; too little memory?" if said.returncode < 0 else ""
-            plain.failure = f"not exported: {killed or last_line(said.stderr)}"
+            completed = subprocess.run(command, capture_output=True, text=True, env=os.environ | RETURNED)
+        if completed.returncode:
+            killed = f"ended by signal {-completed.returncode}; too little memory?" if completed.returncode < 0 else ""
+            plain.failure = f"not exported: {killed or last_line(completed.stderr)}"
     if plain.failure:
         rows += [plain, replace(plain, precision="int8", notes=[])]
         return
@@ -406,7 +406,7 @@ def calibrated(trained: Answers, images: Images) -> DecisionThreshold:
 
 
 def judge(row: Row, file: Path, images: Images, trained: Answers, decision_threshold: DecisionThreshold) -> None:
-    """Fill in parity, what the gate says of it, and accuracy where the weights are real."""
+    """Fill in parity, the gate's result, and accuracy where the weights are real."""
     answers = file.parent / "answers"
     answers.mkdir(exist_ok=True)
     with Worker(row.kind, file, images.file, answers) as worker:
@@ -469,8 +469,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            said = " ".join(self.process.stderr.read().splitlines()[-3:])  # onnxruntime's reasons take some lines
-            raise JobError(said[-300:] or f"its process ended with exit code {code}")
+            message = " ".join(self.process.stderr.read().splitlines()[-3:])  # onnxruntime's reasons take some lines
+            raise JobError(message[-300:] or f"its process ended with exit code {code}")
         return json.loads(line)
 
 
@@ -521,7 +521,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def with_table(readme: str, result: dict[str, Any]) -> str:
-    """The README's text with the table between its two marks made anew. Raises UsageError where they are missing."""
+    """Return README's text with a new table between its two marks. Raises UsageError where they are missing."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

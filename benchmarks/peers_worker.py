@@ -5,7 +5,7 @@
 KIND is `packed` (an ONNX file of stlm-export's), `anomalib` (one of anomalib's) or `published` (a checkpoint). Says in
 a line of JSON that it is ready, having judged the N×S×S×3 uint8 images where a folder for the ANSWERS is given. Every
 line on its standard input is then one query, answered by its milliseconds: from an image in memory to map and score.
-At the end of the input it tells its peak memory.
+At the end of the input it prints its peak memory.
 """
 
 import json

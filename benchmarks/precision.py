@@ -1,10 +1,10 @@
-"""What each target's reduced precision costs a trained model: size, the map, verdicts, accuracy on labelled images.
+"""Measure the cost of each target's reduced precision: size, map, verdicts, accuracy on labelled images.
 
     python benchmarks/precision.py --data DIR [--data DIR ...] [--longer 0.25] --runs RUNS --record F
 
 For each data set, `quick` is trained on its normal images (or the finished run in RUNS is taken), and every target is
 exported in every precision below fp32 with the data set's test images, as `stlm-export --data DIR` does: the same
-gate, the same figures. `desktop-gpu` has jetson's file. An export that fails its gate is written all the same and its
+gate, the same metrics. `desktop-gpu` has jetson's file. An export that fails its gate is written all the same and its
 losses recorded. Exports that are done are kept in RUNS, so that the same command goes on where it was interrupted.
 Prints the table of benchmarks/results/README.md.
 """
@@ -128,7 +128,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         accuracy = row["accuracy"] or {"trained": dict.fromkeys(METRICS), "packed": dict.fromkeys(METRICS)}
-        figures = [_change(accuracy["trained"][name], accuracy["packed"][name]) for name in METRICS]
+        changes = [_change(accuracy["trained"][name], accuracy["packed"][name]) for name in METRICS]
         cells = [
             row["data"],
             row["export"],
@@ -136,7 +136,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             str(len(row["kept_in_float"])),
             f"{row['cosine']:.6f}",
             f"{row['verdict_failures']} of {row['images']}",
-            *figures,
+            *changes,
             "; ".join(row["losses"]) or "holds",
         ]
         lines.append(f"| {' | '.join(cells)} |")

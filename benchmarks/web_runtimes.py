@@ -124,7 +124,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def visit(site: Path, profile: Path) -> dict[str, Any]:
-    """What the page answers in a headless Chromium of its own."""
+    """Return the page's result in a separate headless Chromium."""
     answers: queue.Queue[bytes] = queue.Queue()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, answers, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -145,19 +145,19 @@ def visit(site: Path, profile: Path) -> dict[str, Any]:
 
 def summary(answer: dict[str, Any], threads: int, site: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": threads if answer["isolated"] else 1, "agent": answer["agent"], "runtimes": {}}
-    for name, told in answer["runtimes"].items():
-        every = [query for each in told["rounds_ms"] for query in each]
+    for name, measured in answer["runtimes"].items():
+        every = [query for each in measured["rounds_ms"] for query in each]
         files = [site / path for path in LOADED[name]]
         model = site / ("model.tflite" if name.startswith("@") else "onnx/model.onnx")
         found["runtimes"][name] = {
             "p50_ms": percentile(every, 0.5),
             "p90_ms": percentile(every, 0.9),
             "best_ms": min(every),
-            "load_ms": told["load_ms"],
+            "load_ms": measured["load_ms"],
             "runtime_mb": sum(file.stat().st_size for file in files) / 1e6,
             "runtime_gzipped_mb": sum(len(gzip.compress(file.read_bytes())) for file in files) / 1e6,
             "model_mb": model.stat().st_size / 1e6,
-            "parity": told["parity"],
+            "parity": measured["parity"],
         }
     ort, litert = (answer["runtimes"][name]["rounds_ms"] for name in LOADED)
     found["litert_of_onnxruntime"] = median(median(b) / median(a) for a, b in zip(ort, litert, strict=True))
