@@ -1,4 +1,4 @@
-"""Accuracy on real data sets: a recipe beside a PatchCore of the same teacher, in one run.
+"""Accuracy on real data sets: a recipe compared with a PatchCore of the same teacher, in one run.
 
     python benchmarks/accuracy.py --data DIR [--data DIR ...] [--recipe quick] [--longer 3] [--seed 0 ...] --out RUN
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--longer", type=float, default=1.0, help="multiply the recipe's steps")
     parser.add_argument("--recipe", choices=RECIPES, default="quick")
     parser.add_argument("--size", type=int, help="default: the recipe's")
-    parser.add_argument("--init", help="a start's file (default: the shipped one)")
+    parser.add_argument("--init", help="file of initial weights (default: the shipped one)")
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--record", type=Path, help="JSON file to write the rows to")

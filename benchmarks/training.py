@@ -2,21 +2,21 @@
 
     python benchmarks/training.py --out benchmarks/results/training.json
 
-S=1024, batch 2, float32, one thread; teacher and encoders are MobileSAM's TinyViT with random weights (seed 0), on
-which speed doesn't depend. The published step is tests/plain_training.py: the teacher answers both the pseudo-anomalous
-and the clean images (without gradients), the decoder takes image after image. The package's savings are then
-switched on one after the other, so that each has its share. As in training, half of the batch is pseudo-anomalous.
-MKL's products, which the published step uses and the last saving replaces, are slow on AMD's processors: there the
-ratio is larger than on Intel's.
+S=1024, batch 2, float32, one thread; teacher and encoders are MobileSAM's TinyViT with random weights (seed 0), which
+do not affect speed. The published step is tests/plain_training.py: the teacher runs on both the pseudo-anomalous and
+the clean images (without gradients), the decoder takes one image after the other. The package's savings are then added
+one after the other, to show the share of each. As in training, half of the batch is pseudo-anomalous. MKL's matrix
+products, which the published step uses and the last saving replaces, are slow on AMD's processors: there the ratio is
+larger than on Intel's.
 
-The variants take turns (A B C A B C …), so that a busy machine slows them alike, each in a process of its own, whose
-third step counts, by the process's own time, so that waiting for others' is none of it; a ratio is the median of the
-ratios within each turn. Peak memory is those processes' resident set.
+The variants take turns (A B C A B C …), so that a busy machine slows them alike. Each runs in a process of its own,
+whose third step counts, in CPU time; a ratio is the median of the ratios within each turn. Peak memory is the resident
+set of these processes.
 
-Where images are turned at random (ten of MVTec AD's categories), no clean image comes twice, and the teacher
-answers all clean images and the pseudo-anomalous ones: a row of its own, with every saving but the first. The data
-pipeline's images per second are those of one process, all of them
-pseudo-anomalous: rotation, Perlin noise, texture, blending at 448.
+Where images are rotated at random (ten of MVTec AD's categories), no clean image occurs twice, and the teacher runs on
+all clean and all pseudo-anomalous images: a row of its own, with every saving but the first. The images per second of
+the data pipeline are those of one process, all of them pseudo-anomalous: rotation, Perlin noise, texture, blending at
+448.
 
 Exits 1 when a bound is broken: speed, losses, memory or images per second.
 """
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns to time (default: 3)")
     parser.add_argument("--size", type=int, default=PAPER.size, metavar="S", help=f"default: {PAPER.size}")
-    parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write the figures to")
+    parser.add_argument("--out", type=Path, metavar="F", help="JSON file to write the results to")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """All figures after each turn, as JSON values."""
+    """Yield all results after each turn, as JSON values."""
     before = system.moment()
     rates = {kind: images_per_second(kind) for kind in ("perlin", "all kinds")}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
@@ -193,7 +193,7 @@ def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], rates: dict[str, float]) -> dict[str, Any]:
-    """Rows, losses and goals from what `timed` found for each variant and turn, and the pipeline's `rates`."""
+    """Return rows, losses and goals from the results of `timed` for each variant and turn, and the pipeline's rates."""
     seconds = {name: [run["seconds"] for run in found] for name, found in runs.items()}
     peaks = {name: max(run["peak_bytes"] for run in found) for name, found in runs.items()}
     losses = {name: found[0]["losses"] for name, found in runs.items()}
@@ -241,13 +241,13 @@ def summary(runs: dict[str, list[dict[str, Any]]], rates: dict[str, float]) -> d
 
 
 def in_own_process(name: str, size: int) -> dict[str, Any]:
-    """What `timed` finds in a process that does nothing else: a heap that was kept once is never quite as before."""
+    """Return the result of `timed` in a process of its own, whose heap no other variant has changed."""
     command = [sys.executable, __file__, "--size", str(size), "--variant", name]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def timed(name: str, size: int) -> dict[str, Any]:
-    """Seconds of the third step, its losses, and the resident set's highest number of bytes."""
+    """Return CPU seconds of the third step, its losses, and the largest resident set in bytes."""
     step, keep = VARIANTS[name]
     if keep:
         keep_freed_memory()
@@ -267,7 +267,7 @@ def timed(name: str, size: int) -> dict[str, Any]:
 
 
 def images_per_second(kind: str, count: int = 100, trials: int = 4) -> float:
-    """Pseudo-anomalous images that one process makes per second of its own time, at its best of some trials."""
+    """Return the pseudo-anomalous images that one process makes per CPU second, the best of some trials."""
     kinds = tuple(KINDS) if kind == "all kinds" else (kind,)
     rng = np.random.default_rng(0)
     images = [smooth_image(PIPELINE_SIZE, rng) for _ in range(8)]
@@ -283,7 +283,7 @@ def images_per_second(kind: str, count: int = 100, trials: int = 4) -> float:
 
 
 def smooth_image(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Coloured clouds with some grain, uint8 size×size×3."""
+    """Return coloured clouds with some grain, uint8 size×size×3."""
     texture = procedural(rng, size).astype(np.float32)
     return (0.5 * texture + 64 + rng.normal(0, 4, texture.shape)).clip(0, 255).astype(np.uint8)
 

@@ -13,7 +13,10 @@ from stlm_edge.teachers.sam import Sam
 
 Teacher = EfficientNetLite0 | Sam
 
-TEACHERS = {EfficientNetLite0.name: EfficientNetLite0.description, **sam.DESCRIPTIONS}
+TEACHERS = {
+    EfficientNetLite0.name: EfficientNetLite0.description,
+    **{name: published.description for name, published in weights.PUBLISHED.items()},
+}
 """Name → description in a model's provenance."""
 
 

@@ -22,13 +22,6 @@ from stlm_edge.teachers import weights
 
 NATIVE_SIZE = 1024
 
-DESCRIPTIONS = {
-    "vit_t": "MobileSAM ViT-T (mobile_sam.pt)",
-    "vit_b": "SAM ViT-B (sam_vit_b_01ec64.pth)",
-    "vit_l": "SAM ViT-L (sam_vit_l_0b3195.pth)",
-    "vit_h": "SAM ViT-H (sam_vit_h_4b8939.pth)",
-}
-
 
 class Sam(nn.Module):
     """SAM without prompts: the image embedding, and the image tokens after the two-way transformer.
@@ -50,7 +43,7 @@ class Sam(nn.Module):
     ):
         super().__init__()
         self.name = name
-        self.description = DESCRIPTIONS[name]
+        self.description = weights.PUBLISHED[name].description
         self.digest = digest
         self.native_size = native_size
         self.image_encoder = image_encoder

@@ -43,6 +43,12 @@ class Weights:
         """The last part of the address."""
         return self.address.rpartition("/")[2]
 
+    @property
+    def description(self) -> str:
+        """The network and its file, for a model's provenance."""
+        family = "MobileSAM" if self.model == "vit_t" else "SAM"
+        return f"{family} ViT-{self.model[-1].upper()} ({self.file_name})"
+
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 PUBLISHED = {

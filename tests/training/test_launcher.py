@@ -137,7 +137,9 @@ def test_processes_share_the_cores(monkeypatch, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_dead_process_ends_the_other_and_is_reported(monkeypatch, tmp_path, victim):
     content = f"""
-Path(sys.argv[1], f"{{rank}}.pid").write_text(str(os.getpid()))
+own = Path(sys.argv[1], f"{{rank}}.tmp")
+own.write_text(str(os.getpid()))
+own.rename(own.with_suffix(".pid"))
 while rank == {victim} and not Path(sys.argv[1], "{1 - victim}.pid").exists():
     time.sleep(0.01)
 if rank == {victim}:
