@@ -9,7 +9,7 @@
                                                send a bundle's maps and scores of the test images, from FIRST on
     python3 runner.pyz clean RUN KEEP          end the run, and remove it; KEEP: keep or remove everything else
 
-Each answers with lines of JSON behind ANSWER, which are told from what a login shell prints. All files are in
+Each answers with lines of JSON that begin with ANSWER, unlike what a login shell may print. All files are in
 `~/.cache/stlm-edge/bench/`. A run is alive while its worker holds its lock, regardless of clocks and process ids.
 Imports that open a bundle are local, so that following a run costs the device next to nothing.
 """
