@@ -1,7 +1,7 @@
-"""Strict JSON for frozen dataclasses: one set of type hints reads a file, writes it and publishes its JSON Schema.
+"""Strict JSON for frozen dataclasses, whose type hints say what a file may contain.
 
-Hints understood: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
-and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (the schema's description).
+Supported hints: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
+and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (a description).
 Every field without a default is required and no other key is allowed. A `__post_init__` may raise ValueError for
 fields that contradict each other.
 """
@@ -45,7 +45,7 @@ class Items:
 
 
 def load(path: Path, limit: int = 1 << 20) -> Any:
-    """The JSON value in a UTF-8 file of at most `limit` bytes, without duplicate keys, NaN or Infinity."""
+    """Read the JSON value of a UTF-8 file of at most `limit` bytes, without duplicate keys, NaN or Infinity."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
@@ -57,7 +57,7 @@ def load(path: Path, limit: int = 1 << 20) -> Any:
 
 
 def parse(text: str | bytes, name: str) -> Any:
-    """The JSON value in a text of UTF-8, as strictly as `load`; `name` begins the error line."""
+    """Read the JSON value of UTF-8 text as strictly as `load`; `name` begins the error message."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
@@ -67,12 +67,12 @@ def parse(text: str | bytes, name: str) -> Any:
 
 
 def read(cls: type[T], value: Any, name: str) -> T:
-    """Build `cls` from a parsed JSON value. `name` (the file's) begins every error line, followed by the JSON path."""
+    """Build `cls` from a parsed JSON value; errors name the file (`name`) and the JSON path."""
     return _read(cls, value, name, "")
 
 
 def dump(value: Any) -> str:
-    """JSON text of a dataclass, checked to be readable again. Raises JobError on a number that isn't finite."""
+    """Return the JSON text of a dataclass, after reading it back. Raises JobError for a number that is not finite."""
     try:
         text = json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False)
     except ValueError:
@@ -81,19 +81,16 @@ def dump(value: Any) -> str:
     return text + "\n"
 
 
-def json_schema(cls: type, title: str) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a dataclass."""
-    definitions: dict[str, Any] = {}
-    _schema(cls, definitions)
-    root = definitions.pop(cls.__name__)
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
-    return {**head, **root, "$defs": dict(sorted(definitions.items()))}
+def required_fields(cls: Any) -> list[str]:
+    """Return the names of a dataclass's fields without a default."""
+    missing = dataclasses.MISSING
+    return [field.name for field in dataclasses.fields(cls) if field.default is missing]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("duplicate key in an object")
     return keys
 
 
@@ -156,7 +153,7 @@ def _read_dataclass(cls: Any, value: Any, name: str, where: str) -> Any:
     for key in value:
         if key not in hints:
             raise UsageError(f"{name}: {prefix}{json.dumps(key)[1:-1][:60]}: unknown key, expected {', '.join(hints)}")
-    for key in _required(cls):
+    for key in required_fields(cls):
         if key not in value:
             raise UsageError(f"{name}: {prefix}{key}: missing")
     fields = {key: _read(hint, value[key], name, prefix + key) for key, hint in hints.items() if key in value}
@@ -164,11 +161,6 @@ def _read_dataclass(cls: Any, value: Any, name: str, where: str) -> Any:
         return cls(**fields)
     except ValueError as contradiction:
         raise UsageError(f"{name}: {prefix}{contradiction}") from None
-
-
-def _required(cls: Any) -> list[str]:
-    missing = dataclasses.MISSING
-    return [field.name for field in dataclasses.fields(cls) if field.default is missing]
 
 
 def _check(rule: Any, value: Any, name: str, where: str) -> None:
@@ -181,47 +173,3 @@ def _check(rule: Any, value: Any, name: str, where: str) -> None:
             raise _wrong(name, where, value, rule.meaning)
     elif isinstance(rule, Items) and not rule.minimum <= len(value) <= rule.maximum:
         raise UsageError(f"{name}: {where}: {len(value)} items, expected {rule.minimum} to {rule.maximum}")
-
-
-def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        schema = _schema(arguments[0], definitions)
-        for rule in arguments[1:]:
-            schema |= _schema_of_rule(rule)
-        return schema
-    if dataclasses.is_dataclass(hint):
-        return _schema_of_dataclass(hint, definitions)
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(argument, definitions) for argument in arguments]}
-    if origin is typing.Literal:
-        return {"enum": list(arguments)}
-    if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0], definitions)}
-    if origin is dict:
-        return {"type": "object"}
-    names = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
-    return {"type": names[hint]}
-
-
-def _schema_of_dataclass(cls: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    if cls.__name__ not in definitions:
-        hints = typing.get_type_hints(cls, include_extras=True)
-        definitions[cls.__name__] = {
-            "description": " ".join((cls.__doc__ or "").split("\n\n")[0].split()),
-            "type": "object",
-            "properties": {key: _schema(field, definitions) for key, field in hints.items()},
-            "required": _required(cls),
-            "additionalProperties": False,
-        }
-    return {"$ref": f"#/$defs/{cls.__name__}"}
-
-
-def _schema_of_rule(rule: Any) -> dict[str, Any]:
-    if isinstance(rule, Between):
-        return {"minimum": rule.minimum} | ({} if rule.maximum is None else {"maximum": rule.maximum})
-    if isinstance(rule, Pattern):
-        return {"pattern": f"^({rule.regex})$"}
-    if isinstance(rule, Items):
-        return {"minItems": rule.minimum, "maxItems": rule.maximum}
-    return {"description": rule}

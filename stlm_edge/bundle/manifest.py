@@ -189,11 +189,6 @@ def read_manifest(path: Path) -> Manifest:
     return strict_json.read(Manifest, value, str(path))
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema published as `schemas/manifest-1.schema.json`."""
-    return strict_json.json_schema(Manifest, "stlm-edge bundle manifest, format version 1")
-
-
 def _contradiction(where: str, problem: str) -> ValueError:
     return ValueError(f"{where}: {problem}")
 

@@ -22,7 +22,6 @@ import stlm_edge
 from stlm_edge import strict_json
 from stlm_edge.bench.latency import parity_of
 from stlm_edge.bench.percentiles import early_stopping, percentile
-from stlm_edge.bench.result import schema
 from stlm_edge.bundle import Bundle, open_bundle
 from stlm_edge.bundle.manifest import Manifest
 from stlm_edge.errors import UsageError
@@ -32,6 +31,7 @@ from stlm_edge.heatmap import _FADE, colour
 from stlm_edge.images import PREPROCESSING, SIXTEEN_BIT, load
 from stlm_edge.verdict import SCORE_RULE, is_anomalous, score_of_map
 
+SCHEMA = json.loads((Path(stlm_edge.__file__).parent / "schemas" / "bench-1.schema.json").read_text("utf-8"))
 RNG = np.random.default_rng(0)
 
 
@@ -266,10 +266,10 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     assert int(re.search(r"(\d+) tests successful", report)[1]) >= 60
     found = json.loads((fixtures / "bench.json").read_text())
     total, answers, wrong = parity_of(perturbed, open_bundle(fixtures / "bundle"), "fp32")
-    assert list(found) == list(schema()["properties"])
+    assert list(found) == list(SCHEMA["properties"])
     assert list(found)[-1] == "done"
     assert found["stlm_edge"] == "9.9"
-    jsonschema.validate(found, schema())
+    jsonschema.validate(found, SCHEMA)
     row = found["rows"][0]
     assert row["parity"] == pytest.approx(vars(total), abs=1e-9)
     assert total.verdict_flips
@@ -282,7 +282,7 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     assert not row["passed"]
     assert row["latency_ms"] is None
     wrong_and_timed = json.loads((fixtures / "bench-wrong.json").read_text())
-    jsonschema.validate(wrong_and_timed, schema())
+    jsonschema.validate(wrong_and_timed, SCHEMA)
     (row,) = wrong_and_timed["rows"]
     assert (row["passed"], row["timed_even_if_wrong"]) == (False, True)
     assert row["queries"] >= 30
@@ -294,7 +294,7 @@ def test_core_under_junit(core_test_classes: Path, core_classes: Path, fixtures:
     told = (machine["throttling_events"], machine["governor"], machine["power_mode"])
     assert told == (1, "schedutil", "battery saver")
     failed = json.loads((fixtures / "bench-failed.json").read_text())
-    jsonschema.validate(failed, schema())
+    jsonschema.validate(failed, SCHEMA)
     assert failed["rows"][0]["failure"] == "the bundle is damaged"
 
 

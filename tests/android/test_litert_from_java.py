@@ -15,8 +15,8 @@ import jdk
 import jsonschema
 import pytest
 
+import stlm_edge
 from stlm_edge.bench.latency import parity_of
-from stlm_edge.bench.result import schema
 from stlm_edge.bundle import open_bundle
 from stlm_edge.data.demo import write_demo
 from stlm_edge.export.pipeline import export
@@ -27,6 +27,7 @@ from stlm_edge.training.train import train
 if TYPE_CHECKING:
     from stlm_edge.export.pipeline import Exported
 
+SCHEMA = json.loads((Path(stlm_edge.__file__).parent / "schemas" / "bench-1.schema.json").read_text("utf-8"))
 FOR_EACH_BUNDLE = ("anExportedBundleSaysWhatItSaysInPython", "aLoneModelKnowsItsThreshold")
 LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"
 
@@ -62,7 +63,7 @@ def lay_out(bundle_folder: Path, folder: Path, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_java_gives_the_same_verdicts_and_parity_as_python(bundles: Path, precision: str) -> None:
     found = json.loads((bundles / f"{precision}.json").read_text())
-    jsonschema.validate(found, schema())
+    jsonschema.validate(found, SCHEMA)
     (row,) = found["rows"]
     bundle = open_bundle(bundles / precision, threads=1)
     total, answers, wrong = parity_of(bundle.runtime, bundle, precision)

@@ -9,11 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from stlm_edge.bundle import manifest as module
+import stlm_edge
 from stlm_edge.bundle.manifest import read_manifest
 from stlm_edge.errors import UsageError
 
-SCHEMA = Path(module.__file__).parents[1] / "schemas" / "manifest-1.schema.json"
+SCHEMA = json.loads((Path(stlm_edge.__file__).parent / "schemas" / "manifest-1.schema.json").read_text())
 
 
 @pytest.fixture
@@ -31,13 +31,9 @@ def refusal(value: Any, tmp_path: Path) -> str:
     return str(refused.value)
 
 
-def test_published_schema_is_up_to_date() -> None:
-    assert json.loads(SCHEMA.read_text()) == module.schema(), f"write manifest.schema() to {SCHEMA}"
-
-
 def test_schema_accepts_a_real_manifest(good: dict[str, Any]) -> None:
-    jsonschema.Draft202012Validator.check_schema(module.schema())
-    jsonschema.validate(good, module.schema())
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(good, SCHEMA)
 
 
 def set_to(*path: Any) -> Callable[[Any], None]:
@@ -83,7 +79,7 @@ def test_reader_and_schema_refuse_the_same(
     change(good)
     assert line in refusal(good, tmp_path)
     valid_as_a_whole_number = line.startswith("input.size: found 64.0")  # JSON Schema calls 64.0 an integer
-    assert valid_as_a_whole_number or not jsonschema.Draft202012Validator(module.schema()).is_valid(good)
+    assert valid_as_a_whole_number or not jsonschema.Draft202012Validator(SCHEMA).is_valid(good)
 
 
 @pytest.mark.parametrize(
