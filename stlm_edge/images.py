@@ -83,6 +83,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
+    """Return whether a path is a visible file with the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -169,4 +170,6 @@ def _too_large(name: str, found: str) -> UsageError:
 
 
 def _damaged(name: str, error: Exception) -> UsageError:
-    return UsageError(f"{name}: truncated or damaged ({error}); expected an intact image, copy it from the camera again")
+    return UsageError(
+        f"{name}: truncated or damaged ({error}); expected an intact image; copy it from the camera again"
+    )

@@ -33,6 +33,7 @@ class DecisionThreshold:
 
     @property
     def delta(self) -> float:
+        """Return 1% of the distance between threshold and median score."""
         return 0.01 * (self.value - self.median_score)
 
 
@@ -110,5 +111,6 @@ def judge(
 
 
 def check_rate(rate: float) -> None:
+    """Raise UsageError for a false-alarm rate that no threshold can be chosen for."""
     if not 0 < rate < 0.5:
         raise UsageError(f"false-alarm rate: found {rate}, expected more than 0 and less than 0.5, such as 0.01")

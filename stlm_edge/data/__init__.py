@@ -1,0 +1,1 @@
+"""Data sets, batches, pseudo-anomalies and the built-in demo."""

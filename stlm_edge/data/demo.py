@@ -195,6 +195,7 @@ def _stroke(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
 
 
 def main() -> None:
+    """Write the demo data set from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m stlm_edge.data.demo",
         description="Write the built-in demo data set in MVTec AD layout: "

@@ -68,8 +68,10 @@ def _gradient_noise(at: np.ndarray, cells: np.ndarray, angle: float, seed: int) 
 
 
 def _lattice(cells: float) -> int:
-    """Lattice points along an axis: the image's diagonal reaches 0.71 of its side from the centre, margins a bit
-    further."""
+    """Return the number of lattice points along an axis.
+
+    The image's diagonal reaches 0.71 of its side from the centre, margins a little further.
+    """
     return 2 * math.ceil(0.8 * cells + 1) + 1
 
 

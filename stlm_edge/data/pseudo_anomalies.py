@@ -52,8 +52,10 @@ def perlin(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple
 
 
 def cut_paste(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A piece of the image, turned and of slightly other brightness, somewhere else: a rectangle of 0.5 to 15% of the
-    image (CutPaste, C.-L. Li et al., CVPR 2021) or a blob."""
+    """Paste a piece of the image elsewhere, rotated and with slightly changed brightness.
+
+    The piece is a rectangle of 0.5 to 15% of the image (CutPaste, C.-L. Li et al., CVPR 2021) or a blob.
+    """
     size = image.shape[0]
     if rng.random() < 0.5:
         area, aspect = _log_uniform(rng, 0.005, 0.15), _log_uniform(rng, 0.3, 1 / 0.3)
@@ -203,8 +205,11 @@ def _laid(image: np.ndarray, window: Window, content: np.ndarray, alpha: np.ndar
 
 
 def _blob(rng: np.random.Generator, size: int, least: float, most: float) -> tuple[Window, np.ndarray]:
-    """A spot of wavy outline, often elongated, its radius between two shares of the side: its window, and the depth
-    within it, float32 h×w, 0 on the outline and about 1 in the middle."""
+    """Return the window of a spot with a wavy outline, and the depth in it.
+
+    The spot is often elongated, its radius between two shares of the side. The depth, float32 h×w, is 0 on the outline
+    and about 1 in the middle.
+    """
     radius, stretch = _log_uniform(rng, least, most), _log_uniform(rng, 1, 1.8)
     window, along, across = _turned_grid(rng, size, 1.4 * radius * stretch)
     depth = 1 - (along / (radius * stretch)) ** 2 - (across * stretch / radius) ** 2
@@ -212,8 +217,11 @@ def _blob(rng: np.random.Generator, size: int, least: float, most: float) -> tup
 
 
 def _turned_grid(rng: np.random.Generator, size: int, reach: float) -> tuple[Window, np.ndarray, np.ndarray]:
-    """A window that reaches `reach` (a share of the side) about a random place, cut at the image's rim, and each
-    pixel's position from that place along two random perpendicular axes, float32 h×w, in shares of the side."""
+    """Return a window around a random place, and each pixel's position along two random perpendicular axes.
+
+    The window extends `reach` (a share of the side) in every direction, cropped to the image; positions are float32
+    h×w, from that place, in shares of the side.
+    """
     middle, angle = rng.uniform(0.03, 0.97, size=2) * size, rng.uniform(0, 2 * math.pi)
     low = np.clip(middle - reach * size - 1, 0, size - 2).astype(int)
     high = np.clip(middle + reach * size + 2, low + 2, size).astype(int)

@@ -12,7 +12,6 @@ from PIL import Image
 
 ANY_SIDE_UP = frozenset({"bottle", "carpet", "grid", "hazelnut", "leather", "screw", "tile"})
 SLIGHT = frozenset({"cable", "wood", "zipper"})
-UPRIGHT = frozenset({"capsule", "metal_nut", "pill", "toothbrush", "transistor"})
 
 MOST_DEGREES = 5.0
 FILL = (114, 114, 114)

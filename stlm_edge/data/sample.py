@@ -29,4 +29,5 @@ def mask_of(sample: Sample, size: int, image_size: tuple[int, int] | None = None
 
 
 def normal(image: Path) -> Sample:
+    """Return the sample of a normal image."""
     return Sample(image, False, "good", None)

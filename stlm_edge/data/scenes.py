@@ -1,4 +1,4 @@
-"""Procedural scenes for the generic start: parts in front of surfaces, lit from one side, in and out of focus.
+"""Procedural scenes for the initial weights: parts in front of surfaces, lit from one side, in and out of focus.
 
 Everything is drawn from the generator; no image is used.
 """

@@ -27,6 +27,7 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×in_dim×h×w → B×out_dim×h×w."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -40,6 +41,7 @@ class ConvNormAct(nn.Module):
         self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×in_dim×h×w → B×out_dim×h×w."""
         return F.relu(self.norm(self.conv(x)))
 
 
@@ -58,6 +60,7 @@ class ASPP(nn.Module):
         self.aspp_fusion_layer = ConvNormAct(3 * dim, dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×dim×h×w → B×dim×h×w."""
         pooled, near, far = (extract(x) for extract in self.aspp_feature_extractors)
         # Broadcast by a sum: TFLite's interpreter cannot allocate an expanded 1×1 map.
         return self.aspp_fusion_layer(torch.cat([pooled + torch.zeros_like(near), near, far], dim=1))
@@ -102,6 +105,7 @@ class FeatureAggregation(nn.Module):
         self.head[-1].bias.fill_(PRIOR - RAISED * SLOPE)
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
+        """Aggregate the negated products of the streams' normalised maps."""
         products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
         return self.head(self.res(torch.cat(products, dim=1)))
 

@@ -45,6 +45,7 @@ class MLP(nn.Module):
         self.lin2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×n×dim → B×n×dim."""
         return self.lin2(F.relu(self.lin1(x)))
 
 
@@ -64,6 +65,7 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(dim, downsample=2)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """Return new tokens, B×5×dim, and image, B×hw×dim; `*_pe` are their positional encodings."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -86,6 +88,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
+        """Return the image tokens, B×hw×dim, after both blocks."""
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)

@@ -66,11 +66,15 @@ Maps = tuple[Tensor, Tensor]
 
 
 class Answer(NamedTuple):
+    """Outputs of the network: anomaly map, B×1×S×S, and score, B."""
+
     anomaly_map: Tensor
     score: Tensor
 
 
 class STLM(nn.Module):
+    """The whole network: two encoders, the shared decoder and feature aggregation."""
+
     pixel_mean: Tensor
     pixel_std: Tensor
 

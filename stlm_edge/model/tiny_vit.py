@@ -56,6 +56,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×C×h×w → B×C×h×w."""
         centred = x - x.mean(1, keepdim=True)
         x = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
         return self.weight[:, None, None] * x + self.bias[:, None, None]
@@ -69,6 +70,7 @@ class PatchEmbed(ConvChain):
         self.seq = nn.Sequential(ConvBN(3, dim // 2, 3, 2), nn.GELU(), ConvBN(dim // 2, dim, 3, 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×3×S×S → B×dim×S/4×S/4."""
         first, _, second = self.seq
         return self.chain(x, first, second)
 
@@ -83,6 +85,7 @@ class MBConv(ConvChain):
         self.conv3 = ConvBN(dim * 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×dim×h×w → B×dim×h×w."""
         return F.gelu(x + self.chain(x, self.conv1, self.conv2, self.conv3))
 
 
@@ -96,6 +99,7 @@ class PatchMerging(ConvChain):
         self.conv3 = ConvBN(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×dim×h×w → B×out_dim×h/stride×w/stride."""
         return self.chain(x, self.conv1, self.conv2, self.conv3)
 
 
@@ -135,6 +139,8 @@ class WindowAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Layer norm and two linear layers with a GELU between them, expansion 4."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -142,6 +148,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(dim * 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×h×w×dim → B×h×w×dim."""
         return self.fc2(F.gelu(self.fc1(self.norm(x))))
 
 
@@ -162,6 +169,7 @@ class Block(nn.Module):
         return x + self.mlp(x)
 
     def attend(self, x: Tensor) -> Tensor:
+        """Attend within windows: B×h×w×C → B×h×w×C."""
         b, h, w, c = x.shape
         size = self.window
         down, right = -h % size, -w % size
@@ -176,22 +184,28 @@ class Block(nn.Module):
 
 
 class ConvStage(nn.Module):
+    """First stage: inverted bottlenecks, then half the resolution."""
+
     def __init__(self, dim: int, out_dim: int, depth: int):
         super().__init__()
         self.blocks = nn.Sequential(*(MBConv(dim) for _ in range(depth)))
         self.downsample = PatchMerging(dim, out_dim, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×dim×h×w → B×out_dim×h/2×w/2."""
         return self.downsample(self.blocks(x))
 
 
 class AttentionStage(nn.Module):
+    """Stage of attention blocks, followed by a downsampling unless it is the last."""
+
     def __init__(self, dim: int, heads: int, window: int, depth: int, downsample: nn.Module | None):
         super().__init__()
         self.blocks = nn.Sequential(*(Block(dim, heads, window) for _ in range(depth)))
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
+        """B×dim×h×w → the next stage's map."""
         x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x if self.downsample is None else self.downsample(x)
 
@@ -224,6 +238,7 @@ class TinyViT(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the image embeddings of normalised images."""
         return self.neck(self.layers(self.patch_embed(x)))
 
 

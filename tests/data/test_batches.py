@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stlm_edge.data.batches import AnomalousImages, batches, views
+from stlm_edge.data.batches import AnomalousImages, batches
 from stlm_edge.data.textures import procedural
 
 SIZE = 64
@@ -60,10 +60,3 @@ def test_images_are_turned_only_where_the_category_is_published_to_be(images):
     originals = {image.tobytes() for image in images}
     assert all(samples(images, rotate_as="capsule")[n][1].tobytes() in originals for n in range(8))
     assert not any(samples(images, rotate_as="hazelnut")[n][1].tobytes() in originals for n in range(8))
-
-
-def test_views_for_the_generic_start_vary():
-    images = [np.random.default_rng(n).integers(0, 255, (80, 80, 3), np.uint8) for n in range(4)]
-    seen = views(images, procedural, np.random.default_rng(0), 12, SIZE)
-    assert seen.shape == (12, SIZE, SIZE, 3)
-    assert len({view.tobytes() for view in seen}) == 12

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stlm_edge.data.rotation import ANY_SIDE_UP, SLIGHT, UPRIGHT, is_turned, rotated
+from stlm_edge.data.rotation import ANY_SIDE_UP, SLIGHT, is_turned, rotated
 
 SIZE = 64
 MVTEC_AD = {
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
     *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
 }
+UPRIGHT = {"capsule", "metal_nut", "pill", "toothbrush", "transistor"}
 
 
 def pointer():

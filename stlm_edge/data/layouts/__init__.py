@@ -1,12 +1,6 @@
-"""The layouts of published data sets and of plain folders: one module each, all with the same five names.
+"""Layouts of published data sets and of plain folders: one module each, with the names of `Layout`.
 
-    LOOKS                              the layout in a few words, for people
-    recognises(root)                   whether the folder looks like it
-    categories(root)                   the names of its categories, none where the set isn't divided
-    training_samples(root, category)   the normal images to train on
-    test_samples(root, category)       the images to evaluate on, normal ones first
-
-What a module knows of its set, it says with its source.
+Each module names the source of what it knows about its data set.
 """
 
 from collections.abc import Mapping
@@ -18,15 +12,25 @@ from stlm_edge.data.sample import Sample
 
 
 class Layout(Protocol):
+    """A module that reads one layout."""
+
     LOOKS: str
+    """The layout in a few words, for error messages."""
 
-    def recognises(self, root: Path) -> bool: ...
-    def categories(self, root: Path) -> list[str]: ...
-    def training_samples(self, root: Path, category: str | None) -> list[Sample]: ...
-    def test_samples(self, root: Path, category: str | None) -> list[Sample]: ...
+    def recognises(self, root: Path) -> bool:
+        """Return whether a folder looks like this layout."""
+
+    def categories(self, root: Path) -> list[str]:
+        """Return the names of the categories, none where the set is not divided."""
+
+    def training_samples(self, root: Path, category: str | None) -> list[Sample]:
+        """Return the normal images to train on."""
+
+    def test_samples(self, root: Path, category: str | None) -> list[Sample]:
+        """Return the images to evaluate on, normal ones first."""
 
 
-LAYOUTS: Mapping[str, Layout] = {  # in the order of asking: the last one is the least particular
+LAYOUTS: Mapping[str, Layout] = {  # in the order of detection, the least specific last
     "visa": visa,
     "dagm": dagm,
     "btad": btad,

@@ -18,14 +18,17 @@ LOOKS = "01, 02, 03, each with train/ok, test/ok, test/ko, ground_truth/ko"
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return _is_product(root) or bool(categories(root))
 
 
 def categories(root: Path) -> list[str]:
+    """Return the names of the categories, none where the set is not divided."""
     return [] if _is_product(root) else [path.name for path in folders(root) if _is_product(path)]
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
+    """Return the normal images to train on."""
     return [normal(image) for image in list_images(_product_folder(root, category) / "train" / "ok")]
 
 

@@ -1,4 +1,4 @@
-"""DAGM 2007 (competition "Weakly supervised learning for industrial optical inspection", 29th DAGM symposium):
+"""DAGM 2007 (competition "Weakly supervised learning for industrial optical inspection", 29th DAGM symposium).
 
     Class1/Train/0576.PNG                  all images of a class, defective ones among them, in two halves
     Class1/Train/Label/0576_label.PNG      one label file for each defective image: an ellipse around the defect
@@ -23,6 +23,7 @@ _CLASS = re.compile(r"Class(\d+)")
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return _is_class(root) or bool(categories(root))
 
 

@@ -24,10 +24,12 @@ TRAINED_ON, SEED = 0.8, 42
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return any(next(_images(path), None) is not None for path in _items(root))
 
 
 def categories(root: Path) -> list[str]:
+    """Return the names of the categories, none where the set is not divided."""
     return []
 
 

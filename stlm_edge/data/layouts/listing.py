@@ -22,6 +22,7 @@ def folder_of(root: Path, category: str | None, names: Sequence[str]) -> Path:
 
 
 def found(names: Sequence[str]) -> str:
+    """Return the part of an error message that lists the folders."""
     return f"there are {', '.join(names)}" if names else "there are no folders in it"
 
 

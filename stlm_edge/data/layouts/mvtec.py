@@ -1,4 +1,4 @@
-"""MVTec AD (P. Bergmann et al., CVPR 2019) and what is laid out like it, in `root` itself or one folder per category:
+"""MVTec AD (P. Bergmann et al., CVPR 2019) and data sets of its layout, in `root` or one folder per category.
 
     train/good/*.png   test/good/*.png   test/<defect>/*.png   ground_truth/<defect>/<name of the image>_mask.png
 
@@ -18,15 +18,17 @@ _PARTS = ("train", "test", "ground_truth")
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return _has_a_part(root) or any(map(_has_a_part, folders(root)))
 
 
 def categories(root: Path) -> list[str]:
+    """Return the names of the categories, none where the set is not divided."""
     return [] if _has_a_part(root) else [path.name for path in folders(root) if _has_a_part(path)]
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The images of `train/good`. Raises UsageError where there is none."""
+    """Return the images of `train/good`. Raises UsageError where there is none."""
     folder = _category_folder(root, category, "train")
     good = folder / "train" / "good"
     if not good.is_dir():
@@ -35,7 +37,7 @@ def training_samples(root: Path, category: str | None) -> list[Sample]:
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The images of the folders of `test`, `good` first.
+    """Return the images of the folders of `test`, `good` first.
 
     Where there is a `ground_truth` folder, every defective image has a mask in it and every mask its image;
     without one, masks are None. Raises UsageError where that does not hold.

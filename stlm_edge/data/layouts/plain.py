@@ -12,10 +12,12 @@ LOOKS = "normal images to train on, or good/ and a folder per defect to test on"
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return _has_images(root) or (root / "good").is_dir()
 
 
 def categories(root: Path) -> list[str]:
+    """Return the names of the categories, none where the set is not divided."""
     return []
 
 

@@ -23,10 +23,12 @@ MAX_BYTES = 16_000_000  # the published file has 0.7 MB
 
 
 def recognises(root: Path) -> bool:
+    """Return whether a folder looks like this layout."""
     return (root / SPLIT).is_file() or _is_category(root)
 
 
 def categories(root: Path) -> list[str]:
+    """Return the names of the categories, none where the set is not divided."""
     return [] if _is_category(root) else list(dict.fromkeys(row["object"] for row in _rows(root)))
 
 
