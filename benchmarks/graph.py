@@ -32,10 +32,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 
 from stlm_edge.bench.machine import system
-from stlm_edge.bench.profile import LAYOUT, matrix_product, nodes_of, part_of
+from stlm_edge.bench.profile import LAYOUT, nodes_of, part_of
 from stlm_edge.converters import onnx_int8, tflite
 from stlm_edge.converters.export_form import fold_batch_norms
 from stlm_edge.converters.onnx import exported, save, to_onnx
@@ -116,7 +117,7 @@ def measure(side: int, rounds: int) -> dict[str, Any]:
         with torch.inference_mode():
             model(batch)
 
-    jobs: dict[str, Callable[[], Any]] = {GEMM: matrix_product(GEMM_SIDE, 1), EAGER: eager}
+    jobs: dict[str, Callable[[], Any]] = {GEMM: matrix_product(GEMM_SIDE), EAGER: eager}
     for label in files:
         jobs[label] = lambda runtime=runtimes[label]: runtime.run(image)
     seconds: dict[str, list[float]] = {label: [] for label in jobs}
@@ -182,6 +183,19 @@ def written(model: STLM, folder: Path) -> dict[str, Path]:
     tflite.to_fp16(paths[TFLITE], paths[TFLITE_FP16])
     tflite.to_int8(paths[TFLITE], paths[TFLITE_INT8])
     return files | paths
+
+
+def matrix_product(side: int) -> Callable[[], Any]:
+    """Return a function that runs onnxruntime's float32 MatMul of side×side by a constant side×side, on one thread."""
+    weights = np.random.default_rng(0).random((side, side), np.float32)
+    a, c = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [side, side]) for name in "ac")
+    node = onnx.helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = onnx.helper.make_graph([node], "gemm", [a], [c], [onnx.numpy_helper.from_array(weights, "b")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"a": weights})
 
 
 def random_network(side: int) -> STLM:

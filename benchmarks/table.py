@@ -9,8 +9,8 @@ Each of those files is a bench.json, as `stlm-bench` wrote it on that device. Wh
 import argparse
 from pathlib import Path
 
-from stlm_edge.bench.against import read_bench
-from stlm_edge.bench.result import Bench, Latency, Row, milliseconds
+from stlm_edge.bench.result import Bench, Latency, Row, read_bench
+from stlm_edge.bench.summary import milliseconds
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import write_text
 

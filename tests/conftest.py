@@ -34,16 +34,15 @@ MADE_FROM = {
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests that stay in one process: those of a file, of a shared fixture, of all devices."""
+    """Group the tests that stay in one process: those of a shared fixture or of a file, unless they name a group."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         group = item.nodeid.partition("::")[0]
-        if group.startswith("tests/bench/"):
-            group = "devices"  # they share one adb and measure time
-        else:
-            row = item.callspec.params.get("row") if hasattr(item, "callspec") else None  # of promises.ROWS
-            exported = getattr(row, "exported", None)
-            used = {*getattr(item, "fixturenames", ()), MADE_FROM.get(exported, exported)}
-            group = next((fixture for fixture in SHARED if fixture in used), group)
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None  # of promises.ROWS
+        exported = getattr(row, "exported", None)
+        used = {*getattr(item, "fixturenames", ()), MADE_FROM.get(exported, exported)}
+        group = next((fixture for fixture in SHARED if fixture in used), group)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

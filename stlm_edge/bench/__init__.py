@@ -1,0 +1,1 @@
+"""Measuring bundles on devices: parity, latency, throughput, memory and accuracy."""

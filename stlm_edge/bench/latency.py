@@ -259,7 +259,8 @@ def _measure(options: argparse.Namespace, send: Callable[[dict[str, Any]], None]
         return
     if runtime.size != bundle.manifest.input.size:
         raise JobError(f"made for {runtime.size} pixels; the golden images have {bundle.manifest.input.size}")
-    images, paths = zip(*((golden.tensor, golden.image_path) for golden in islice(bundle.golden(), MAX_IMAGES)))
+    kept = [(golden.tensor, golden.image_path) for golden in islice(bundle.golden(), MAX_IMAGES)]
+    images, paths = zip(*kept, strict=True)
     threshold = bundle.manifest.decision_threshold.value
 
     def graph(number: int) -> None:

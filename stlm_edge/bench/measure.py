@@ -12,24 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from stlm_edge import strict_json
-from stlm_edge.bench.latency import Process, What, prepare
-from stlm_edge.bench.machine.during import Reading, summary, watching
-from stlm_edge.bench.machine.energy import metering
+from stlm_edge.bench.latency import Process, RoundKind
+from stlm_edge.bench.machine.nvidia import Reading
 from stlm_edge.bench.machine.system import emulator
+from stlm_edge.bench.machine.telemetry import Watch, summary, watching
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bench.profile import profile_of
-from stlm_edge.bench.result import GoldenAnswer, Latency, Placement, Row, RowParity, Throughput, WorstImage
+from stlm_edge.bench.result import GoldenResult, Latency, Placement, Row, RowParity, Throughput, WorstImage
 from stlm_edge.bundle import Bundle
 from stlm_edge.errors import JobError
 from stlm_edge.runtimes import Runtime, name_here
 
 ROUNDS = 10
-WARM_UP_QUERIES, MOST_WARM_UP_ROUNDS = 8, 25
+WARM_UP_QUERIES, MAX_WARM_UP_ROUNDS = 8, 25
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure each row: at least so many queries and so many seconds, as MLPerf wants it by default."""
+    """Minimum queries and seconds of each row; the defaults are those of MLPerf."""
 
     queries: int = 1024
     seconds: float = 60.0
@@ -40,34 +42,37 @@ class Plan:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row is about: a bundle in a runtime, or a checkpoint that is shown a bundle's golden images."""
+    """A row that is not measured yet, with its bundle; a checkpoint runs on the bundle's golden images instead."""
 
-    row: Row  # with nothing measured
+    row: Row
     bundle: Bundle
     checkpoint: Path | None = None
 
     def arguments(self) -> list[str]:
-        """Return what the process that measures it is given."""
-        given = ["--bundle", str(self.bundle.folder), "--threads", str(self.row.threads), "--runtime", self.row.runtime]
-        return given + (["--checkpoint", str(self.checkpoint)] if self.checkpoint else [])
+        """Return the arguments of the process that measures it."""
+        arguments = ["--bundle", str(self.bundle.folder), "--threads", str(self.row.threads)]
+        arguments += ["--runtime", self.row.runtime]
+        return arguments + (["--checkpoint", str(self.checkpoint)] if self.checkpoint else [])
 
     def runtime(self) -> Runtime:
+        """Open it in this process."""
         if self.checkpoint is None:
             return self.bundle.runtime
         from stlm_edge.runtimes.torch import Torch
 
         return Torch(self.checkpoint, self.row.threads, self.row.runtime.partition("/")[2] or "cpu")
 
-    def played_by(self) -> str | None:
-        """What plays the device here, where the artifact doesn't run on what it is for; its times mean nothing."""
+    def untimed(self) -> str | None:
+        """Return why its latency means nothing here, or None."""
         if self.row.runtime == "mil-evaluator":
             return "an evaluator computed the program, not Core ML: its time says nothing of any device"
         if program := emulator():
-            return f"{program} plays this processor: its time says nothing of the device"
+            return f"{program} emulates this processor: its time says nothing of the device"
         return None
 
 
 def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
+    """Return a bundle's row before it is measured; `size` is that of its artifact in bytes."""
     manifest = bundle.manifest
     teacher = manifest.provenance.get("teacher")
     return Row(
@@ -105,159 +110,176 @@ def unmeasured(bundle: Bundle, threads: int, size: int) -> Row:
     )
 
 
-def measure(subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], None]) -> list[Row]:
-    """Parity of all, then rounds of latency in turn, then throughput. A row that fails keeps what it had."""
-    with metering() as millijoules, watching() as readings:
-        return _measure(subjects, plan, progress, millijoules, readings)
-
-
-def _measure(
-    subjects: Sequence[Subject],
-    plan: Plan,
-    progress: Callable[[str], None],
-    millijoules: Callable[[], float | None],
-    readings: list[Reading],
-) -> list[Row]:
-    ends = time.monotonic() + plan.time_limit_s
-
-    def tick() -> None:
-        progress("")  # where an interruption is heard of
-
-    rows = [subject.row for subject in subjects]
-    processes: dict[int, Process] = {}
-    try:
-        for index, subject in enumerate(subjects):
-            try:
-                if subject.row.runtime == "tensorrt":
-                    progress(f"building the engine: {rows[index].name}")
-                    prepare(subject.arguments(), ends, tick)
-                progress(f"parity: {rows[index].name}")
-                process = Process(subject.arguments(), ends, tick)
-            except JobError as error:
-                rows[index] = replace(rows[index], failure=str(error))
-                continue
-            processes[index] = process
-            rows[index] = _with_parity(rows[index], process.opened, plan.even_if_wrong)
-            if why := subject.played_by():
-                rows[index] = replace(rows[index], untimed=why, load_ms=None, first_inference_ms=None)
-            if why or not (rows[index].passed or plan.even_if_wrong):
-                processes.pop(index).stop()
-
-        def each(what: str, ask: Callable[[int, Process], None], backwards: bool = False) -> None:
-            for index in sorted(processes, reverse=backwards):
-                try:
-                    ask(index, processes[index])
-                except JobError as error:
-                    rows[index] = replace(rows[index], passed=False, failure=f"{what}, {error}")
-                    processes.pop(index).stop()
-
-        timed = {index: _Timed(millijoules, readings) for index in processes}
-        if processes:
-            progress(f"warm-up of {len(processes)}, until it is steady")
-        each("while it was warmed up", lambda index, process: timed[index].warm_up(process))
-        for turn in itertools.count():
-            waiting = {index for index in processes if not timed[index].is_enough(plan)}
-            if not waiting:
-                break
-            progress(f"latency: {len(waiting)} in turn, round {turn + 1} of {max(turn + 1, ROUNDS)}")
-
-            def again(index: int, process: Process, waiting: set[int] = waiting) -> None:
-                if index in waiting:
-                    timed[index].round(process, plan)
-
-            each("while it was timed", again, bool(turn % 2))
-        for index in sorted(processes):
-            rows[index] = timed[index].into(rows[index])
+def measure(subjects: Sequence[Subject], plan: Plan, progress: Progress) -> list[Row]:
+    """Measure parity of all, latency in rounds that take turns, and throughput. A row that fails keeps its values."""
+    with watching() as watch, contextlib.ExitStack() as stack:
+        measurement = _Measurement(subjects, plan, progress, watch)
+        stack.callback(measurement.stop)
+        measurement.check()
+        measurement.time()
         for streams in plan.streams:
-            progress(f"throughput: {streams} at once")
-
-            def several(index: int, process: Process, streams: int = streams) -> None:
-                with contextlib.ExitStack() as stack:
-                    together = [process]
-                    for _ in range(streams - 1):
-                        together.append(Process(subjects[index].arguments(), ends, tick))
-                        stack.callback(together[-1].stop)
-                    found = _throughput(together, timed[index].queries)
-                rows[index] = replace(rows[index], throughput=(*rows[index].throughput, found))
-
-            each(f"while {streams} were timed at once", several)
-
-        def finish(index: int, process: Process) -> None:
-            rows[index] = _with_placement(rows[index], process.finish())
-
-        each("after it was timed", finish)
-    finally:
-        for process in processes.values():
-            process.stop()
-    for index, (row, subject) in enumerate(zip(rows, subjects, strict=True)):
+            measurement.throughput(streams)
+        measurement.finish()
+    for index, (row, subject) in enumerate(zip(measurement.rows, subjects, strict=True)):
         if row.latency_ms and row.runtime == "onnxruntime" and subject.checkpoint is None:
             progress(f"profile: {row.name}")
-            rows[index] = replace(row, profile=profile_of(subject.bundle.folder, row.threads))
-    return rows
+            measurement.rows[index] = replace(row, profile=profile_of(subject.bundle.folder, row.threads))
+    return measurement.rows
 
 
-class _Timed:
-    """What one row's rounds have given."""
+class _Measurement:
+    """The rows, and the processes of those that have not failed, by index."""
 
-    def __init__(self, millijoules: Callable[[], float | None], readings: list[Reading]) -> None:
-        self.warmed, self.steady, self.queries, self.median = 0, False, 1, 1e-3
-        self.millijoules, self.energy = millijoules, 0.0
-        self.readings, self.own_readings = readings, list[Reading]()
-        self.graph: list[list[float]] = []
-        self.whole: list[list[float]] = []
+    def __init__(self, subjects: Sequence[Subject], plan: Plan, progress: Progress, watch: Watch) -> None:
+        self.rows = [subject.row for subject in subjects]
+        self._subjects, self._plan, self._progress, self._watch = subjects, plan, progress, watch
+        self._ends = time.monotonic() + plan.time_limit_s
+        self._processes: dict[int, Process] = {}
+        self._timings: dict[int, _Timing] = {}
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.stop()
+
+    def check(self) -> None:
+        """Measure parity; only rows that can be timed keep their process."""
+        for index, subject in enumerate(self._subjects):
+            row = subject.row
+            try:
+                if row.runtime == "tensorrt":
+                    self._progress(f"building the engine: {row.name}")
+                    self._start(index, "--prepare").prepare()
+                self._progress(f"parity: {row.name}")
+                self._processes[index] = self._start(index)
+                row = _with_parity(row, self._processes[index].open(), self._plan.even_if_wrong)
+            except JobError as error:
+                self._fail(index, str(error))
+                continue
+            if untimed := subject.untimed():
+                row = replace(row, untimed=untimed, load_ms=None, first_inference_ms=None)
+            self.rows[index] = row
+            if untimed or not (row.passed or self._plan.even_if_wrong):
+                self._processes.pop(index).stop()
+
+    def time(self) -> None:
+        """Warm up, and measure latency in rounds, whose order is reversed each time."""
+        self._timings = {index: _Timing(self._watch) for index in self._processes}
+        if self._processes:
+            self._progress(f"warm-up of {len(self._processes)}, until it is steady")
+        self._each("while it was warmed up", lambda index, process: self._timings[index].warm_up(process))
+        for turn in itertools.count():
+            waiting = [index for index in self._processes if not self._timings[index].is_complete(self._plan)]
+            if not waiting:
+                break
+            self._progress(f"latency: {len(waiting)} in turn, round {turn + 1} of {max(turn + 1, ROUNDS)}")
+            waiting.sort(reverse=bool(turn % 2))
+            self._each(
+                "while it was timed", lambda index, process: self._timings[index].round(process, self._plan), waiting
+            )
+        for index in self._processes:
+            self.rows[index] = self._timings[index].into(self.rows[index])
+
+    def throughput(self, streams: int) -> None:
+        """Measure the throughput of several processes of each row at once."""
+        self._progress(f"throughput: {streams} at once")
+
+        def measure_one(index: int, process: Process) -> None:
+            with contextlib.ExitStack() as stack:
+                processes = [process]
+                for _ in range(streams - 1):
+                    processes.append(self._start(index))
+                    stack.callback(processes[-1].stop)
+                    processes[-1].open()
+                throughput = _throughput(processes, self._timings[index].queries)
+            self.rows[index] = replace(self.rows[index], throughput=(*self.rows[index].throughput, throughput))
+
+        self._each(f"while {streams} were timed at once", measure_one)
+
+    def finish(self) -> None:
+        """Let the processes exit, and record their memory and placement."""
+
+        def finish_one(index: int, process: Process) -> None:
+            self.rows[index] = _with_placement(self.rows[index], process.finish())
+
+        self._each("after it was timed", finish_one)
+
+    def _start(self, index: int, *more: str) -> Process:
+        arguments = [*self._subjects[index].arguments(), *more]
+        return Process(arguments, self._ends, lambda: self._progress(""))  # an empty line checks for an interruption
+
+    def _each(self, when: str, step: Callable[[int, Process], None], indices: Sequence[int] | None = None) -> None:
+        """Do a step for each process in this order; a row whose step fails drops out."""
+        for index in sorted(self._processes) if indices is None else indices:
+            try:
+                step(index, self._processes[index])
+            except JobError as error:
+                self._fail(index, f"{when}, {error}")
+
+    def _fail(self, index: int, failure: str) -> None:
+        self.rows[index] = replace(self.rows[index], passed=False, failure=failure)
+        if process := self._processes.pop(index, None):
+            process.stop()
+
+
+class _Timing:
+    """The rounds of one row."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.queries = 1  # of a round
+        self._watch, self._readings = watch, list[Reading]()
+        self._warmup, self._steady, self._median_ms, self._energy_mj = 0, False, 1e-3, 0.0
+        self._graph: list[list[float]] = []
+        self._whole: list[list[float]] = []
 
     def warm_up(self, process: Process) -> None:
-        """Rounds until the medians of the last three are within 5% of each other."""
+        """Run rounds until the medians of the last three are within 5% of each other."""
         medians: list[float] = []
-        while not self.steady and len(medians) < MOST_WARM_UP_ROUNDS:
+        while not self._steady and len(medians) < MAX_WARM_UP_ROUNDS:
             medians.append(statistics.median(process.round(WARM_UP_QUERIES)))
-            self.warmed += WARM_UP_QUERIES
+            self._warmup += WARM_UP_QUERIES
             last = medians[-3:]
-            self.steady = len(last) == 3 and max(last) <= 1.05 * min(last)
-        self.median = max(medians[-1], 1e-3)
+            self._steady = len(last) == 3 and max(last) <= 1.05 * min(last)
+        self._median_ms = max(medians[-1], 1e-3)
 
-    def is_enough(self, plan: Plan) -> bool:
-        return len(self.graph) >= ROUNDS and self._left(plan) == (0, 0.0)
+    def is_complete(self, plan: Plan) -> bool:
+        """Return True once the plan is fulfilled."""
+        return len(self._graph) >= ROUNDS and self._left(plan) == (0, 0.0)
 
     def round(self, process: Process, plan: Plan) -> None:
-        """So many queries as would fill the plan, had every round that is still to come as many at the same speed."""
+        """Run as many queries as fulfil the plan if each of the remaining rounds has as many at the same speed."""
         queries, milliseconds = self._left(plan)
-        to_come = max(1, ROUNDS - len(self.graph))
-        self.queries = max(1, math.ceil(max(queries, milliseconds / self.median) / to_come))
-        before, read = self.millijoules(), len(self.readings)
-        self.graph.append(process.round(self.queries))
-        after = self.millijoules()
-        self.own_readings += self.readings[read:]
-        self.median = max(statistics.median(self.graph[-1]), 1e-3)
-        self.energy += math.nan if before is None or after is None else after - before
-        self.whole.append(process.round(math.ceil(self.queries / 8), "whole"))
+        rounds_left = max(1, ROUNDS - len(self._graph))
+        self.queries = max(1, math.ceil(max(queries, milliseconds / self._median_ms) / rounds_left))
+        before, seen = self._watch.millijoules(), len(self._watch.readings)
+        self._graph.append(process.round(self.queries))
+        after = self._watch.millijoules()
+        self._readings += self._watch.readings[seen:]
+        self._median_ms = max(statistics.median(self._graph[-1]), 1e-3)
+        self._energy_mj += math.nan if before is None or after is None else after - before
+        self._whole.append(process.round(math.ceil(self.queries / 8), "whole"))
 
     def _left(self, plan: Plan) -> tuple[int, float]:
-        """Queries, and milliseconds of them, that the plan still wants."""
-        queries, milliseconds = sum(map(len, self.graph)), sum(map(sum, self.graph))
+        """Return the queries, and their milliseconds, that the plan still needs."""
+        queries, milliseconds = sum(map(len, self._graph)), sum(map(sum, self._graph))
         return max(0, plan.queries - queries), max(0.0, plan.seconds * 1e3 - milliseconds)
 
     def into(self, row: Row) -> Row:
-        queries = [query for answered in self.graph for query in answered]
+        """Return the row with these measurements."""
+        queries = list(itertools.chain(*self._graph))
+        metered = not math.isnan(self._energy_mj) and sum(queries) >= 1e3  # the meter is too slow for less than 1 s
         return replace(
             row,
-            warmup=self.warmed,
-            steady=self.steady,
+            warmup=self._warmup,
+            steady=self._steady,
             queries=len(queries),
             seconds=round(sum(queries) / 1e3, 3),
             latency_ms=_latency(queries),
-            end_to_end_ms=_latency([query for answered in self.whole for query in answered]),
-            energy_mj=self._energy_per_query(queries),
-            during=summary(self.own_readings),
-            round_p50_ms=tuple(round(statistics.median(answered), 4) for answered in self.graph),
+            end_to_end_ms=_latency(list(itertools.chain(*self._whole))),
+            energy_mj=round(self._energy_mj / len(queries), 3) if metered else None,
+            telemetry=summary(self._readings),
+            round_p50_ms=tuple(round(statistics.median(times), 4) for times in self._graph),
             quantiles_ms=tuple(percentile(queries, percent / 100) for percent in range(101)),
         )
-
-    def _energy_per_query(self, queries: Sequence[float]) -> float | None:
-        """None without a meter, and for less than a second, which its readings are too slow for."""
-        if math.isnan(self.energy) or sum(queries) < 1e3:
-            return None
-        return round(self.energy / len(queries), 3)
 
 
 def _latency(queries: Sequence[float]) -> Latency:
@@ -265,37 +287,41 @@ def _latency(queries: Sequence[float]) -> Latency:
     return Latency(p50, p90, p99, early_stopping(queries))
 
 
-def _throughput(together: Sequence[Process], queries: int) -> Throughput:
-    """Let processes of the same row answer a round each at the same time, after a query that isn't counted."""
-    steps: tuple[tuple[What, int], ...] = (("graph", 0), ("all", queries))
-    for what, count in steps:
-        for one in together:
-            one.start_round(count, what)
-        answered = [one.end_round() for one in together]
-    return Throughput(len(together), round(images_per_second(answered), 3))
+def _throughput(processes: Sequence[Process], queries: int) -> Throughput:
+    """Let processes of the same row run a round each at the same time, after a query that is not counted."""
+    steps: tuple[tuple[RoundKind, int], ...] = (("graph", 0), ("all", queries))
+    for kind, count in steps:
+        for process in processes:
+            process.start_round(count, kind)
+        times = [process.end_round() for process in processes]
+    return Throughput(len(processes), round(images_per_second(times), 3))
 
 
-def images_per_second(answered: Sequence[Sequence[float]]) -> float:
-    """Of streams that began together, each given by the milliseconds of its queries: while all of them were busy."""
-    busy = min(map(sum, answered))
-    within = sum(sum(end <= busy for end in itertools.accumulate(stream)) for stream in answered)
+def images_per_second(streams: Sequence[Sequence[float]]) -> float:
+    """Return the rate of streams that began together, while all of them were busy.
+
+    Args:
+        streams: the milliseconds of each one's queries.
+    """
+    busy = min(map(sum, streams))
+    within = sum(sum(end <= busy for end in itertools.accumulate(stream)) for stream in streams)
     return within / busy * 1e3
 
 
-def _with_placement(row: Row, told: dict[str, Any]) -> Row:
-    """The row with its peak memory and what ran its nodes; failed where nothing ran on what was asked for."""
-    row = replace(row, peak_memory_mb=told["peak_memory_mb"])
-    if told["placement"] is None:
+def _with_placement(row: Row, reported: dict[str, Any]) -> Row:
+    """Return the row with its peak memory and placement; failed if no node ran on the requested provider."""
+    row = replace(row, peak_memory_mb=reported["peak_memory_mb"])
+    if reported["placement"] is None:
         return row
-    asked = told["asked"]
+    requested = reported["requested"]
     placement = tuple(
-        Placement(by, nodes, fell_back=asked is not None and by != asked)
-        for by, nodes in sorted(told["placement"].items())
+        Placement(by, nodes, fell_back=requested is not None and by != requested)
+        for by, nodes in sorted(reported["placement"].items())
     )
     row = replace(row, placement=placement)
     if row.passed and all(part.fell_back for part in placement):
         ran = ", ".join(part.by for part in placement)
-        return replace(row, passed=False, failure=f"fell back: all of its nodes ran on {ran}, none on {asked}")
+        return replace(row, passed=False, failure=f"fell back: all of its nodes ran on {ran}, none on {requested}")
     return row
 
 
@@ -306,7 +332,7 @@ def _with_parity(row: Row, opened: dict[str, Any], even_if_wrong: bool) -> Row:
         timed_even_if_wrong=bool(opened["wrong"]) and even_if_wrong,
         failure="; ".join(opened["wrong"]) or None,
         parity=RowParity(**opened["parity"]),
-        golden=tuple(GoldenAnswer(**answer) for answer in opened["golden"]),
+        golden=tuple(GoldenResult(**result) for result in opened["golden"]),
         worst=strict_json.read(WorstImage, opened["worst"], "the worst image"),
         load_ms=opened["load_ms"],
         first_inference_ms=opened["first_inference_ms"],

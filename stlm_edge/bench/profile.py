@@ -1,11 +1,12 @@
-"""Where an ONNX artifact's time goes, by part of the network, and what this machine could do at best: a roofline.
+"""Profile of an ONNX artifact by part of the network, with the machine's peak rates for a roofline.
 
-The nodes' names carry the modules they come from, and onnxruntime's profile tells each one's time and shapes. A process
-of its own does it, so that no latency is disturbed; it answers with one line of JSON.
+The names of the graph's nodes carry the modules that they come from, and onnxruntime's profiler reports the time and
+shapes of each. A separate process measures it, so that no latency is disturbed, and prints one line of JSON.
 """
 
 import argparse
 import math
+import os
 import re
 import subprocess
 import sys
@@ -20,18 +21,18 @@ from stlm_edge import strict_json
 from stlm_edge.bench.result import Part, Profile
 from stlm_edge.bundle import open_bundle
 from stlm_edge.errors import UsageError, exit_with_one_line
-from stlm_edge.formats.protobuf import encode_field, encode_number
-from stlm_edge.runtimes.onnxruntime import PROVIDER, OnnxRuntime
+from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 RUNS = 10
 TIME_LIMIT_S = 300.0
-GEMM_SIDE = 512  # small enough to be undisturbed once in a while on a busy machine
-_COPIED = 64_000_000  # bytes, more than a processor's caches hold
+GEMM_SIDE = 512  # short enough to run undisturbed now and then on a busy machine
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")  # of numpy
+_COPIED_BYTES = 64_000_000  # more than a processor's caches hold
 PARTS = {  # of the network, by nodes' names
-    "encoders, stage 0": r"^(plain|denoising)/(patch_embed|stage0)/",
-    "encoders, stage 1": r"^(plain|denoising)/stage1/",
-    "encoders, stage 2": r"^(plain|denoising)/stage2/",
-    "encoders, stage 3": r"^(plain|denoising)/stage3/",
+    "encoders, stage 0": r"^(plain|denoising)/(patch_embed|layers/0)/",
+    "encoders, stage 1": r"^(plain|denoising)/layers/1/",
+    "encoders, stage 2": r"^(plain|denoising)/layers/2/",
+    "encoders, stage 3": r"^(plain|denoising)/layers/3/",
     "encoders, neck": r"^(plain|denoising)/",
     "decoder": r"^mask_decoder/",
     "feature aggregation": r"^fa/",
@@ -41,17 +42,18 @@ LAYOUT = "changes of layout that onnxruntime puts in"
 
 
 def profile_of(bundle: Path, threads: int) -> Profile | None:
-    """The profile of a bundle for onnxruntime, from a new process; None where that fails."""
+    """Return the profile of a bundle for onnxruntime, from a new process; None if that fails."""
     command = [sys.executable, "-m", "stlm_edge.bench.profile", "--bundle", str(bundle), "--threads", str(threads)]
+    environment = os.environ | dict.fromkeys(_THREADS, str(threads))
     try:
-        done = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT_S)
+        done = subprocess.run(command, capture_output=True, timeout=TIME_LIMIT_S, env=environment)
         return strict_json.read(Profile, strict_json.parse(done.stdout, "the profile"), "the profile")
     except (subprocess.TimeoutExpired, UsageError):
         return None
 
 
 def nodes_of(runtime: OnnxRuntime, image: np.ndarray, runs: int = RUNS) -> list[dict[str, Any]]:
-    """Each node's event in onnxruntime's profile, that of its fastest of some runs."""
+    """Return each node's event of onnxruntime's profiler, from its fastest run."""
     best: dict[str, dict[str, Any]] = {}
     for event in runtime.profile(image, runs):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -62,7 +64,7 @@ def nodes_of(runtime: OnnxRuntime, image: np.ndarray, runs: int = RUNS) -> list[
 
 
 def part_of(event: dict[str, Any], parts: dict[str, str] = PARTS) -> str:
-    """The part of the network that a node belongs to, by its name."""
+    """Return the part of the network that a node belongs to, by its name."""
     if event["args"]["op_name"].startswith("Reorder"):
         return LAYOUT
     name = event["name"].removeprefix("fused ")
@@ -70,7 +72,7 @@ def part_of(event: dict[str, Any], parts: dict[str, str] = PARTS) -> str:
 
 
 def flop_of(event: dict[str, Any]) -> float:
-    """Floating-point operations of a matrix product or convolution, a multiply-add as two; 0 for all else."""
+    """Return the operations of a matrix product or convolution, a multiply-add as two; 0 for all other nodes."""
     operator = event["args"]["op_name"]
     shapes = [shape for each in event["args"]["input_type_shape"] for shape in each.values()]
     (out,) = event["args"]["output_type_shape"][0].values()
@@ -82,53 +84,32 @@ def flop_of(event: dict[str, Any]) -> float:
 
 
 def _bytes_of(event: dict[str, Any]) -> float:
-    """Read and written. Weights that onnxruntime has packed are not among the inputs it tells."""
-    told = event["args"]
-    moved = sum(float(told[name]) for name in ("activation_size", "parameter_size", "output_size"))
-    (first,), (out,) = told["input_type_shape"][0].values(), told["output_type_shape"][0].values()
-    packed = "Gemm" in told["op_name"] or "MatMul" in told["op_name"]
-    if packed and not any(len(shape) >= 2 for each in told["input_type_shape"][1:] for shape in each.values()):
-        moved += first[-1] * out[-1] * (1 if "Integer" in told["op_name"] or "Quant" in told["op_name"] else 4)
+    """Return the bytes read and written. Weights that onnxruntime has packed are not among the reported inputs."""
+    values = event["args"]
+    moved = sum(float(values[name]) for name in ("activation_size", "parameter_size", "output_size"))
+    (first,), (out,) = values["input_type_shape"][0].values(), values["output_type_shape"][0].values()
+    product = "Gemm" in values["op_name"] or "MatMul" in values["op_name"]
+    if product and not any(len(shape) >= 2 for each in values["input_type_shape"][1:] for shape in each.values()):
+        moved += first[-1] * out[-1] * (1 if "Integer" in values["op_name"] or "Quant" in values["op_name"] else 4)
     return moved
 
 
 def _profile(runtime: OnnxRuntime, image: np.ndarray) -> Profile:
-    found: dict[str, list[float]] = {}
+    totals: dict[str, np.ndarray] = {}
     for event in nodes_of(runtime, image):
-        figures = event["dur"] / 1e3, flop_of(event) / 1e9, _bytes_of(event) / 1e6
-        part = found.setdefault(part_of(event), [0.0, 0.0, 0.0])
-        part[:] = [total + figure for total, figure in zip(part, figures, strict=True)]
-    parts = [
-        Part(name, *(round(figure, 4) for figure in found[name])) for name in (*PARTS, REST, LAYOUT) if name in found
-    ]
-    much = np.ones(_COPIED, np.uint8)
-    target = np.empty_like(much)
-    gemm = _best(matrix_product(GEMM_SIDE, runtime.threads or 1), 100)
-    copied = _best(lambda: np.copyto(target, much), 20)
-    return Profile(tuple(parts), round(2 * GEMM_SIDE**3 / gemm / 1e9, 1), round(2 * _COPIED / copied / 1e9, 1))
+        values = np.array([event["dur"] / 1e3, flop_of(event) / 1e9, _bytes_of(event) / 1e6])
+        totals[part_of(event)] = totals.get(part_of(event), 0) + values
+    parts = [Part(name, *totals[name].round(4).tolist()) for name in (*PARTS, REST, LAYOUT) if name in totals]
+    a, b = np.random.default_rng(0).random((2, GEMM_SIDE, GEMM_SIDE), np.float32)
+    product_s = _fastest(lambda: np.matmul(a, b), 100)
+    source = np.ones(_COPIED_BYTES, np.uint8)
+    target = np.empty_like(source)
+    copy_s = _fastest(lambda: np.copyto(target, source), 20)
+    return Profile(tuple(parts), round(2 * GEMM_SIDE**3 / product_s / 1e9, 1), round(2 * len(source) / copy_s / 1e9, 1))
 
 
-def matrix_product(side: int, threads: int) -> Callable[[], Any]:
-    """onnxruntime's MatMul of side×side by a constant side×side, float32."""
-    import onnxruntime
-
-    weights = np.random.default_rng(0).random((side, side), np.float32)
-    size = encode_number(1, side)
-    of_floats = encode_number(1, 1) + encode_field(2, 2 * encode_field(1, size))  # element type and shape
-    value = {name: encode_field(1, name) + encode_field(2, encode_field(1, of_floats)) for name in (b"a", b"c")}
-    node = encode_field(1, b"a") + encode_field(1, b"b") + encode_field(2, b"c") + encode_field(4, b"MatMul")
-    constant = 2 * size + encode_number(2, 1) + encode_field(8, b"b") + encode_field(9, weights.tobytes())
-    graph = encode_field(1, node) + encode_field(2, b"gemm") + encode_field(5, constant)
-    graph += encode_field(11, value[b"a"]) + encode_field(12, value[b"c"])
-    model = encode_number(1, 8) + encode_field(7, graph) + encode_field(8, encode_number(2, 17))  # IR 8, opset 17
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
-    return lambda: session.run(None, {"a": weights})
-
-
-def _best(job: Callable[[], Any], runs: int) -> float:
-    """Seconds of the fastest run."""
+def _fastest(job: Callable[[], Any], runs: int) -> float:
+    """Return the seconds of the fastest run."""
     seconds = []
     for _ in range(runs):
         started = perf_counter()
@@ -138,6 +119,7 @@ def _best(job: Callable[[], Any], runs: int) -> float:
 
 
 def main() -> None:
+    """Print the profile of one bundle."""
     parser = argparse.ArgumentParser("python -m stlm_edge.bench.profile", description=__doc__)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--threads", type=int, default=1)

@@ -17,7 +17,7 @@ from stlm_edge.bench.devices.device import Job, ignored_options, parse_device
 from stlm_edge.bench.devices.ssh import Lost
 from stlm_edge.bench.measure import Plan
 from stlm_edge.bundle import open_bundle
-from stlm_edge.commands.bench_options import parse_options
+from stlm_edge.commands.bench import parser
 from stlm_edge.errors import JobError
 
 AnyPhone = Phone | LocalPhone
@@ -207,6 +207,6 @@ def test_phone_that_vanishes_is_lost(
 
 
 def test_options_that_a_phone_ignores_are_named() -> None:
-    options = parse_options(["--bundle", "B", "--seconds", "5", "--threads", "2", "--out", "O"])
+    options = parser().parse_args(["--bundle", "B", "--seconds", "5", "--threads", "2", "--out", "O"])
     devices = [parse_device(name) for name in ("local", f"adb:{SERIAL}", "web")]
     assert ignored_options(devices, options) == [f"adb:{SERIAL}: ignores --seconds, --threads"]

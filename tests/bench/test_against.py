@@ -1,4 +1,4 @@
-"""An earlier bench.json as the measure of a later one."""
+"""--against: an earlier bench.json as the baseline of a later one."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def earlier(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def scaled(earlier: Path, path: Path, factor: float) -> Path:
-    """The earlier bench as it would be on a machine so many times as slow."""
+    """Write the earlier bench as it would be on a machine slower by this factor."""
     bench = json.loads(earlier.read_text("utf-8"))
     for row in bench["rows"]:
         row["round_p50_ms"] = [factor * value for value in row["round_p50_ms"]]
@@ -26,7 +26,7 @@ def scaled(earlier: Path, path: Path, factor: float) -> Path:
     return path
 
 
-def test_a_row_that_became_much_slower_ends_with_1(
+def test_a_slower_row_is_a_regression(
     tiny_bundle: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ten_times_as_fast = scaled(earlier, tmp_path / "fast.json", 0.1)
@@ -39,7 +39,7 @@ def test_a_row_that_became_much_slower_ends_with_1(
     assert (tmp_path / "out" / "bench.json").exists()
 
 
-def test_a_row_that_became_faster_passes(
+def test_a_faster_row_is_no_regression(
     tiny_bundle: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = scaled(earlier, tmp_path / "slow.json", 10)
@@ -47,22 +47,23 @@ def test_a_row_that_became_faster_passes(
     assert "within 5%" in capsys.readouterr().err
 
 
-def test_what_passed_and_now_fails_is_a_regression(earlier: Path) -> None:
+def test_a_row_that_now_fails_is_a_regression(earlier: Path) -> None:
     from dataclasses import replace
 
-    from stlm_edge.bench.against import changes, read_bench
+    from stlm_edge.bench.other_benches import changes
+    from stlm_edge.bench.result import read_bench
 
     before = read_bench(earlier)
     (change,) = changes(before, [replace(before.rows[0], passed=False, failure="2 of 8 verdicts fail")], 0.05)
     assert change.regressed
-    assert "2 of 8 verdicts fail" in change.words
+    assert "2 of 8 verdicts fail" in change.text
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [("{}", "format_version"), ("nonsense", "not valid JSON"), (None, "cannot be read")],
 )
-def test_what_is_no_bench_is_refused_before_anything_is_measured(
+def test_an_invalid_baseline_is_refused_before_measuring(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, line: str
 ) -> None:
     if content is not None:
@@ -75,11 +76,11 @@ def test_what_is_no_bench_is_refused_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_do_not_correspond_are_a_usage_error(
+def test_a_baseline_without_common_rows_is_refused(
     tiny_bundle: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--bundle", str(tiny_bundle), *QUICK, "--threads", "2", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as left:
         main([*arguments, "--against", str(earlier)])
     assert left.value.code == 2
-    assert "none of its rows is one of these" in capsys.readouterr().err
+    assert "--against: has no row" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from tiny import TINY_SIZE, set_metadata, tiny_image, write_tiny_bundle, write_tiny_onnx
 
-from stlm_edge.bench import latency, result
+from stlm_edge.bench import latency
 from stlm_edge.bench.measure import Plan, Subject, images_per_second, measure, unmeasured
 from stlm_edge.bundle import open_bundle
 from stlm_edge.bundle.manifest import read_manifest
@@ -164,9 +164,10 @@ def test_a_model_that_answers_nan_is_a_row_and_no_crash(tiny_bundle: Path, tmp_p
 def test_a_process_that_dies_tells_by_which_signal(tiny_bundle: Path) -> None:
     process = latency.Process(["--bundle", str(tiny_bundle)])
     try:
+        process.open()
         assert len(process.round(3)) == 3
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(JobError, match="ended by signal 9"):
+        with pytest.raises(JobError, match="killed by signal 9"):
             process.round(3)
     finally:
         process.stop()
@@ -174,21 +175,22 @@ def test_a_process_that_dies_tells_by_which_signal(tiny_bundle: Path) -> None:
 
 def test_a_process_that_hangs_is_given_up(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "LOAD_LIMIT_S", 0.01)
-    with pytest.raises(JobError, match=r"gave no answer within 0\.01 s"):
-        latency.Process(["--bundle", str(tiny_bundle)])
+    with pytest.raises(JobError, match=r"no output within 0\.01 s"):
+        latency.Process(["--bundle", str(tiny_bundle)]).open()
 
 
 def test_a_round_may_take_many_times_what_was_measured_before_and_no_more(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "LEAST_LIMIT_S", 0.5)
+    monkeypatch.setattr(latency, "MIN_LIMIT_S", 0.5)
     process = latency.Process(["--bundle", str(tiny_bundle)])
     try:
+        process.open()
         process._slowest_ms = 60_000.0  # a device that takes a minute for an image isn't hung
         assert process._limit_s(8) == 20 * 8 * 60
         process._slowest_ms = 1.0
         os.kill(process.pid, signal.SIGSTOP)
-        with pytest.raises(JobError, match=r"gave no answer within 0\.5 s"):
+        with pytest.raises(JobError, match=r"no output within 0\.5 s"):
             process.round(3)
     finally:
         process.stop()
@@ -244,7 +246,7 @@ def test_an_evaluator_s_or_emulator_s_time_is_no_device_s(tiny_bundle: Path, mon
     (row,) = measure([Subject(unmeasured(bundle, 1, 1), bundle)], Plan(20, 0, streams=(1,)), lambda _: None)
     assert row.passed
     assert row.parity is not None
-    assert row.untimed == "qemu-aarch64-static plays this processor: its time says nothing of the device"
+    assert row.untimed == "qemu-aarch64-static emulates this processor: its time says nothing of the device"
     assert (row.latency_ms, row.end_to_end_ms, row.load_ms, row.first_inference_ms) == (None,) * 4
     assert (row.throughput, row.queries, row.peak_memory_mb) == ((), 0, None)
 
@@ -285,8 +287,8 @@ engine.engine_for, tensorrt.TensorRT = engine_for, OnnxRuntime
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--queries", "0"], "found '0', expected a whole number from 1"),
-        (["--threads", "-1"], "found '-1', expected a whole number from 1"),
+        (["--queries", "0"], "--queries: found 0"),
+        (["--threads", "-1"], "--threads: found -1"),
         (["--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
         (["--category", "bottle"], "--category: given without --data"),
         (["--data", "nowhere"], "nowhere: "),
@@ -407,11 +409,6 @@ def test_a_child_is_not_charged_with_its_parents_memory() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert 3 < float(ran.stdout) < 150
     assert ballast[0]
-
-
-def test_the_published_schema_is_that_of_the_dataclasses(schema: dict) -> None:
-    assert schema == result.schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
 
 
 def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stlm_edge.bench.devices.device import parse_device
-from stlm_edge.commands.bench_options import parse_options
+from stlm_edge.commands.bench import parser
 from stlm_edge.export import targets
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -35,7 +35,7 @@ def test_commands_have_options_of_this_version(name: str) -> None:
     assert calls
     for words in calls:
         if words[0].endswith("stlm-bench"):
-            options = parse_options(words[1:])
+            options = parser().parse_args(words[1:])
             assert all(parse_device(device).kind in ("ssh", "adb") for device in options.device or [])
         elif words[0] == "stlm-export":
             assert words[words.index("--target") + 1] in {target.name for target in targets.TARGETS}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.against import read_bench
+from stlm_edge.bench.result import read_bench
 from stlm_edge.commands.bench import main
 from stlm_edge.errors import UsageError
 

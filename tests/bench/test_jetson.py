@@ -1,12 +1,9 @@
-"""What a Jetson's tools print, in each JetPack's form as documentation shows it; no Jetson has run this yet."""
+"""Output of a Jetson's tools in the form of each JetPack's documentation; no Jetson has run this yet."""
 
-import time
 from pathlib import Path
 
 import pytest
 
-from stlm_edge.bench.machine import energy, system
-from stlm_edge.bench.machine.energy import Meter, board_milliwatts, read_rails
 from stlm_edge.bench.machine.jetson import (
     Clock,
     jetpack,
@@ -16,7 +13,7 @@ from stlm_edge.bench.machine.jetson import (
     power_mode,
     read_jetson,
 )
-from stlm_edge.bench.machine.tegrastats import parse_tegrastats
+from stlm_edge.bench.machine.nvidia import parse_tegrastats
 from stlm_edge.errors import JobError, UsageError
 
 JETPACK_4 = (
@@ -41,45 +38,45 @@ JETPACK_7_2 = (
 
 
 @pytest.mark.parametrize(
-    ("line", "memory", "percent", "mhz", "celsius", "milliwatts"),
+    ("line", "memory", "percent", "clock", "celsius", "milliwatts"),
     [
         (
-            *(JETPACK_4, (1903, 3964), 99, (921,)),
+            *(JETPACK_4, 1903, 99, 921),
             {"PLL": 38.0, "CPU": 41.5, "PMIC": 100.0, "GPU": 40.0, "AO": 46.5, "thermal": 41.0},
             {"POM_5V_IN": 4123.0, "POM_5V_GPU": 1320.0, "POM_5V_CPU": 560.0},
         ),
         (
-            *(JETPACK_5, (3396, 30536), 10, (1300, 1300)),
+            *(JETPACK_5, 3396, 10, 1300),
             {"CPU": 46.5, "Tboard": 35.0, "tj": 46.5},
             {"VDD_GPU_SOC": 2390.0, "VDD_CPU_CV": 398.0, "VIN_SYS_5V0": 3020.0},
         ),
         (
-            *(JETPACK_6, (20642, 62817), 10, ()),
+            *(JETPACK_6, 20642, 10, None),
             {"cpu": 52.9, "soc2": 48.2, "tj": 52.9},
             {"VDD_IN": 4970.0, "VDD_CPU_GPU_CV": 912.0, "VDD_SOC": 1454.0},
         ),
-        (JETPACK_7_0_THOR, (5121, 125772), None, (1000, 1000, 1000), {"cpu": 41.2, "tj": 42.0}, {}),
+        (JETPACK_7_0_THOR, 5121, None, 1000, {"cpu": 41.2, "tj": 42.0}, {}),
         (
-            *(JETPACK_7_2, (4100, 15656), 12, (1020, 1020)),
+            *(JETPACK_7_2, 4100, 12, 1020),
             {"cpu": 52.9, "gpu": 51.1},
             {"VDD_IN": 7411.0, "VDD_SOC": 1500.0},
         ),
-        ("", None, None, (), {}, {}),
-        ("GR3D_FREQ \x00 cpu@C VDD_IN mW", None, None, (), {}, {}),
+        ("", None, None, None, {}, {}),
+        ("GR3D_FREQ \x00 cpu@C VDD_IN mW", None, None, None, {}, {}),
     ],
     ids=["4", "5.1", "6", "7.0 Thor", "7.2", "nothing", "nonsense"],
 )
 def test_tegrastats_of_each_jetpack(
     line: str,
-    memory: tuple[int, int] | None,
+    memory: int | None,
     percent: int | None,
-    mhz: tuple[int, ...],
+    clock: int | None,
     celsius: dict[str, float],
     milliwatts: dict[str, float],
 ) -> None:
-    found = parse_tegrastats(line)
-    assert (found.memory_mb, found.gpu_percent, found.gpu_mhz) == (memory, percent, mhz)
-    assert (found.celsius, found.milliwatts) == (celsius, milliwatts)
+    reading = parse_tegrastats(line)
+    assert (reading.memory_mb, reading.gpu_percent, reading.clocks.get("GPU")) == (memory, percent, clock)
+    assert (reading.celsius, reading.milliwatts) == (celsius, milliwatts)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +96,12 @@ def test_release_and_jetpack(text: str, l4t: str, name: str | None) -> None:
     assert jetpack(l4t) == name
 
 
-def test_no_release_is_none() -> None:
+def test_other_systems_have_no_release() -> None:
     assert parse_release("") is None
     assert parse_release("Debian GNU/Linux 12") is None
 
 
-def test_power_mode_and_clocks_are_read() -> None:
+def test_power_mode_and_clocks_are_parsed() -> None:
     assert parse_nvpmodel("NVPM WARN: fan mode is not set!\nNV Power Mode: 25W\n1\n") == ("25W", 1)
     assert parse_nvpmodel("NV Power Mode: MAXN_SUPER\n2\n") == ("MAXN_SUPER", 2)
     assert parse_nvpmodel("NVPM ERROR: failed to read PARAM") is None
@@ -125,7 +122,7 @@ def test_power_mode_and_clocks_are_read() -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on PATH with stand-ins for nvpmodel and sudo that keep the mode in a file."""
+    """Return a folder on PATH with fake nvpmodel and sudo that keep the mode in a file."""
     folder = tmp_path / "tools"
     folder.mkdir()
     (folder / "mode").write_text("0")
@@ -133,7 +130,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "nvpmodel": f"""case "$1" in
             -q) echo "NV Power Mode: MODE_$(cat {folder}/mode)"; cat {folder}/mode; echo;;
             -m) [ "$2" = 9 ] && {{ echo "NVPM ERROR: REBOOT required"; exit 1; }}; echo "$2" > {folder}/mode;; esac""",
-        "sudo": 'echo "$@" >> ' + f'{folder}/asked; shift; exec "$@"',
+        "sudo": 'echo "$@" >> ' + f'{folder}/sudo_log; shift; exec "$@"',
     }
     for name, text in scripts.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -142,9 +139,9 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_mode_is_set_only_when_asked_for_and_the_former_one_comes_back(tools: Path) -> None:
+def test_power_mode_is_set_and_restored(tools: Path) -> None:
     with power_mode(None):
-        assert not (tools / "asked").exists()
+        assert not (tools / "sudo_log").exists()
     with power_mode(2):
         assert (tools / "mode").read_text().strip() == "2"
     assert (tools / "mode").read_text().strip() == "0"
@@ -156,8 +153,8 @@ def test_a_mode_is_set_only_when_asked_for_and_the_former_one_comes_back(tools: 
     assert (tools / "mode").read_text().strip() == "0"
 
 
-def test_setting_a_mode_elsewhere_is_refused() -> None:
-    with pytest.raises(UsageError, match="nvpmodel tells no mode here; expected a Jetson"), power_mode(1):
+def test_power_mode_of_another_machine_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--set-power-mode: .*expected a Jetson"), power_mode(1):
         pass
 
 
@@ -168,7 +165,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_facts_of_a_board_come_from_its_files(tools: Path, tmp_path: Path) -> None:
+def test_a_board_is_read_from_its_files(tools: Path, tmp_path: Path) -> None:
     gpu = "sys/class/devfreq/17000000.gpu/"
     root = write(
         tmp_path / "root",
@@ -182,82 +179,3 @@ def test_facts_of_a_board_come_from_its_files(tools: Path, tmp_path: Path) -> No
     assert (found.l4t, found.jetpack, found.power_mode) == ("36.4.7", "JetPack 6.1 or 6.2", "MODE_0")
     assert found.clocks == {"GPU": Clock(306.0, 1020.0, 612.0)}
     assert read_jetson(tmp_path) is None
-
-
-def test_rails_are_read_where_everybody_may(tmp_path: Path) -> None:
-    monitor = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/"
-    root = write(
-        tmp_path,
-        {
-            **{monitor + "in1_label": "VDD_IN\n", monitor + "in1_input": "5000\n", monitor + "curr1_input": "1200\n"},
-            **{monitor + "in2_label": "VDD_SOC\n", monitor + "in2_input": "5000\n", monitor + "curr2_input": "300\n"},
-            monitor + "in3_label": "broken\n",
-        },
-    )
-    assert read_rails(root) == {"VDD_IN": 6000.0, "VDD_SOC": 1500.0}
-    assert board_milliwatts(read_rails(root)) == 6000.0
-
-
-def test_the_board_s_power_is_none_where_its_rails_are_unknown() -> None:
-    agx_orin = {"VDD_GPU_SOC": 2000.0, "VDD_CPU_CV": 400.0, "VIN_SYS_5V0": 3000.0, "VDDQ_VDD2_1V8AO": 400.0}
-    assert board_milliwatts(agx_orin) == 5400.0
-    assert board_milliwatts({"VDD_GPU": 2000.0}) is None
-    assert board_milliwatts({}) is None
-
-
-def test_energy_is_power_times_time() -> None:
-    power = [2000.0]
-    meter = Meter(lambda: power[0])
-    try:
-        start, began = meter.millijoules(), time.monotonic()
-        time.sleep(0.35)
-        used, seconds = meter.millijoules() - start, time.monotonic() - began
-        assert used == pytest.approx(2000.0 * seconds, rel=0.05)
-        power[0] = 0.0
-        meter.millijoules()
-        nothing = meter.millijoules()
-        time.sleep(0.15)
-        assert meter.millijoules() == nothing
-    finally:
-        meter.stop()
-
-
-def test_tegrastats_is_the_meter_where_the_rails_are_shut(tools: Path) -> None:
-    (tools / "tegrastats").write_text(f"#!/bin/sh\nwhile echo '{JETPACK_6}'; do sleep 0.05; done\n")
-    (tools / "tegrastats").chmod(0o755)
-    with energy.metering() as millijoules:
-        start, began = millijoules(), time.monotonic()
-        time.sleep(0.3)
-        end, seconds = millijoules(), time.monotonic() - began
-    assert start is not None
-    assert end is not None
-    assert end - start == pytest.approx(4970.0 * seconds, rel=0.05)
-
-
-def test_a_machine_without_a_meter_has_no_figure() -> None:
-    with energy.metering() as millijoules:
-        assert millijoules() is None
-
-
-def test_throttling_is_counted_while_the_bench_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core, current = "cpus/cpu0/thermal_throttle/core_throttle_count", "hwmon/hwmon3/oc2_event_cnt"
-    write(tmp_path, {core: "7\n", current: "1\n"})
-    monkeypatch.setattr(system, "_CPUS", tmp_path / "cpus")
-    monkeypatch.setattr(system, "_HWMON", tmp_path / "hwmon")
-    before = system.moment()
-    assert system.describe((), before).throttling_events == 0
-    write(tmp_path, {core: "9\n", current: "2\n"})
-    assert system.describe((), before).throttling_events == 3
-
-
-def test_a_raspberry_pi_that_slowed_before_cannot_tell_whether_it_did_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, {"get_throttled": "0\n"})
-    monkeypatch.setattr(system, "_CPUS", tmp_path)
-    monkeypatch.setattr(system, "_HWMON", tmp_path)
-    monkeypatch.setattr(system, "_FIRMWARE", tmp_path / "get_throttled")
-    fresh = system.moment()
-    write(tmp_path, {"get_throttled": "50005\n"})
-    assert system.describe((), fresh).throttling_events == 2
-    assert system.describe((), system.moment()).throttling_events is None

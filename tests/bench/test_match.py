@@ -1,4 +1,4 @@
-"""Several bundles and devices in one command, several runtimes for one bundle, and other files' rows beside them."""
+"""Assignment of bundles to devices and runtimes, and rows of other bench.json files beside them."""
 
 import json
 import shutil
@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from stlm_edge.bench.devices.device import parse_device
-from stlm_edge.bench.match import Host, assigned, is_for
 from stlm_edge.bench.measure import Plan
+from stlm_edge.bench.subjects import Capabilities, assigned, is_for
 from stlm_edge.bundle import open_bundle
-from stlm_edge.commands.bench import _plan, main
-from stlm_edge.commands.bench_options import parse_options
+from stlm_edge.commands.bench import main, parser, plan_of
 from stlm_edge.errors import UsageError
 
 QUICK = ["--queries", "30", "--seconds", "0"]
@@ -20,7 +19,7 @@ RUNTIMES = {"cpu": "onnxruntime", "jetson": "tensorrt", "android": "litert", "io
 
 @pytest.fixture
 def bundles(tiny_bundle: Path, tmp_path: Path) -> dict[str, Path]:
-    """The tiny bundle, by what its manifest says that it is for; only cpu's can be run."""
+    """Return copies of the tiny bundle by the target in their manifest; only that of cpu can be run."""
     found = {}
     for target, runtime in RUNTIMES.items():
         found[target] = tmp_path / target
@@ -42,7 +41,7 @@ def bench(out: Path, *given: str, exit_code: int = 0) -> dict:
     return json.loads((out / "bench.json").read_text("utf-8"))
 
 
-def test_each_bundle_goes_to_the_devices_that_it_is_for(bundles: dict[str, Path]) -> None:
+def test_bundles_are_assigned_to_the_devices_of_their_target(bundles: dict[str, Path]) -> None:
     devices = [parse_device(name) for name in ("local", "ssh:nano", "adb", "web")]
     opened = [open_bundle(folder) for folder in bundles.values()]
     found = assigned(devices, opened)
@@ -56,29 +55,29 @@ def test_each_bundle_goes_to_the_devices_that_it_is_for(bundles: dict[str, Path]
     assert assigned([parse_device("web")], opened[:1]) == {"web": [0]}, "where nothing else is asked for"
 
 
-def test_a_machine_among_several_gets_what_it_can_run(bundles: dict[str, Path]) -> None:
-    desk = Host(frozenset({"onnxruntime", "tensorrt"}), jetson=False)
-    nano = Host(frozenset({"tensorrt"}), jetson=True)
+def test_a_machine_among_several_gets_the_bundles_that_it_can_run(bundles: dict[str, Path]) -> None:
+    desktop = Capabilities(frozenset({"onnxruntime", "tensorrt"}), jetson=False)
+    nano = Capabilities(frozenset({"tensorrt"}), jetson=True)
     takes = {
-        name: [target for target, folder in bundles.items() if is_for(open_bundle(folder).manifest, host)]
-        for name, host in {"desk": desk, "nano": nano}.items()
+        name: [target for target, folder in bundles.items() if is_for(open_bundle(folder).manifest, machine)]
+        for name, machine in {"desktop": desktop, "nano": nano}.items()
     }
-    assert takes == {"desk": ["cpu", "web"], "nano": ["jetson"]}
+    assert takes == {"desktop": ["cpu", "web"], "nano": ["jetson"]}
 
 
-def test_a_bundle_or_device_that_would_go_without_is_refused(bundles: dict[str, Path]) -> None:
+def test_a_bundle_without_device_or_device_without_bundle_is_refused(bundles: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="android, and no device here runs litert; found --device web, expected adb"):
         assigned([parse_device("web")], [open_bundle(bundles["android"])])
     with pytest.raises(UsageError, match="--device adb: no bundle is for it, they are for cpu"):
         assigned([parse_device("adb"), parse_device("local")], [open_bundle(bundles["cpu"])])
 
 
-def test_one_bundle_is_run_by_each_runtime_that_is_here(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_runtime_all_runs_a_bundle_by_each_installed_runtime(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     found = bench(tmp_path / "out", "--bundle", str(tiny_bundle), "--runtime", "all")
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) >= {"tiny by onnxruntime", "tiny by openvino"}
-    assert not any("azure" in name for name in rows), "which would ask a service"
+    assert not any("azure" in name for name in rows), "it calls a remote service"
     assert all(row["passed"] and row["latency_ms"] for row in rows.values())
     (placed,) = rows["tiny by openvino"]["placement"]
     assert (placed["by"], placed["fell_back"]) == ("CPU", False)
@@ -86,20 +85,20 @@ def test_one_bundle_is_run_by_each_runtime_that_is_here(tiny_bundle: Path, tmp_p
     assert set(found["machine"]["packages"]) >= {"onnxruntime", "openvino"}
 
 
-def test_percentages_are_read_as_written() -> None:
-    allowed = [parse_options(["--max-regression", text]).max_regression for text in ("5%", "5", "0.5%", "0")]
+def test_max_regression_is_a_percentage() -> None:
+    allowed = [parser().parse_args(["--max-regression", text]).max_regression for text in ("5%", "5", "0.5%", "0")]
     assert allowed == [0.05, 0.05, 0.005, 0.0]
 
 
-def test_how_long_is_measured_where_nothing_else_is_said() -> None:
-    usual, quick = (_plan(parse_options(given)) for given in ([], ["--quick"]))
+def test_default_plan() -> None:
+    usual, quick = (plan_of(parser().parse_args(given)) for given in ([], ["--quick"]))
     assert (usual.queries, usual.seconds) == (1024, 60.0) == (Plan().queries, Plan().seconds)
     assert (quick.queries, quick.seconds) == (128, 10.0)
     assert usual.time_limit_s == 7200
-    assert parse_options([]).out == "bench"
+    assert parser().parse_args([]).out == "bench"
 
 
-def test_other_files_rows_stand_beside_this_one_s(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_with_adds_the_rows_of_other_files(tiny_bundle: Path, tmp_path: Path) -> None:
     first = bench(tmp_path / "phone", "--bundle", str(tiny_bundle))
     first["rows"][0] |= {"passed": False, "failure": "2 of 8 verdicts fail"}
     (tmp_path / "phone" / "bench.json").write_text(json.dumps(first))
@@ -109,13 +108,13 @@ def test_other_files_rows_stand_beside_this_one_s(tiny_bundle: Path, tmp_path: P
     (device,) = found["devices"]
     assert (device["name"], device["date"]) == ("phone", first["date"])
     assert device["machine"]["architecture"] == first["machine"]["architecture"]
-    again = bench(tmp_path / "anew", "--with", str(tmp_path / "both" / "bench.json"), *other)
+    again = bench(tmp_path / "again", "--with", str(tmp_path / "both" / "bench.json"), *other)
     assert [row["device"] for row in again["rows"]] == ["both", "phone", "phone (2)"]
     assert {device["date"] for device in again["devices"]} == {first["date"], found["date"]}
-    assert "phone (2)" in (tmp_path / "anew" / "report.html").read_text("utf-8")
+    assert "phone (2)" in (tmp_path / "again" / "report.html").read_text("utf-8")
 
 
-def test_rows_of_a_device_that_a_file_does_not_tell_of_are_refused(
+def test_with_refuses_rows_of_an_unlisted_device(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = bench(tmp_path / "one", "--bundle", str(tiny_bundle))

@@ -1,4 +1,4 @@
-"""A row whose process the kernel kills for want of memory, in a control group that is too small for it."""
+"""A row whose process the kernel kills because its control group has too little memory."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def small_memory() -> Iterator[Path]:
     pytest.skip("a control group that limits memory can't be made here")
 
 
-def test_an_out_of_memory_kill_is_told_as_such(
+def test_an_out_of_memory_kill_is_reported_as_such(
     small_memory: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confined = tmp_path / "python"
@@ -42,6 +42,6 @@ def test_an_out_of_memory_kill_is_told_as_such(
     confined.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(confined))
     before = memory_kills()
-    with pytest.raises(JobError, match="its process was ended by signal 9 while the machine was out of memory"):
-        Process(["--bundle", str(tiny_bundle)])
+    with pytest.raises(JobError, match="killed by signal 9 while the machine was out of memory"):
+        Process(["--bundle", str(tiny_bundle)]).open()
     assert memory_kills() > before

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stlm_edge.bench.profile import PARTS, REST, flop_of, matrix_product, nodes_of, part_of, profile_of
+from stlm_edge.bench.profile import PARTS, REST, flop_of, nodes_of, part_of, profile_of
 from stlm_edge.export.pipeline import flops
 from stlm_edge.model import checkpoint
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
@@ -31,9 +31,3 @@ def test_a_profile_comes_from_a_process_of_its_own(tiny_bundle: Path) -> None:
 
 def test_no_profile_is_no_failure(tmp_path: Path) -> None:
     assert profile_of(tmp_path / "missing", 1) is None
-
-
-def test_the_roof_is_a_real_matrix_product() -> None:
-    (found,) = matrix_product(24, 1)()
-    weights = np.random.default_rng(0).random((24, 24), np.float32)
-    np.testing.assert_allclose(found, weights @ weights, rtol=1e-5)

@@ -1,86 +1,81 @@
-"""What a latency was measured on. A fact the system does not tell is None (or an empty list), never a guess."""
+"""Description of the machine that latencies are measured on. A fact that it does not report is None or empty."""
 
 import os
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from stlm_edge.bench.machine.jetson import Jetson, read_jetson
-from stlm_edge.bench.machine.nvidia import read_gpu
+from stlm_edge.bench.machine.nvidia import NVIDIA_SMI, Reading, merge, output_of, parse_nvidia_smi
+from stlm_edge.versions import installed_versions
 
-INSTRUCTIONS = (  # those that decide how fast float32, bfloat16 and int8 matrix products are
+INSTRUCTIONS = (  # those that decide the speed of float32, bfloat16 and int8 matrix products
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
-
-_EMULATORS = ("qemu-", "box64", "FEX", "rosetta")  # of another processor's programs
-
+_EMULATORS = ("qemu-", "box64", "FEX", "rosetta")  # of another processor's user programs
 _CPUS = Path("/sys/devices/system/cpu")
 _HWMON = Path("/sys/class/hwmon")
-_FIRMWARE = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # a Raspberry Pi's
+_FIRMWARE = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # of a Raspberry Pi
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on."""
+    """The measured machine."""
 
-    device: Annotated[str | None, "the board's own name, as a Raspberry Pi or a Jetson tells it"]
+    device: Annotated[str | None, "the board's own name, as a Raspberry Pi or a Jetson reports it"]
     processor: str | None
     architecture: str
     instructions: Annotated[tuple[str, ...], "those that make matrix products fast"]
-    cores: Annotated[int, "those this process may run on"]
+    cores: Annotated[int, "those that this process may run on"]
     cores_of_machine: int | None
     memory_gb: float | None
-    virtual: Annotated[bool | None, "a virtual machine: its neighbours' load is not seen"]
+    virtual: Annotated[bool | None, "a virtual machine, on which the load of its neighbours is not visible"]
     governor: Annotated[str | None, "how the clock is chosen: performance, powersave, schedutil"]
-    load_before: Annotated[float | None, "processes that ran or waited, mean over one minute"]
+    load_before: Annotated[float | None, "load average over one minute"]
     load_after: float | None
-    power_mode: Annotated[str | None, "as a Jetson's nvpmodel names it"]
+    power_mode: Annotated[str | None, "nvpmodel's name for it on a Jetson"]
     clocks: Annotated[dict[str, Any], "part to its clock after the bench, MHz"]
     celsius_before: Annotated[dict[str, Any], "sensor to its temperature"]
     celsius_after: dict[str, Any]
-    throttling_events: Annotated[int | None, "times the processor slowed itself down while the bench ran"]
+    throttling_events: Annotated[int | None, "how often the processor throttled itself during the bench"]
     system: str
     kernel: str
     python: str
     packages: Annotated[dict[str, Any], "name to version"]
-    gpu: Annotated[str | None, "an NVIDIA one and its driver, as nvidia-smi names them"] = None
-    emulated: Annotated[str | None, "what plays this processor, whose latencies therefore mean nothing"] = None
+    gpu: Annotated[str | None, "NVIDIA GPUs and their driver, as nvidia-smi names them"] = None
+    emulated: Annotated[str | None, "emulator of this processor; its latencies mean nothing"] = None
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What changes while a bench runs."""
+    """The values that change during a bench."""
 
     load: float | None
-    celsius: dict[str, float]
+    reading: Reading
     throttled: int | None
-    slowed_since_boot: bool  # a Raspberry Pi tells that it happened, not how often
+    throttled_since_boot: bool  # a Raspberry Pi reports that it happened, not how often
 
 
 def moment() -> Moment:
-    """Tell this machine's load, its sensors' temperatures, and how often its processors have slowed themselves down."""
+    """Read this machine's load, its sensors and how often its processors have throttled themselves."""
     paths = [*_CPUS.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"), *_HWMON.glob("hwmon*/oc*_event_cnt")]
-    counts = [_read(str(path)) for path in paths]
-    counted = [int(count) for count in counts if count and count.isdecimal()]
+    counts = [int(count) for path in paths if (count := _read(path)) and count.isdecimal()]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # Windows has none
-    bits = int(_read(str(_FIRMWARE)) or "0", 16) >> 16 & 0xF  # under-voltage, capped, throttled, too hot: since boot
-    told = counted or _FIRMWARE.exists()
+    bits = int(_read(_FIRMWARE) or "0", 16) >> 16 & 0xF  # under-voltage, capped, throttled, too hot: since boot
     return Moment(
         load,
-        sensors() | (gpu.celsius if (gpu := read_gpu()) else {}),
-        sum(counted) + bits.bit_count() if told else None,
+        merge((read_sensors(), parse_nvidia_smi(output_of(*NVIDIA_SMI)))),
+        sum(counts) + bits.bit_count() if counts or _FIRMWARE.exists() else None,
         bool(bits),
     )
 
 
 def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Machine:
-    """Describe this machine and the installed ones of `packages`; `before` is what `moment()` said beforehand."""
+    """Describe this machine and the versions of these packages; `before` is the `moment()` before the bench."""
     after = moment()
     jetson = read_jetson()
-    gpu = read_gpu()
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     return Machine(
@@ -92,38 +87,34 @@ def describe(packages: tuple[str, ...] = (), before: Moment | None = None) -> Ma
         cores_of_machine=os.cpu_count(),
         memory_gb=_memory_gb(),
         virtual="hypervisor" in flags if flags and platform.machine() in ("x86_64", "i686") else None,
-        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        governor=_read(_CPUS / "cpu0/cpufreq/scaling_governor"),
         load_before=before.load if before else None,
         load_after=after.load,
         power_mode=_power_mode(jetson) if jetson else None,
-        clocks=cpu_clocks()
-        | ({name: clock.now for name, clock in jetson.clocks.items()} if jetson else {})
-        | (gpu.clocks if gpu else {}),
-        celsius_before=before.celsius if before else {},
-        celsius_after=after.celsius,
-        throttling_events=_since(before, after),
+        clocks=after.reading.clocks
+        | ({name: clock.current for name, clock in jetson.clocks.items()} if jetson else {}),
+        celsius_before=before.reading.celsius if before else {},
+        celsius_after=after.reading.celsius,
+        throttling_events=_throttling_events(before, after),
         system=_system() + (f", Jetson Linux {jetson.l4t} ({jetson.jetpack or 'unknown JetPack'})" if jetson else ""),
         kernel=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        packages=_versions(packages),
-        gpu=gpu.words if gpu else None,
+        packages=installed_versions(packages),
+        gpu=after.reading.gpu,
         emulated=emulator(),
     )
 
 
 def _power_mode(jetson: Jetson) -> str | None:
-    """nvpmodel's name, and whether jetson_clocks holds the GPU's clock: both decide what a latency means."""
+    """Return nvpmodel's name, and whether jetson_clocks has locked the GPU's clock: a latency depends on both."""
     gpu = jetson.clocks.get("GPU")
-    return jetson.power_mode and jetson.power_mode + (
-        f", GPU clock {'locked' if gpu.locked else 'free'}" if gpu else ""
-    )
+    clock = f", GPU clock {'locked' if gpu.locked else 'free'}" if gpu else ""
+    return jetson.power_mode and jetson.power_mode + clock
 
 
-def _since(before: Moment | None, after: Moment) -> int | None:
-    """None, too, where it had happened before: whether it did again is not told."""
-    if before and before.slowed_since_boot:
-        return None
-    if before is None or before.throttled is None or after.throttled is None:
+def _throttling_events(before: Moment | None, after: Moment) -> int | None:
+    """Return the events in between; None, too, on a Raspberry Pi that throttled before and so cannot tell."""
+    if before is None or before.throttled_since_boot or before.throttled is None or after.throttled is None:
         return None
     return after.throttled - before.throttled
 
@@ -131,8 +122,8 @@ def _since(before: Moment | None, after: Moment) -> int | None:
 def peak_memory_mb() -> float | None:
     """Return this process's peak resident memory in MB (10⁶ bytes).
 
-    On Linux from VmHWM: `ru_maxrss` there starts at what the parent held when it forked, so that a small child of a
-    large parent would look large.
+    On Linux it is VmHWM: `ru_maxrss` begins there with the memory of the parent at the fork, so that a small child of a
+    large parent would appear large.
     """
     for line in (_read("/proc/self/status") or "").splitlines():
         if line.startswith("VmHWM:"):
@@ -146,7 +137,7 @@ def peak_memory_mb() -> float | None:
 
 
 def memory_kills() -> int:
-    """How often the kernel has killed a process for want of memory since it booted; 0 where it doesn't tell."""
+    """Return how many processes the kernel has killed since boot because memory ran out; 0 if it does not report it."""
     for line in (_read("/proc/vmstat") or "").splitlines():
         if line.startswith("oom_kill "):
             return int(line.split()[1])
@@ -154,19 +145,27 @@ def memory_kills() -> int:
 
 
 def emulator(root: Path = Path("/")) -> str | None:
-    """What plays this processor for this process, None where nothing shows.
+    """Return the program that emulates this processor for this process, or None if none is visible.
 
-    An emulator of user programs answers for /proc/self itself, so its own program is looked for by another way there.
+    An emulator of user programs forges /proc/self, but not /proc/thread-self.
     """
-    maps = _read(str(root / "proc/thread-self/maps")) or ""
+    maps = _read(root / "proc/thread-self/maps") or ""
     programs = {Path(line.split(maxsplit=5)[-1]).name for line in maps.splitlines() if "/" in line}
-    for name in sorted(programs):
-        if name.startswith(_EMULATORS):
-            return name
-    return None
+    return next((name for name in sorted(programs) if name.startswith(_EMULATORS)), None)
 
 
-def _read(path: str) -> str | None:
+def read_sensors() -> Reading:
+    """Read the clock of each core and the temperature of each thermal zone."""
+    clocks = {path.parent.parent.name: _read(path) for path in sorted(_CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))}
+    celsius = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        value = _read(zone / "temp")
+        if value and value.lstrip("-").isdecimal() and int(value) > -100_000:  # -256 °C is a part that is off
+            celsius[_read(zone / "type") or zone.name] = int(value) / 1000
+    return Reading({name: int(khz) / 1000 for name, khz in clocks.items() if khz and khz.isdecimal()}, celsius)
+
+
+def _read(path: Path | str) -> str | None:
     try:
         return Path(path).read_text("utf-8", "replace").strip("\0\n ") or None
     except OSError:
@@ -174,30 +173,12 @@ def _read(path: str) -> str | None:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entry of /proc/cpuinfo; an Arm one often tells its features and no name."""
+    """Return the first processor's entry of /proc/cpuinfo; an Arm one often has features and no name."""
     entry: dict[str, str] = {}
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         entry.setdefault(name.strip(), value.strip())
     return entry
-
-
-def sensors() -> dict[str, float]:
-    """Sensor to its temperature. Some tell -256 for a part that is off, which is none."""
-    found = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        value = _read(str(zone / "temp"))
-        if value and value.lstrip("-").isdecimal() and int(value) > -100_000:
-            found[_read(str(zone / "type")) or zone.name] = int(value) / 1000
-    return found
-
-
-def cpu_clocks() -> dict[str, float]:
-    """Core to its clock now, MHz."""
-    clocks = {
-        path.parent.parent.name: _read(str(path)) for path in sorted(_CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    }
-    return {name: int(clock) / 1000 for name, clock in clocks.items() if clock and clock.isdecimal()}
 
 
 def _memory_gb() -> float | None:
@@ -212,13 +193,3 @@ def _system() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return platform.platform(terse=True)
-
-
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
