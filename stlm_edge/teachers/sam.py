@@ -1,7 +1,7 @@
 """SAM (Kirillov et al. 2023) as the teacher: ViT-B, -L and -H of segment-anything, and MobileSAM's TinyViT.
 
-The encoder is the package's, or our own for `vit_t`; the decoder is our own, whose parameter names are SAM's, so that
-published weights load as they are. Parts that STLM does not use (prompts, upscaling, mask and IoU heads) are omitted.
+The decoder is our own, with SAM's parameter names. Prompts, upscaling, mask and IoU heads, which STLM does not use, are
+omitted.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
-from stlm_edge.errors import UsageError
 from stlm_edge.model import ModelConfig
 from stlm_edge.model.mask_decoder import MaskDecoder
 from stlm_edge.model.prompt_encoder import PromptEncoder
@@ -26,8 +25,7 @@ NATIVE_SIZE = 1024
 class Sam(nn.Module):
     """SAM without prompts: the image embedding, and the image tokens after the two-way transformer.
 
-    The image is resized to SAM's native size, and the maps are averaged over the areas of the student's cells. The
-    weights fit the student's: `image_encoder` of `vit_t`, `mask_decoder`, `prompt_encoder`.
+    The image is resized to SAM's native size, and the maps are averaged over the areas of the student's cells.
     """
 
     pixel_mean: Tensor
@@ -66,24 +64,17 @@ class Sam(nn.Module):
         tokens = self.mask_decoder(embedding, prompts.pe_layer(*embedding.shape[-2:]), prompts.no_mask_embed.weight)
         return _area_resized(embedding, grid), _area_resized(tokens, grid)
 
-    def fill(self, tensors: Mapping[str, Tensor], origin: str) -> None:
-        """Load the weights from a published file's tensors. Raises UsageError for a missing one or another shape."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("num_batches_tracked")}
-        for name, tensor in own.items():
-            if name not in tensors or tensors[name].shape != tensor.shape:
-                found = list(tensors[name].shape) if name in tensors else "nothing"
-                raise UsageError(
-                    f"{origin}: tensor {name}: found {found}, expected {list(tensor.shape)}; give {self.name}'s weights"
-                )
-        self.load_state_dict({name: tensors[name].float() for name in own}, strict=False, assign=True)
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the weights from a published file's tensors."""
+        names = [name for name in self.state_dict() if not name.endswith("num_batches_tracked")]
+        self.load_state_dict({name: tensors[name].float() for name in names}, strict=False, assign=True)
         self.requires_grad_(False)
 
 
 def open_sam(name: str, path: Path, published: weights.Weights) -> Sam:
     """Return SAM with a published file's weights. Raises UsageError for a file that is not the published one."""
-    tensors = weights.read(path, published)
     sam = Sam(name, make_encoder(name), published.sha256)
-    sam.fill(tensors, str(path))
+    sam.fill(weights.read(path, published))
     return sam
 
 

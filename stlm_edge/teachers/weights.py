@@ -1,17 +1,15 @@
-"""Published weights: their addresses, downloading them once, and loading them without executing code.
+"""Published weights of github.com/facebookresearch/segment-anything and github.com/ChaoningZhang/MobileSAM.
 
-Addresses are those of github.com/facebookresearch/segment-anything and github.com/ChaoningZhang/MobileSAM. A file is
-unpickled only after its sha256 is known to be the published one, and with `weights_only`.
+They are downloaded once. Only a file with the published sha256 is unpickled, and with `weights_only`.
 """
 
-import contextlib
 import http.client
 import os
 import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +81,7 @@ PUBLISHED = {
 
 
 def read(path: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return a published file's tensors by name, on the CPU.
-
-    Raises UsageError for a missing file, another size (truncated) or sha256, and content other than tensors by name.
-    """
+    """Return a published file's tensors by name, on the CPU. Raises UsageError where it is missing or another file."""
     replace = f"replace it by {weights.address}"
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected {weights.model}'s weights, {weights.address}")
@@ -100,16 +95,7 @@ def read(path: Path, weights: Weights) -> dict[str, Tensor]:
         if digest != weights.sha256:
             raise UsageError(f"{path}: sha256 {digest}, expected {weights.sha256} for {weights.model}; {replace}")
         file.seek(0)
-        try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a foreign pickle can make torch raise anything
-            reason = str(error).partition("\n")[0][:200]
-            raise UsageError(f"{path}: cannot be loaded with weights_only ({reason}); {replace}") from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
-    ):
-        raise UsageError(f"{path}: found {type(tensors).__name__}, expected tensors by name; {replace}")
-    return tensors
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def fetched(weights: Weights, folder: Path | None = None) -> Path:
@@ -125,7 +111,9 @@ def fetched(weights: Weights, folder: Path | None = None) -> Path:
     by_hand = f"download {weights.address} and put it at {finished}, or give it by --teacher-weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f".{weights.file_name}.lock"):
+        with (folder / f".{weights.file_name}.lock").open("w") as lock:
+            if sys.platform != "win32":
+                flock(lock, LOCK_EX)
             if not finished.exists():
                 _download(weights, finished, by_hand)
     except OSError as error:
@@ -181,12 +169,3 @@ def _request(weights: Weights, part: Path, by_hand: str, advance: Callable[..., 
                 file.write(chunk)
                 size += len(chunk)
                 advance(len(chunk))
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock."""
-    with lock.open("w") as file:
-        if sys.platform != "win32":
-            flock(file, LOCK_EX)
-        yield

@@ -68,7 +68,7 @@ def package():
 @pytest.fixture(scope="module")
 def teacher(package):
     teacher = sam.Sam("vit_b", small_package_sam().image_encoder, "0" * 64, native_size=SMALL)
-    teacher.fill(package.state_dict(), "weights")
+    teacher.fill(package.state_dict())
     return teacher
 
 
@@ -191,7 +191,6 @@ def test_truncated_file_is_reported_with_sizes(tmp_path, mobile_sam_file):
     path = tmp_path / "mobile_sam.pt"
     path.write_bytes(mobile_sam_file.read_bytes()[:1000])
     assert "1000 bytes, expected 40728226 for vit_t: truncated" in line_of(lambda: open_teacher("vit_t", path))
-    assert "weights_only" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
 
 
 def test_pickle_is_not_executed(tmp_path):
@@ -203,25 +202,9 @@ def test_pickle_is_not_executed(tmp_path):
     for write in (pickle.dump, lambda content, file, protocol: torch.save(content, file, pickle_protocol=protocol)):
         with path.open("wb") as file:
             write({"image_encoder.neck.0.weight": Disguise()}, file, 2)
-        assert "weights_only" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
+        with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
+            sam.open_sam("vit_t", path, weights_of(path))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("content", [[torch.ones(1)], {"image_encoder.neck.0.weight": 3}, {1: torch.ones(1)}])
-def test_other_content_is_refused(tmp_path, content):
-    path = tmp_path / "mobile_sam.pt"
-    torch.save(content, path)
-    assert "expected tensors by name" in line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
-
-
-def test_missing_or_misshapen_tensor_is_named(tmp_path, mobile_sam):
-    path, name = tmp_path / "mobile_sam.pt", "image_encoder.neck.0.weight"
-    torch.save({n: t for n, t in mobile_sam.items() if n != name}, path)
-    line = line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
-    assert f"{name}: found nothing, expected [256, 320, 1, 1]" in line
-    torch.save(mobile_sam | {name: torch.ones(2)}, path)
-    line = line_of(lambda: sam.open_sam("vit_t", path, weights_of(path)))
-    assert f"{name}: found [2], expected [256, 320, 1, 1]" in line
 
 
 def test_teachers_are_opened_by_name(tmp_path):
