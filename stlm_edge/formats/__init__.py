@@ -1,8 +1,7 @@
 """Artifact formats: the files an artifact consists of, and the metadata stored inside it.
 
-An artifact is one file (ONNX, TFLite) or a folder (Core ML, OpenVINO). A converter writes the decision threshold into
-it once, at export, so that a lone artifact still gives verdicts. `stlm-calibrate` changes the bundle's manifest only:
-a lone artifact always carries the threshold of its export.
+The metadata has the decision threshold of the export, so that a lone artifact gives verdicts, too; `stlm-calibrate`
+changes the bundle's manifest only.
 """
 
 from pathlib import Path
@@ -26,11 +25,7 @@ def files_of(artifact: Path) -> list[Path]:
 
 
 def read_metadata(artifact: Path) -> dict[str, str] | None:
-    """Return the metadata of an artifact, or None for a format without metadata.
-
-    Raises:
-        UsageError: The artifact is not intact.
-    """
+    """Return the metadata of an artifact, or None for a format without it. Raises UsageError for a damaged one."""
     read = _READERS.get(artifact.suffix)
     return read(artifact) if read else None
 

@@ -1,18 +1,13 @@
 """A Core ML package, `.mlpackage`: its files, and its metadata, read without coremltools.
 
-The folder holds `Manifest.json`, which names the parts by UUIDs; `Data/com.apple.CoreML/model.mlmodel`, one protobuf
-message; and `Data/com.apple.CoreML/weights/weight.bin`, which that message refers to. The message is Model
-(Model.proto, apple.github.io/coremltools/mlmodel): field 2 is the description, its field 100 the metadata, and that
-one's field 100 `userDefined`, a map of strings.
-
-Only packages with exactly these files and this `Manifest.json` are accepted, so that no part can be outside the folder.
+The model is one protobuf message, Model (Model.proto, apple.github.io/coremltools/mlmodel). Only packages with exactly
+these files and this `Manifest.json`, which names the parts, are accepted, so that no part can be outside the folder.
 """
 
 import json
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
-from stlm_edge.errors import UsageError
 from stlm_edge.formats import intact
 from stlm_edge.formats.intact import Malformed, mapped
 from stlm_edge.formats.protobuf import messages, string_map
@@ -30,20 +25,17 @@ def manifest_text() -> str:
         identifiers[name]: {"author": _AUTHOR, "description": text, "name": name, "path": f"{_AUTHOR}/{name}"}
         for name, text in parts.items()
     }
-    value = {
-        "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": entries,
-        "rootModelIdentifier": identifiers["model.mlmodel"],
-    }
+    root = identifiers["model.mlmodel"]
+    value = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": root}
     return json.dumps(value, indent=4) + "\n"
 
 
 def check_files(package: str | Path) -> None:
     """Raise UsageError if the folder has other files than the three expected, or another `Manifest.json`."""
     intact.check_files(package, MANIFEST, MODEL, WEIGHTS)
-    with (Path(package) / MANIFEST).open("rb") as file:
-        if file.read(4096) != manifest_text().encode():
-            raise UsageError(f"{package}/{MANIFEST}: not as stlm-export writes it; copy it again or export again")
+    with mapped(Path(package) / MANIFEST, "Core ML package") as data:
+        if data[:4096] != manifest_text().encode():
+            raise Malformed("not as stlm-export writes it")
 
 
 def read_metadata(package: str | Path) -> dict[str, str]:

@@ -17,14 +17,9 @@ class Malformed(Exception):
 
 @contextlib.contextmanager
 def mapped(path: str | Path, kind: str) -> Iterator[Bytes]:
-    """Map a file into memory for reading.
+    """Map a file of the named kind, such as "ONNX file", into memory.
 
-    Args:
-        path: The file.
-        kind: Name of the format for error messages, such as "ONNX file".
-
-    Raises:
-        UsageError: The file cannot be read, or the block raised Malformed.
+    Raises UsageError when the file cannot be read, or the block raises Malformed.
     """
     try:
         with Path(path).open("rb") as file:

@@ -36,9 +36,7 @@ def check_self_contained(path: str | Path) -> None:
     """Raise UsageError if a tensor's values are in another file, which could be any file on the device."""
     with mapped(path, "ONNX file") as data:
         if _has_external_data(data, "Model", 0, len(data), 0):
-            raise UsageError(
-                f"{path}: keeps weights in other files; expected one self-contained ONNX file, export again"
-            )
+            raise UsageError(f"{path}: keeps weights in other files, expected none; export again")
 
 
 def _has_external_data(data: Bytes, message: str, start: int, end: int, depth: int) -> bool:

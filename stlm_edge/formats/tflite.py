@@ -1,9 +1,7 @@
 """A TFLite file's metadata, read without the flatbuffers package, which devices do not have.
 
 A .tflite file is one FlatBuffer (flatbuffers.dev/internals) whose root is the table Model (schema.fbs,
-github.com/google-ai-edge/LiteRT): field 2 `subgraphs`, 4 `buffers`, 6 `metadata`, a vector of tables of a name (0) and
-a buffer's number (1), 9 `external_buffers`; a Buffer has its `data` (0), or an offset (1) beyond the FlatBuffer. The
-entry METADATA_NAME has as its data a JSON object of strings in UTF-8, which any JSON parser on a phone reads.
+github.com/google-ai-edge/LiteRT). Our metadata is its entry METADATA_NAME, a JSON object of strings in UTF-8.
 """
 
 from pathlib import Path
@@ -17,9 +15,9 @@ IDENTIFIER = b"TFL3"
 _MAX_METADATA = 1 << 20  # bytes
 _MAX_ENTRIES = 64  # metadata entries of any name
 _MAX_BUFFERS = 1 << 20
-_SUBGRAPHS, _BUFFERS, _METADATA, _EXTERNAL_BUFFERS = 2, 4, 6, 9
-_NAME, _BUFFER = 0, 1
-_DATA, _OFFSET = 0, 1
+_SUBGRAPHS, _BUFFERS, _METADATA, _EXTERNAL_BUFFERS = 2, 4, 6, 9  # fields of Model
+_NAME, _BUFFER = 0, 1  # of Metadata
+_DATA, _OFFSET = 0, 1  # of Buffer; the offset is beyond the FlatBuffer
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -39,9 +37,7 @@ def check_self_contained(path: str | Path) -> None:
         buffers = _tables(data, model, _BUFFERS, _MAX_BUFFERS)
         is_outside = any(_field(data, _follow(data, place), _OFFSET) is not None for place in buffers)
         if is_outside or _field(data, model, _EXTERNAL_BUFFERS) is not None:
-            raise UsageError(
-                f"{path}: keeps weights outside its FlatBuffer; expected one self-contained TFLite file, export again"
-            )
+            raise UsageError(f"{path}: keeps weights outside its FlatBuffer, expected none; export again")
 
 
 def _content(data: Bytes) -> bytes | None:

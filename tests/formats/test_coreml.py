@@ -98,7 +98,7 @@ def another_manifest(package: Path) -> None:
     [
         (lambda package: (package / WEIGHTS).unlink(), "expected Manifest.json, Data/com.apple.CoreML/model"),
         (lambda package: (package / "more.bin").write_bytes(b"x"), "holds .*more.bin; expected"),
-        (another_manifest, "Manifest.json: not as stlm-export writes it"),
+        (another_manifest, "Manifest.json: not an intact Core ML package"),
     ],
 )
 def test_package_of_other_files_is_refused(package: Path, change: Callable[[Path], None], problem: str) -> None:
