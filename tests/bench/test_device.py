@@ -45,10 +45,7 @@ def test_names_that_a_shell_could_misread_are_refused(text: str) -> None:
     [
         (["--device", "ssh:pi@host;id"], "--device: found 'ssh:pi@host;id', expected local, ssh:"),
         (["--device", "local", "--device", "local"], "--device local: given twice"),
-        (
-            ["--device", "adb", "--data", "d"],
-            "--data: phones and browsers don't take it; expected --device local or ssh",
-        ),
+        (["--device", "adb", "--data", "d"], "--data: not supported by phones and browsers; expected --device local"),
         (
             ["--device", "adb"],
             "for cpu, and no device here runs onnxruntime; found --device adb, expected local or ssh",
