@@ -54,3 +54,12 @@ def quick_bench(server: SshServer | LocalSsh, honest: Path, monkeypatch: pytest.
     if isinstance(server, LocalSsh):
         runner = runner_with_quick_bench(honest)
         monkeypatch.setattr(remote, "runner", lambda: runner)
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out a bench's profile and the content of its report, which take longer than the tiny bundle itself."""
+    from stlm_edge.report import report
+
+    monkeypatch.setattr("stlm_edge.bench.measure.profile_of", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda path, *_: path.write_text(""))

@@ -26,6 +26,7 @@ def scaled(earlier: Path, path: Path, factor: float) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_slower_row_is_a_regression(
     tiny_bundle: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_slower_row_is_a_regression(
     assert (tmp_path / "out" / "bench.json").exists()
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_faster_row_is_no_regression(
     tiny_bundle: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

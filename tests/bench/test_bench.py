@@ -50,7 +50,7 @@ def bench(out: Path, *bundles: Path, exit_code: int = 0, more: tuple[str, ...] =
 
 
 def seal(bundle: Path) -> Path:
-    """List the changed files of a bundle anew, as if they had been exported like that."""
+    """Update the manifest for the changed files of a bundle, as if they had been exported like that."""
     manifest = read_manifest(bundle / "manifest.json")
     files = tuple(list_file(bundle, file.path) for file in manifest.files)
     (bundle / "manifest.json").write_text(dump(dataclasses.replace(manifest, files=files)), encoding="utf-8")
@@ -58,7 +58,7 @@ def seal(bundle: Path) -> Path:
 
 
 def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
-    """A copy of a bundle whose artifact is another model than the one that gave its golden answers."""
+    """Copy a bundle, with another model than the one that its golden outputs are from."""
     shutil.copytree(bundle, folder)
     write_tiny_onnx(folder / "model.onnx", TINY_SIZE, **model)  # type: ignore[arg-type]
     decision_threshold = read_manifest(folder / "manifest.json").decision_threshold
@@ -66,7 +66,7 @@ def with_another_model(bundle: Path, folder: Path, **model: object) -> Path:
     return seal(folder)
 
 
-def test_a_sound_bundle_gets_a_complete_row(
+def test_a_sound_bundle_has_a_complete_row(
     tiny_bundle: Path, tmp_path: Path, schema: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = bench(tmp_path / "out", tiny_bundle)
@@ -87,6 +87,7 @@ def test_a_sound_bundle_gets_a_complete_row(
     assert printed[-2] == f"report: {tmp_path / 'out' / 'report.html'}"
 
 
+@pytest.mark.usefixtures("without_report")
 def test_bundles_are_measured_side_by_side(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +99,7 @@ def test_bundles_are_measured_side_by_side(
     assert "the speed of" in found["headline"]
 
 
-def test_another_model_fails_and_the_rest_is_still_measured(
+def test_another_model_fails_and_the_others_are_measured(
     tiny_bundle: Path, tmp_path: Path, schema: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = with_another_model(tiny_bundle, tmp_path / "wrong", gain=3.0)
@@ -118,7 +119,8 @@ def test_another_model_fails_and_the_rest_is_still_measured(
     assert "✗ failed" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
-def test_what_fails_is_timed_where_that_is_asked_for_and_marked(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_even_if_wrong_times_and_marks_failed_rows(tiny_bundle: Path, tmp_path: Path) -> None:
     wrong = with_another_model(tiny_bundle, tmp_path / "wrong", gain=3.0)
     sound, failed = bench(tmp_path / "out", tiny_bundle, wrong, exit_code=1, more=("--even-if-wrong",))["rows"]
     assert (sound["passed"], sound["timed_even_if_wrong"]) == (True, False)
@@ -126,7 +128,8 @@ def test_what_fails_is_timed_where_that_is_asked_for_and_marked(tiny_bundle: Pat
     assert failed["latency_ms"]["p50"] > 0
 
 
-def test_a_row_says_what_ran_the_graph_how_long_and_how_many_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_a_row_has_placement_duration_and_throughput(tiny_bundle: Path, tmp_path: Path) -> None:
     more = ("--seconds", "1", "--streams", "1", "--streams", "2")
     (row,) = bench(tmp_path / "out", tiny_bundle, more=more)["rows"]
     (placement,) = row["placement"]
@@ -140,6 +143,7 @@ def test_a_row_says_what_ran_the_graph_how_long_and_how_many_at_once(tiny_bundle
     assert all(each["images_per_second"] > 0 for each in row["throughput"])
 
 
+@pytest.mark.usefixtures("without_report")
 def test_decoding_that_differs_from_the_stored_tensor_fails(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "darker"
     shutil.copytree(tiny_bundle, folder)
@@ -153,7 +157,8 @@ def test_decoding_that_differs_from_the_stored_tensor_fails(tiny_bundle: Path, t
     assert row["parity"]["max_abs_diff"] <= 1e-6
 
 
-def test_a_model_that_answers_nan_is_a_row_and_no_crash(tiny_bundle: Path, tmp_path: Path, schema: dict) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_a_model_with_nan_outputs_is_a_failed_row(tiny_bundle: Path, tmp_path: Path, schema: dict) -> None:
     broken = with_another_model(tiny_bundle, tmp_path / "broken", extra="nan")
     found = bench(tmp_path / "out", broken, exit_code=1)
     jsonschema.validate(found, schema)
@@ -161,7 +166,7 @@ def test_a_model_that_answers_nan_is_a_row_and_no_crash(tiny_bundle: Path, tmp_p
     assert found["rows"][0]["parity"] is None
 
 
-def test_a_process_that_dies_tells_by_which_signal(tiny_bundle: Path) -> None:
+def test_a_killed_process_is_reported_with_its_signal(tiny_bundle: Path) -> None:
     process = latency.Process(["--bundle", str(tiny_bundle)])
     try:
         process.open()
@@ -173,15 +178,13 @@ def test_a_process_that_dies_tells_by_which_signal(tiny_bundle: Path) -> None:
         process.stop()
 
 
-def test_a_process_that_hangs_is_given_up(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_process_is_stopped(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "LOAD_LIMIT_S", 0.01)
     with pytest.raises(JobError, match=r"no output within 0\.01 s"):
         latency.Process(["--bundle", str(tiny_bundle)]).open()
 
 
-def test_a_round_may_take_many_times_what_was_measured_before_and_no_more(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_is_limited_by_the_slowest_query_so_far(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "MIN_LIMIT_S", 0.5)
     process = latency.Process(["--bundle", str(tiny_bundle)])
     try:
@@ -196,7 +199,8 @@ def test_a_round_may_take_many_times_what_was_measured_before_and_no_more(
         process.stop()
 
 
-def test_a_bench_that_takes_too_long_ends_at_its_time_limit(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_time_limit_ends_a_bench(tiny_bundle: Path, tmp_path: Path) -> None:
     more = ("--seconds", "600", "--time-limit", "4")
     began = time.monotonic()
     (row,) = bench(tmp_path / "out", tiny_bundle, exit_code=1, more=more)["rows"]
@@ -206,8 +210,9 @@ def test_a_bench_that_takes_too_long_ends_at_its_time_limit(tiny_bundle: Path, t
     assert row["latency_ms"] is None
 
 
-def test_what_runs_elsewhere_than_asked_is_a_failed_row(tiny_bundle: Path) -> None:
-    """onnxruntime's Azure provider, which this machine's package has, takes no node of any graph: all fall back."""
+@pytest.mark.usefixtures("without_report")
+def test_a_row_that_fell_back_entirely_fails(tiny_bundle: Path) -> None:
+    """onnxruntime's Azure provider runs no node of any graph, so that all fall back."""
     pytest.importorskip("onnxruntime")
     bundle = open_bundle(tiny_bundle)
     row = dataclasses.replace(unmeasured(bundle, 1, 1), runtime="onnxruntime/azure")
@@ -218,7 +223,7 @@ def test_what_runs_elsewhere_than_asked_is_a_failed_row(tiny_bundle: Path) -> No
     assert [(part.by, part.fell_back) for part in found.placement] == [("CPUExecutionProvider", True)]
 
 
-def test_litert_tells_what_xnnpack_took_over(tmp_path: Path) -> None:
+def test_litert_reports_the_nodes_of_xnnpack(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     from tiny_tflite import tiny_model, write_tflite
@@ -233,14 +238,16 @@ def test_litert_tells_what_xnnpack_took_over(tmp_path: Path) -> None:
     assert runtime.placement() == {"LiteRT's kernels": 3}
 
 
-def test_a_provider_that_is_not_there_is_a_failed_row(tiny_bundle: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_an_unavailable_provider_is_a_failed_row(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     row = dataclasses.replace(unmeasured(bundle, 1, 1), runtime="onnxruntime/nonsense")
     (found,) = measure([Subject(row, bundle)], Plan(20, 0), lambda _: None)
     assert "onnxruntime/nonsense: onnxruntime" in (found.failure or "")
 
 
-def test_an_evaluator_s_or_emulator_s_time_is_no_device_s(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_an_emulated_row_has_no_latency(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stlm_edge.bench.measure.emulator", lambda: "qemu-aarch64-static")
     bundle = open_bundle(tiny_bundle)
     (row,) = measure([Subject(unmeasured(bundle, 1, 1), bundle)], Plan(20, 0, streams=(1,)), lambda _: None)
@@ -251,7 +258,7 @@ def test_an_evaluator_s_or_emulator_s_time_is_no_device_s(tiny_bundle: Path, mon
     assert (row.throughput, row.queries, row.peak_memory_mb) == ((), 0, None)
 
 
-def test_throughput_is_taken_while_all_streams_are_busy() -> None:
+def test_throughput_counts_the_time_when_all_streams_are_busy() -> None:
     assert images_per_second([[10.0] * 8]) == pytest.approx(100)
     assert images_per_second([[10.0] * 8, [10.0] * 8]) == pytest.approx(200)
     assert images_per_second([[10.0] * 8, [20.0] * 8]) == pytest.approx(150)
@@ -301,7 +308,7 @@ engine.engine_for, tensorrt.TensorRT = engine_for, OnnxRuntime
         (["--with", "nowhere.json"], "nowhere.json: cannot be read"),
     ],
 )
-def test_unusable_input_is_refused_before_anything_is_measured(
+def test_unusable_input_is_refused_before_measuring(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -333,7 +340,7 @@ main(["--bundle", {str(tiny_bundle)!r}, "--queries", "10", "--seconds", "0", "--
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
 
 
-def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(tiny_bundle: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     ran = subprocess.run(
         [
@@ -359,6 +366,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_bundle: Path, tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("without_report")
 def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from small_network import SMALL
@@ -403,7 +411,7 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     assert found["machine"]["packages"].keys() >= {"numpy", "Pillow", "onnxruntime", "torch"}
 
 
-def test_a_child_is_not_charged_with_its_parents_memory() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     ballast = np.ones(40_000_000)  # 320 MB in this process
     program = "from stlm_edge.bench.machine.system import peak_memory_mb; print(peak_memory_mb())"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
@@ -411,6 +419,7 @@ def test_a_child_is_not_charged_with_its_parents_memory() -> None:
     assert ballast[0]
 
 
+@pytest.mark.usefixtures("without_report")
 def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     found = bench(tmp_path / "out", tiny_bundle, more=("--data", str(tiny_images)))
@@ -419,7 +428,8 @@ def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_ima
     assert found["rows"][0]["accuracy"]["pixel_auroc"] is None, "these images have no masks"
 
 
-def test_a_test_image_that_cannot_be_read_fails_the_row_and_keeps_what_was_measured(
+@pytest.mark.usefixtures("without_report")
+def test_an_unreadable_test_image_fails_the_row_and_keeps_its_latency(
     tiny_bundle: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torchmetrics")

@@ -27,6 +27,7 @@ def test_readme_s_table_is_what_the_recorded_benches_give() -> None:
         assert all(row.passed for row in bench.rows), "a row that failed is no measurement"
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_bench_becomes_a_row_and_what_stood_there_goes(tiny_bundle: Path, tmp_path: Path) -> None:
     main(["--bundle", str(tiny_bundle), "--queries", "50", "--seconds", "0", "--out", str(tmp_path)])
     bench = read_bench(tmp_path / "bench.json")

@@ -72,6 +72,7 @@ def test_a_bundle_without_device_or_device_without_bundle_is_refused(bundles: di
         assigned([parse_device("adb"), parse_device("local")], [open_bundle(bundles["cpu"])])
 
 
+@pytest.mark.usefixtures("without_report")
 def test_runtime_all_runs_a_bundle_by_each_installed_runtime(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     found = bench(tmp_path / "out", "--bundle", str(tiny_bundle), "--runtime", "all")
@@ -114,6 +115,7 @@ def test_with_adds_the_rows_of_other_files(tiny_bundle: Path, tmp_path: Path) ->
     assert "phone (2)" in (tmp_path / "again" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.usefixtures("without_report")
 def test_with_refuses_rows_of_an_unlisted_device(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

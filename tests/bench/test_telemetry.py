@@ -52,6 +52,7 @@ def test_a_gpu_is_part_of_the_machine(tool) -> None:
 
 
 @pytest.mark.xdist_group("timing")
+@pytest.mark.usefixtures("without_report")
 def test_a_row_has_telemetry_of_the_time_it_was_timed(tool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "INTERVAL_S", 0.1)
     cooler = JETPACK_7_2.replace("[1020,1020]", "[510,510]").replace("52.9C/52.9C", "40C/40C")
