@@ -116,7 +116,7 @@ def main() -> None:
         if done % PROBE_EVERY == 0 or done == options.steps:
             row = {"step": done, **probe(model, teacher, held_out), "seconds": round(time.monotonic() - began)}
             print(json.dumps(row), flush=True)
-            run_folder.log_row(log, row)
+            print(json.dumps(row), file=log, flush=True)
 
     if options.ship:
         card = {

@@ -1,36 +1,23 @@
-"""Settings of the C library's allocator for training on a CPU.
+"""Settings of glibc's allocator for training on a CPU; with other C libraries these functions do nothing.
 
-glibc maps every large block from the kernel and returns it when freed. A training step does so with tens of gigabytes,
-and the kernel clears them page by page: at 1024×1024 that can take more than a third of the step. Elsewhere than with
-glibc these functions do nothing.
+By default it maps and returns tens of gigabytes in every step, which at 1024×1024 can take more than a third of it.
 """
 
 import ctypes
-import sys
+import platform
 
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
     """Keep freed memory for the next tensors instead of returning it to the kernel."""
-    libc = _glibc()
-    if libc is not None:
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if _GLIBC is not None:
+        _GLIBC.mallopt(_M_MMAP_MAX, 0)
+        _GLIBC.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def return_freed_memory() -> None:
-    """Return the memory that is free now to the kernel.
-
-    Needed once after a training's first step: the optimiser's state leaves gaps that are too small for any tensor.
-    """
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None
+    """Return free memory, once after the first step: the optimiser's state leaves gaps too small for any tensor."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)

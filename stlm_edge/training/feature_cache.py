@@ -1,9 +1,7 @@
-"""Cache of the frozen teacher's feature maps on disk, for all later runs.
+"""Cache of the frozen teacher's feature maps on disk, shared by all runs and processes.
 
 One file per image, named by the sha256 of all that the maps follow from. It holds 32 bytes, sha256 over that name and
-the values, and then the two maps in float16; a file with anything else is computed again. Files are renamed when they
-are complete, so runs and processes share a folder and may be interrupted. The folder's name holds FORMAT_VERSION, which
-is raised when the files or a teacher's maps change; folders of other versions are left alone.
+the values, and then the two maps in float16; a file with anything else is computed again.
 """
 
 import contextlib
@@ -22,7 +20,7 @@ from stlm_edge.files import cache_folder
 from stlm_edge.model.stlm import STRIDE, Maps
 from stlm_edge.teachers import Teacher
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # to be raised when the files or a teacher's maps change
 LIMIT_BYTES = 10 << 30
 DIGEST_BYTES = 32
 ENTRY = re.compile(r"[0-9a-f]{64}\.maps")
@@ -33,9 +31,9 @@ STALE_SECONDS = 3600.0
 class FeatureCache:
     """Function of an image, uint8 S×S×3, to its two maps 1×256×S/16×S/16, float16 on the CPU.
 
-    Entries are in `folder/features-1` (default: the user's cache folder), which may be shared. The least recently used
-    ones are removed when all of them exceed `limit_bytes` (by up to a twentieth per process that writes). The teacher
-    must be fitted before. When the folder cannot be written to, a warning is printed and nothing more is cached.
+    Entries are in `folder/features-1` (default: the user's cache folder). The least recently used ones are removed when
+    all of them exceed `limit_bytes` (by up to a twentieth per process that writes). The teacher must be fitted before.
+    When the folder cannot be written to, a warning is printed and nothing more is cached.
     """
 
     def __init__(self, teacher: Teacher, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES):
@@ -82,10 +80,7 @@ class FeatureCache:
         except OSError as error:
             self._writes = False
             reason = error.strerror or str(error)
-            print(
-                f"warning: {self.folder}: {reason}; continuing without the feature cache",
-                file=sys.stderr,
-            )
+            print(f"warning: {self.folder}: {reason}; continuing without the feature cache", file=sys.stderr)
 
 
 def fingerprint(teacher: Teacher) -> str:
@@ -98,24 +93,19 @@ def fingerprint(teacher: Teacher) -> str:
 
 def _read(path: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
     """Return the entry's values, or None where it is missing, incomplete or damaged."""
-    content = bytearray(DIGEST_BYTES + 2 * int(np.prod(shape)))
     try:
-        with path.open("rb") as file:
-            if file.readinto(content) != len(content) or file.read(1):
-                return None
-        if content[:DIGEST_BYTES] != _digest(path, memoryview(content)[DIGEST_BYTES:]):
-            return None
+        content = bytearray(path.read_bytes())
     except OSError:
+        return None
+    if content[:DIGEST_BYTES] != _digest(path, content[DIGEST_BYTES:]):
         return None
     with contextlib.suppress(OSError):  # removed meanwhile, or a read-only folder
         os.utime(path)
     return torch.frombuffer(content, dtype=torch.float16, offset=DIGEST_BYTES).reshape(shape)
 
 
-def _digest(path: Path, values: bytes | memoryview) -> bytes:
-    total = hashlib.sha256(path.name.encode())
-    total.update(values)
-    return total.digest()
+def _digest(path: Path, values: bytes | bytearray) -> bytes:
+    return hashlib.sha256(path.name.encode() + values).digest()
 
 
 def _remove_oldest(folder: Path, limit_bytes: int) -> None:

@@ -1,8 +1,6 @@
 """Initial weights of trainings: one encoder and the decoder, distilled on varied images.
 
-Minutes of training cannot teach an encoder to copy the teacher on images unlike those it has seen, and a plain stream
-that does not is blind to defects. The shipped file holds the weights (matrices in float16), and the per-channel
-deviations of the teacher's features that they were distilled with, which a training from them keeps.
+A file also holds the deviations of the proxy teacher's channels, with which its weights were distilled.
 """
 
 import json
@@ -29,14 +27,10 @@ PARTS = ("plain.", "mask_decoder.", "prompt_encoder.")
 
 
 def save(path: Path, model: STLM, teacher: Teacher, card: dict[str, Any]) -> None:
-    """Write initial weights; `card` describes what they were distilled on."""
-    card = {
-        "format_version": FORMAT_VERSION,
-        "teacher": teacher.description,
-        "teacher_sha256": teacher.digest,
-        **card,
-    }
-    packed = {name: _packed(tensor.detach().cpu()) for name, tensor in _parts(model, teacher).items()}
+    """Write initial weights, matrices in float16; `card` describes what they were distilled on."""
+    card |= {"format_version": FORMAT_VERSION, "teacher": teacher.description, "teacher_sha256": teacher.digest}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _parts(model, teacher).items()}
+    packed = {n: t.half() if t.is_floating_point() and t.dim() >= 2 else t for n, t in tensors.items()}
     with replacing(path) as temporary:
         save_file(packed, temporary, {KEY: json.dumps(card)})
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
@@ -87,8 +81,3 @@ def _parts(model: STLM, teacher: Teacher) -> dict[str, Tensor]:
     if isinstance(teacher, EfficientNetLite0):
         parts |= {"teacher.std_1": teacher.std_1, "teacher.std_2": teacher.std_2}
     return parts
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    matrix = tensor.is_floating_point() and tensor.dim() >= 2
-    return (tensor.half() if matrix else tensor).contiguous()

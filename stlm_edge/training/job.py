@@ -18,12 +18,14 @@ from stlm_edge.errors import UsageError
 from stlm_edge.files import sha256_of
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.model.stlm import PUBLISHED
-from stlm_edge.teachers import TEACHERS, Teacher, open_teacher
+from stlm_edge.teachers import TEACHERS, Teacher, check_name, open_teacher
 from stlm_edge.teachers.efficientnet_lite0 import EfficientNetLite0
 from stlm_edge.training import initial_weights
 from stlm_edge.training.recipes import Recipe
 
 LEAST_HELD_OUT = 8
+NOT_COMPARED = ("size", "teacher_weights", "false_alarm_rate", "logger", "workers", "save_every")
+"""Fields of a job that may differ when it is resumed; its size is in `network`."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +65,17 @@ def config_of(job: Job) -> ModelConfig:
 
 def settings_of(job: Job) -> dict[str, Any]:
     """Return the settings for config.json, which must be equal for a run to be resumed. Raises UsageError."""
-    config = config_of(job)
-    if job.teacher not in TEACHERS:
-        raise UsageError(f"teacher {job.teacher}: unknown; expected {', '.join(TEACHERS)}")
+    check_name(job.teacher)
     _check_init(job)
     if not 0 < job.val_fraction < 1:
         raise UsageError(f"--val-fraction {job.val_fraction}: expected a share between 0 and 1, such as 0.15")
-    settings = {
+    settings = {name: value for name, value in asdict(job).items() if name not in NOT_COMPARED} | {
         "stlm_edge": stlm_edge.__version__,
-        "recipe": asdict(job.recipe),
-        "network": asdict(config),
-        "seed": job.seed,
+        "network": asdict(config_of(job)),
         "teacher": TEACHERS[job.teacher],
         "init": job.init or job.recipe.initial_weights,
-        "data": str(job.data),
-        "category": job.category,
-        "format": job.format,
-        "textures": None if job.textures is None else str(job.textures),
-        "val_fraction": job.val_fraction,
-        "patience": job.patience,
     }
-    return json.loads(json.dumps(settings))  # tuples become the lists that will be read back
+    return json.loads(json.dumps(settings, default=str))  # tuples become the lists that will be read back
 
 
 def category_of(job: Job) -> str:
@@ -138,13 +130,8 @@ def in_batches(images: Images, batch: int = 16) -> Iterator[Tensor]:
 def _check_init(job: Job) -> None:
     """Refuse initial weights that a frozen plain stream would keep, though they are not the teacher's features."""
     init = job.init or job.recipe.initial_weights
-    if job.recipe.plain_lr is not None or init not in ("random", "vit_t"):
-        return
-    frozen = f"--recipe {job.recipe.name} does not train the plain stream"
-    if init == "random":
-        raise UsageError(f"--init random: {frozen}; leave out --init, or choose --recipe paper")
-    if job.teacher != "vit_t":
-        raise UsageError(
-            f"--init vit_t: {frozen}, so that {job.teacher} would teach nothing; choose --teacher vit_t, or a SAM and "
-            "--recipe standard"
-        )
+    if job.recipe.plain_lr is None and (init == "random" or (init == "vit_t" and job.teacher != "vit_t")):
+        other = "leave out --init, or choose --recipe paper"
+        if init == "vit_t":
+            other = "choose --teacher vit_t, or a SAM and --recipe standard"
+        raise UsageError(f"--init {init}: --recipe {job.recipe.name} does not train the plain stream; {other}")

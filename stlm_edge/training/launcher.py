@@ -45,9 +45,8 @@ def open_fabric(bf16: bool) -> Fabric:
 def report_errors_once() -> Iterator[None]:
     """Let one of several processes report an error that they have in common.
 
-    A UsageError or JobError is raised by the first process of a machine and ends the others; under `supervise` all
-    raise it, and the supervisor reports it. The communication error that follows another process's death becomes a
-    JobError, or under `supervise`, which reports that death, an exit code.
+    Under `supervise`, which reports errors, all raise a UsageError or JobError, else the first process of a machine.
+    The communication error that follows another process's death becomes a JobError, or under `supervise` an exit code.
     """
     try:
         yield
@@ -65,10 +64,9 @@ def report_errors_once() -> Iterator[None]:
 
 
 def supervise(count: int, advice: str = "start it again with --resume") -> int:
-    """Run this command in `count` joined processes; return its exit code.
+    """Run this command in `count` joined processes, of which the first one prints; return its exit code.
 
-    Only the first process prints. When one dies, the others are killed, and the JobError names it and ends with
-    `advice`.
+    When one dies, the others are killed, and the JobError names it and ends with `advice`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,8 +62,5 @@ class WeightsAndBiases:
 
 
 def open_logger(kind: str, out: Path, config: Mapping[str, Any], first: int = 0) -> TensorBoard | WeightsAndBiases:
-    """Return the logger of the run in `out`, from step `first` on; later steps of an interrupted run are hidden.
-
-    Raises UsageError where the package that `kind` needs is not installed.
-    """
+    """Return the logger of the run in `out`, from step `first` on; later steps of an interrupted run are hidden."""
     return WeightsAndBiases(out, config) if kind == "wandb" else TensorBoard(out, first)

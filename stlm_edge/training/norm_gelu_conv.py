@@ -1,8 +1,6 @@
-"""Batch norm, GELU and convolution as one operation that saves less for the backward pass.
+"""Batch norm, GELU and convolution as one operation, which saves only the norm's input for the backward pass.
 
-As three operations, each saves its input. The three inputs are equally large, and in the first stages of a 1024×1024
-image they are most of the memory that training needs. The fused operation saves the norm's input only, and computes
-the other two again, elementwise, in the backward pass.
+As three operations, each saves its input; at 1024×1024 that is most of the memory that training needs.
 """
 
 from typing import Any

@@ -6,13 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Aggregation:
-    """Training of feature aggregation.
-
-    The losses compare the map with the mask's share of each cell, with its nearest pixel, or as published (focal+l1).
-    """
+    """Training of feature aggregation."""
 
     lr: float
     loss: Literal["cross-entropy+dice", "cross-entropy+dice on nearest pixels", "focal+l1"] = "cross-entropy+dice"
+    """The map is compared with the mask's share of each cell, with its nearest pixel, or as published (focal+l1)."""
     detached: bool = True
     """Its loss leaves the streams unchanged."""
 
@@ -103,11 +101,7 @@ RECIPES = {recipe.name: recipe for recipe in (QUICK, STANDARD, PAPER)}
 
 
 def for_teacher(recipe: Recipe, is_proxy: bool) -> Recipe:
-    """Return the recipe for a teacher: with SAM, `standard` trains the plain stream and the decoder too.
-
-    The shipped initial weights copy the proxy teacher, not SAM, which is then the target of both streams. Not measured
-    yet.
-    """
+    """Return the recipe for a teacher: with SAM, unlike with the proxy, `standard` trains the plain stream."""
     if recipe.name != "standard" or is_proxy:
         return recipe
     return replace(recipe, plain_lr=3e-4, denoising_target="teacher")

@@ -35,10 +35,7 @@ _NORMAL_CANDIDATES, _ANOMALOUS_CANDIDATES = 24, 32
 
 
 def start(out: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the folder, or check that the run to resume has the same config.
-
-    Raises UsageError when it exists and `resume` is false, or when the configs differ.
-    """
+    """Make the folder; with `resume`, check that its run has the same config. Raises UsageError where one can't."""
     if not (out / CONFIG).exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and is not a training run; choose another --out")
@@ -82,12 +79,6 @@ def open_log(out: Path, step: int) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def log_row(log: TextIO, row: dict[str, float]) -> None:
-    """Append a row to the log."""
-    log.write(json.dumps(row) + "\n")
-    log.flush()
-
-
 def keep_held_out(out: Path, images: Sequence[Path], source: Source, seed: int) -> None:
     """Copy the held-out normal images, and make the candidates for golden vectors from them."""
     held_out, normal, anomalous = out / "held_out", out / "golden" / "normal", out / "golden" / "anomalous"
@@ -96,22 +87,17 @@ def keep_held_out(out: Path, images: Sequence[Path], source: Source, seed: int) 
     for number, path in enumerate(images):
         shutil.copyfile(path, held_out / f"{number:04}_{path.name}")
     for number, path in enumerate(images[:_NORMAL_CANDIDATES]):
-        _write_png(normal / f"{number:02}.png", _of_a_megapixel(read_image(path)))
+        _of_a_megapixel(read_image(path)).save(normal / f"{number:02}.png")
     rng = np.random.default_rng([seed, 1_000_003])
     for number in range(_ANOMALOUS_CANDIDATES):
         image = _of_a_megapixel(read_image(images[number % len(images)]))
         side = max(image.size)
         square = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
         changed = Image.fromarray(make_pseudo_anomaly(square, rng, source)[0])
-        _write_png(anomalous / f"{number:02}.png", changed.resize(image.size, Image.Resampling.BILINEAR))
+        changed.resize(image.size, Image.Resampling.BILINEAR).save(anomalous / f"{number:02}.png")
 
 
 def _of_a_megapixel(image: Image.Image) -> Image.Image:
     shrink = min(1.0, (GOLDEN_PIXELS / (image.width * image.height)) ** 0.5)
     size = (max(1, int(image.width * shrink)), max(1, int(image.height * shrink)))
     return image if shrink == 1.0 else image.resize(size, Image.Resampling.BILINEAR)
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    with replacing(path) as temporary:
-        image.save(temporary, format="png")

@@ -20,7 +20,7 @@ CACHED_BYTES = 4 << 30
 
 
 class TrainingStep(nn.Module):
-    """The network with a recipe's losses; one `forward` a step, so that it can be wrapped for several processes."""
+    """The network with a recipe's losses; one `forward` a step."""
 
     def __init__(self, model: STLM, recipe: Recipe):
         super().__init__()
@@ -67,7 +67,7 @@ def map_losses(logits: Tensor, mask: Tensor, loss: str) -> dict[str, Tensor]:
     """Return the losses of B×1×h×w logits of the anomaly map against a B×1×S×S mask, by name; see `Aggregation`."""
     if loss == "focal+l1":
         target = F.interpolate(mask, logits.shape[2:], mode="bilinear").ge(0.5).to(logits.dtype)
-        return {"focal": focal_loss(logits.sigmoid(), target), "l1": l1_loss(logits.sigmoid(), target)}
+        return {"focal": focal_loss(logits.sigmoid(), target), "l1": F.l1_loss(logits.sigmoid(), target)}
     nearest = loss == "cross-entropy+dice on nearest pixels"
     target = F.interpolate(mask, logits.shape[2:]) if nearest else F.avg_pool2d(mask, STRIDE)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
@@ -84,11 +84,6 @@ def focal_loss(probabilities: Tensor, mask: Tensor, gamma: float = 4.0) -> Tenso
     entropy = F.binary_cross_entropy(probabilities, mask, reduction="none")
     of_true_class = probabilities * mask + (1 - probabilities) * (1 - mask)
     return (entropy * (1 - of_true_class) ** gamma).mean()
-
-
-def l1_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean absolute difference of B×1×h×w probabilities and mask."""
-    return (probabilities - mask).abs().mean()
 
 
 def dice_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
@@ -144,10 +139,10 @@ def image_targets(teacher: Callable[[Tensor], Maps], image: Tensor, mask: Tensor
 
 @torch.no_grad()
 def plain_maps(model: STLM, image: Tensor) -> Maps:
-    """Return the frozen plain stream's maps of B×S×S×3 uint8 images, as targets of the denoising stream.
+    """Return the frozen plain stream's maps of B×S×S×3 uint8 images.
 
-    The two streams then agree on normal images by construction: an error that the plain stream makes in copying the
-    teacher does not appear as a difference between them.
+    As targets of the denoising stream, they let the two streams agree on normal images even where the plain stream
+    errs in copying the teacher.
     """
     embedding = model.plain(model.normalise(image))
     return embedding, model.decode(embedding)
@@ -159,9 +154,8 @@ def freeze(model: STLM, recipe: Recipe) -> None:
     SAM's last attention of tokens is always frozen: no map depends on it, and joined processes would wait for its
     gradients.
     """
-    model.plain.requires_grad_(recipe.plain_lr is not None)
-    model.mask_decoder.requires_grad_(recipe.plain_lr is not None)
-    model.prompt_encoder.requires_grad_(recipe.plain_lr is not None)
+    for part in (model.plain, model.mask_decoder, model.prompt_encoder):
+        part.requires_grad_(recipe.plain_lr is not None)
     model.mask_decoder.transformer.final_attn_token_to_image.requires_grad_(False)
     model.mask_decoder.transformer.norm_final_attn.requires_grad_(False)
     model.fa.requires_grad_(recipe.aggregation is not None)

@@ -1,12 +1,12 @@
 """Training, from normal images to a checkpoint with its decision threshold.
 
-Both streams begin with the same encoder. The plain stream learns the teacher's features of the image that it sees,
-pseudo-anomalies included; the denoising stream sees the same image and learns the features of the clean one; feature
-aggregation learns the mask from their difference. Every sample follows from (seed, position) alone, so a resumed run
-ends with the same weights as an uninterrupted one, and several processes see together what one alone would.
+Every sample follows from (seed, position) alone, so a resumed run ends with the same weights as an uninterrupted one,
+and several processes see together what one alone would.
 """
 
 import contextlib
+import itertools
+import json
 import math
 import os
 import sys
@@ -28,7 +28,6 @@ from stlm_edge.data.rotation import is_turned
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
-from stlm_edge.images import read_image
 from stlm_edge.model import STLM, checkpoint
 from stlm_edge.model.stlm import Maps
 from stlm_edge.runtimes.torch import run_model
@@ -63,22 +62,12 @@ PATIENT_VALIDATIONS = 20  # at least, with --patience
 
 @report_errors_once()
 def train(job: Job, out: Path, resume: bool = False) -> Path:
-    """Train a model, choose its decision threshold and write the checkpoint.
+    """Train a model, choose its decision threshold and write the run folder `out`; return the checkpoint's path.
 
     Started in several processes (by torchrun, or by `launcher.supervise`), each takes its share of every batch and the
-    first one writes.
+    first one writes. With `resume`, an interrupted run is continued from the last saved step.
 
-    Args:
-        job: What to train on what.
-        out: Run folder to write.
-        resume: Continue an interrupted run in `out` from the last saved step.
-
-    Returns:
-        The path of the checkpoint.
-
-    Raises:
-        UsageError: The job, the images or `out` cannot be used.
-        JobError: The training fails.
+    Raises UsageError where the job, the images or `out` cannot be used, and JobError where the training fails.
     """
     # The job: images, textures, number of steps
     job = replace(job, recipe=for_teacher(job.recipe, job.teacher == EfficientNetLite0.name))
@@ -99,10 +88,8 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
         "data_digest": digest([*training_paths, *held_out_paths]),
         "steps": total,
     }
-    for path in held_out_paths:
-        read_image(path)
-    for index in range(len(images)):
-        images[index]
+    for _ in itertools.chain(held_out, images):  # all can be read
+        pass
     textures = any_of(procedural, patches_of(images))
     if job.textures is not None:
         own = folder_of(job.textures)
@@ -201,7 +188,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
                 row = {name: fabric.all_reduce(value, reduce_op="mean").item() for name, value in row.items()}  # type: ignore[union-attr]
                 row |= {"rate": rate, **{f"validation_{name}": value for name, value in metrics.items()}}
                 if log and logger:
-                    run_folder.log_row(log, {"step": number, **row, "seconds": round(elapsed, 2)})
+                    print(json.dumps({"step": number, **row, "seconds": round(elapsed, 2)}), file=log, flush=True)
                     logger.metrics(row, number)
             if job.patience and waited >= job.patience:
                 break
@@ -255,10 +242,7 @@ def _compare_false_alarm_rate(finished: Path, rate: float) -> None:
 def _clean_maps(
     model: STLM, teacher: Teacher, recipe: Recipe, recurring: bool, device: torch.device
 ) -> Callable[[np.ndarray], Maps]:
-    """Return the function that computes the targets of a clean image, S×S×3 uint8.
-
-    SAM's are kept on disk, unless the images are rotated at random, so that they are not `recurring`.
-    """
+    """Return the function from a clean image, S×S×3 uint8, to its targets; SAM's are kept for `recurring` images."""
     if recipe.denoising_target == "plain":
         return lambda image: plain_maps(model, torch.from_numpy(image)[None].to(device))
     if recurring and isinstance(teacher, Sam):
@@ -279,9 +263,8 @@ def _next(samples: Iterator[Any]) -> Any:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise JobError(
-            "a DataLoader worker died (out of memory?); free some memory and continue with --resume"
-        ) from None
+        died = "a DataLoader worker died (out of memory?)"
+        raise JobError(f"{died}; free some memory and continue with --resume") from None
 
 
 def _warn_of_long_training(seconds: float, recipe: Recipe, fabric: Fabric) -> None:

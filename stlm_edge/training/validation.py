@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from stlm_edge.data.pseudo_anomalies import KINDS, make_pseudo_anomaly
 from stlm_edge.data.textures import Source
 from stlm_edge.evaluation.metrics import DetectionMetrics
 from stlm_edge.model import STLM
+from stlm_edge.runtimes.torch import run_model
 
 LARGEST = 64  # held-out images that are used, and as many pseudo-anomalous ones
 _SALT = 1_000_033
@@ -28,18 +28,13 @@ class Validation:
             rng = np.random.default_rng([self.seed, _SALT, index])
             yield make_pseudo_anomaly(image, rng, self.source, tuple(KINDS))
 
-    @torch.inference_mode()
     def measure(self, model: STLM) -> tuple[dict[str, float], np.ndarray]:
-        """Return image and pixel AUROC, 0 to 1, of a model in evaluation mode, and a sheet H×W×3 uint8.
-
-        The sheet shows four pseudo-anomalous images, their masks and their maps.
-        """
+        """Return image and pixel AUROC of a model, and a sheet H×W×3 uint8: four pseudo-anomalies, masks and maps."""
         metrics = DetectionMetrics()
         rows: list[np.ndarray] = []
         for image, mask in self:
-            output = model(torch.from_numpy(image)[None].to(model.pixel_mean.device))
-            anomaly_map = output.anomaly_map[0, 0].float().cpu().numpy()
-            metrics.update(anomaly_map, output.score.item(), bool(mask.any()), mask)
+            anomaly_map, score = run_model(model, image)
+            metrics.update(anomaly_map, score, bool(mask.any()), mask)
             if mask.any() and len(rows) < 4:
                 grey = [mask * np.uint8(255), (255 * anomaly_map).astype(np.uint8)]
                 rows.append(np.concatenate([image, *(np.repeat(g[..., None], 3, 2) for g in grey)], axis=1))
