@@ -267,7 +267,7 @@ def times(run: Path, rounds: int) -> dict[str, Any]:
     """Medians of ratios to float of onnxruntime's int8 files, one thread."""
     opened = checkpoint.load(run / "checkpoint.safetensors")
     assert opened.decision_threshold is not None
-    images = quantization_set(run / "held_out", opened.model.config.size).images[:2]
+    images = quantization_set(run / "held_out", opened.model.config.size)[0][:2]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -319,7 +319,7 @@ def main() -> None:
         before = system.moment()
         judge = Judge(options.run)
         model = judge.model
-        seen = quantization_set(options.run / "held_out", model.config.size).images
+        seen = quantization_set(options.run / "held_out", model.config.size)[0]
         ranged = evenly(seen, RANGED)
         rows = [judge("none: linear layers only", Simulated(model).turn_on(()))]
 

@@ -311,7 +311,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         row = replace(plain, precision=precision, notes=[])
         place = folder / precision
         place.mkdir()
-        seen = quantization_set(images.folder / "held-out", size).images
+        seen = quantization_set(images.folder / "held-out", size)[0]
         request = ConversionRequest(model, precision, place / "model.onnx", decision_threshold, {}, seen)
         with step(f"packing STLM at {size} in {precision}"):
             for made in CONVERSIONS["onnxruntime"].convert(request):

@@ -1,8 +1,7 @@
-"""Convert the trained network to the format of a target: one function per format, found in `CONVERSIONS`.
+"""Conversions of the trained network, one function per format, listed in `CONVERSIONS`.
 
-Each function yields artifacts. Those in fp32 come first and check the conversion itself. Then come the candidates of
-the precision ladder: the requested precision, each with more of the network in float than the one before, until one
-passes the gate.
+Each yields an artifact in fp32, which checks the conversion itself, and then the precision ladder: candidates in the
+requested precision, each with more of the network in float than the one before, until one passes the gate.
 """
 
 import itertools
@@ -29,10 +28,7 @@ NO_SUBNORMALS = "mil-evaluator, subnormals as 0"
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """A network to convert to `precision`, and the `path` of its artifact, new and in a folder of its own.
-
-    `images` are the quantization set, normal and pseudo-anomalous, uint8 S×S×3 each.
-    """
+    """A network to convert, the artifact's path in a folder of its own, and the quantization set, uint8 S×S×3 each."""
 
     model: STLM
     precision: str
@@ -55,8 +51,7 @@ class ConversionRequest:
 class Artifact:
     """A converted network, the names of what runs it on this machine (`open_checker`), and notes for the report.
 
-    `scope` is the part of the network in this precision, of which the layers whose names begin with one of
-    `kept_in_float` are excepted.
+    `scope` is the part of the network in this precision, except layers whose names begin with one of `kept_in_float`.
     """
 
     precision: str
@@ -165,10 +160,9 @@ def _measured(kept: Sequence[Any]) -> tuple[str, ...]:
 def _more_in_float(
     request: ConversionRequest, groups: Sequence[str], inputs: bool = True, together: Sequence[str] = ()
 ) -> Iterator[tuple[str, ...]]:
-    """Yield the layers to keep in float, by the start of their names: none, then ever more of the most sensitive.
+    """Yield the layers to keep in float, by the start of their names: none, all of `together`, ever more of the others.
 
-    `groups` and `inputs` are arguments of `sensitivity.rank`, which runs when its result is needed. The layers in
-    `together` are kept in float before those, all at once.
+    `groups` and `inputs` are arguments of `sensitivity.rank`, which runs when its result is needed.
     """
     yield ()
     first = tuple(grouped(request.model, together))

@@ -30,10 +30,7 @@ class Package:
 
 
 def fetch(package: Package) -> Path:
-    """Return the package's .tgz in the cache; download it by `npm pack` if it is not there.
-
-    Raises JobError: npm is not installed, the download failed, or the checksum differs.
-    """
+    """Return the package's .tgz in the cache, downloaded by `npm pack` if it is missing. Raises JobError."""
     folder = cache_folder() / "npm"
     path = folder / package.file
     command = ["npm", "pack", f"{package.name}@{package.version}"]
@@ -57,10 +54,7 @@ def fetch(package: Package) -> Path:
 
 
 def unpack(package: Package, names: Iterable[str], folder: Path) -> None:
-    """Write files of the package, named as inside it, into `folder` without subfolders. Raises JobError like `fetch`.
-
-    Raises OSError if a file can't be written.
-    """
+    """Write files of the package, named as inside it, into `folder` without subfolders. Raises JobError and OSError."""
     path = fetch(package)
     with tarfile.open(path, "r:gz") as archive:
         for name in names:

@@ -1,8 +1,4 @@
-"""Export a checkpoint to a bundle for a target.
-
-`export` reads from top to bottom: open the checkpoint, choose images, convert to the target's format, let the gate
-(gate.py) decide on each artifact, write the bundle. Whatever fails, nothing is left behind.
-"""
+"""Export of a checkpoint to a bundle for a target; a failed export leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,7 +29,6 @@ from stlm_edge.export.gate import METRICS, AccuracyTest, Candidate, Metrics, fir
 from stlm_edge.export.ladder import CONVERSIONS, Conversion, ConversionRequest
 from stlm_edge.export.quantization_set import choose, quantization_set
 from stlm_edge.files import sha256_of
-from stlm_edge.formats import files_of
 from stlm_edge.images import list_images, read_image, resize
 from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.progress import step
@@ -62,18 +57,7 @@ def export(
 ) -> Exported:
     """Convert a checkpoint for a target and write the bundle if it passes the gate.
 
-    Args:
-        target: The device class, one of `targets.TARGETS`.
-        checkpoint: Default: that of the newest run in `runs/`.
-        precision: Default: the first of the target.
-        via: A converter other than the target's first.
-        quantization_folder: At least 10 normal images. Default: the held-out ones of the run.
-        data: Labelled images on which the gate compares the accuracy.
-        category: The category of `data`, if there are several.
-        format: The layout of `data`. Default: auto-detected.
-        out: The bundle's folder. Default: `bundles/<target>-<precision>`, with `via` between them where it is given.
-        allow_parity_loss: Write a bundle that fails the gate, and mark it so in the manifest.
-        force: Replace an existing bundle.
+    The arguments are the options of stlm-export, with the same defaults; `quantization_folder` is --quantization-set.
 
     Raises:
         UsageError: The target or precision is unknown, a package is not installed, the checkpoint or an image can't be
@@ -103,11 +87,11 @@ def export(
         images = _golden_candidates(trained, run)
         golden = fit_golden(select_golden(images, decision_threshold.value), trained.run)
         images += [image for image in golden if image not in images]  # those that had to be made smaller
-        quantization = quantization_set(quantization_folder or run / "held_out", trained.size)
+        quantization_images, origin = quantization_set(quantization_folder or run / "held_out", trained.size)
         accuracy_test = AccuracyTest(trained, samples, list_images(run / "held_out"), decision_threshold)
 
         request = ConversionRequest(
-            trained.model, precision, temporary / row.artifact, decision_threshold, provenance, quantization.images
+            trained.model, precision, temporary / row.artifact, decision_threshold, provenance, quantization_images
         )
         artifacts = conversion.convert(request)
         check = first_passing(artifacts, request, images, accuracy_test, allow_parity_loss)
@@ -120,7 +104,7 @@ def export(
                 "it all the same and marks it"
             )
 
-        notes = [*check.artifact.notes, *over_budget(check.artifact.path, precision, trained.model)]
+        notes = [*check.artifact.notes, *over_budget(check.candidates[-1].bytes, precision, trained.model)]
         candidates = [asdict(candidate) for candidate in check.candidates]
         without_latency = [{name: c[name] for name in c if name != "latency_ms"} for c in candidates]
         with step("writing the bundle"):
@@ -136,7 +120,7 @@ def export(
                 provenance=provenance
                 | {
                     "checked_by": check.checked_by,
-                    "quantization_set": quantization.provenance(),
+                    "quantization_set": origin,
                     "candidates": without_latency,  # so that two exports of a checkpoint are identical
                     "notes": notes,
                 },
@@ -204,20 +188,19 @@ def flops(model: STLM) -> int:
     return counter.get_total_flops()
 
 
-def over_budget(artifact: Path, precision: str, model: STLM) -> list[str]:
-    """Return a note if the artifact of the full network is larger than it should be in this precision."""
-    limit = targets.LARGEST_MB.get(precision)
-    megabytes = sum(path.stat().st_size for path in files_of(artifact)) / 1e6
-    if model.config != ModelConfig(targets.BUDGET_SIZE) or limit is None or megabytes <= limit:
+def over_budget(size: int, precision: str, model: STLM) -> list[str]:
+    """Return a note if the full network's artifact, of `size` bytes, is larger than it should be in this precision."""
+    limit = targets.LARGEST_MB.get(precision, math.inf)
+    if model.config != ModelConfig(targets.BUDGET_SIZE) or size <= limit * 1e6:
         return []
-    return [f"{megabytes:.1f} MB: more than the {limit} MB that {precision} should take at S={model.config.size}"]
+    return [f"{size / 1e6:.1f} MB: more than the {limit} MB that {precision} should take at S={model.config.size}"]
 
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Yield a folder that is removed afterwards. Raises JobError if the disk is full or can't be written to.
+    """Yield a folder that is removed afterwards. Raises JobError if the disk can't be written to, or is full.
 
-    Converters report a full disk in many ways (RuntimeError, a file that can't be parsed), so its free space decides.
+    Converters report a full disk by exceptions of many types, so its free space decides.
     """
     with tempfile.TemporaryDirectory(prefix="stlm-export-") as name:
         try:
@@ -271,7 +254,7 @@ class Exported:
     golden_parity: Parity  # over the bundle's golden images
     flips: list[ImageParity]  # images whose verdict differs from the trained model's
     accuracy: dict[str, Metrics] | None  # of the trained and of the packed model
-    losses: list[str]  # what the gate found, where a loss is allowed
+    losses: list[str]  # reasons why the gate would not pass it, where a loss is allowed
     checked_by: list[str]  # names of what ran the artifact on this machine
     notes: list[str]  # lines for the report
     candidates: list[Candidate]  # the precision ladder; the last candidate was written

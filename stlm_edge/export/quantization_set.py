@@ -1,8 +1,6 @@
 """The quantization set: normal images and pseudo-anomalies made on them, which activation ranges are measured on."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +18,8 @@ SEED = 0
 _SALT = 1_000_039
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizationSet:
-    """`images`, uint8 S×S×3 each: the first `normal` ones are unchanged, the rest have a pseudo-anomaly."""
-
-    images: Sequence[np.ndarray]
-    normal: int
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what the manifest records of it."""
-        digest = hashlib.sha256()
-        for image in self.images:
-            digest.update(image.tobytes())
-        anomalous = len(self.images) - self.normal
-        return {"normal": self.normal, "pseudo_anomalous": anomalous, "seed": SEED, "sha256": digest.hexdigest()}
-
-
 def choose(folder: Path, most: int) -> list[Path]:
-    """Choose at most `most` images of a folder at random, the same ones every time, and return them sorted by name.
+    """Return at most `most` images of a folder, chosen at random but the same every time, sorted by name.
 
     Raises UsageError when the folder can't be read or has fewer than FEWEST images.
     """
@@ -52,10 +34,10 @@ def choose(folder: Path, most: int) -> list[Path]:
     return [images[index] for index in sorted(np.random.default_rng(SEED).permutation(len(images))[:most])]
 
 
-def quantization_set(folder: Path, size: int) -> QuantizationSet:
-    """Make a set of IMAGES of side `size`: up to half from the folder, the rest pseudo-anomalies of every kind on them.
+def quantization_set(folder: Path, size: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return IMAGES images, uint8 S×S×3: up to half are the folder's, the rest pseudo-anomalies of every kind on them.
 
-    Raises UsageError like `choose`, and for an image that can't be read.
+    Also returns their provenance for the manifest. Raises UsageError like `choose`, and for an unreadable image.
     """
     normal = Images(choose(folder, IMAGES // 2), size)
     source = any_of(procedural, patches_of(normal))
@@ -65,4 +47,6 @@ def quantization_set(folder: Path, size: int) -> QuantizationSet:
         )[0]
         for number in range(IMAGES - len(normal))
     ]
-    return QuantizationSet([*normal, *anomalous], len(normal))
+    images = [*normal, *anomalous]
+    digest = hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
+    return images, {"normal": len(normal), "pseudo_anomalous": len(anomalous), "seed": SEED, "sha256": digest}

@@ -37,9 +37,7 @@ _SITE = "site.json"
 def check_site(out: Path, force: bool) -> None:
     """Check before the export that `add_page` will be able to write the page.
 
-    Raises:
-        UsageError: `out` exists and is not such a site, or is one and `force` is not given.
-        JobError: The runtime can't be downloaded.
+    Raises UsageError where `out` exists and may not be replaced, and JobError where the runtime can't be downloaded.
     """
     if out.exists():
         if not out.is_dir():
@@ -55,10 +53,7 @@ def check_site(out: Path, force: bool) -> None:
 
 
 def add_page(out: Path, bundles: Sequence[Path]) -> None:
-    """Write the page and the runtime around the bundles, which are in `out`; index.html comes last.
-
-    Raises JobError: the runtime can't be downloaded, or the folder can't be written.
-    """
+    """Write the page and the runtime around the bundles, which are in `out`; index.html comes last. Raises JobError."""
     manifests = {bundle.name: read_manifest(bundle / MANIFEST) for bundle in bundles}
     try:
         runtime = out / "runtime"

@@ -28,17 +28,17 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_half_is_normal_and_half_pseudo_anomalous(normal: Path) -> None:
-    found = quantization_set(normal, 64)
-    assert (len(found.images), found.normal) == (IMAGES, IMAGES // 2)
+    images, provenance = quantization_set(normal, 64)
+    assert (len(images), provenance["normal"]) == (IMAGES, IMAGES // 2)
     as_taken = {load(path, 64).tobytes() for path in normal.iterdir()}
-    assert [image.tobytes() in as_taken for image in found.images] == [True] * 50 + [False] * 50
-    assert {(image.shape, image.dtype) for image in found.images} == {((64, 64, 3), np.dtype("uint8"))}
+    assert [image.tobytes() in as_taken for image in images] == [True] * 50 + [False] * 50
+    assert {(image.shape, image.dtype) for image in images} == {((64, 64, 3), np.dtype("uint8"))}
 
 
 def test_pseudo_anomalies_fill_up_set_of_few_images(tiny_images: Path) -> None:
-    found = quantization_set(tiny_images / "good", 64)
-    assert (len(found.images), found.normal) == (IMAGES, 24)
-    assert len({image.tobytes() for image in found.images}) == IMAGES
+    images, provenance = quantization_set(tiny_images / "good", 64)
+    assert (len(images), provenance["normal"]) == (IMAGES, 24)
+    assert len({image.tobytes() for image in images}) == IMAGES
 
 
 def test_choice_is_random_and_always_the_same(normal: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_choice_is_random_and_always_the_same(normal: Path, tmp_path: Path) -> N
     assert chosen != sorted(normal.iterdir())[:50]
     assert {path.name[0] for path in chosen} == set("01234567")
     shutil.copytree(normal, tmp_path / "copy")
-    first, again = quantization_set(normal, 64).provenance(), quantization_set(tmp_path / "copy", 64).provenance()
+    first, again = quantization_set(normal, 64)[1], quantization_set(tmp_path / "copy", 64)[1]
     assert first == again
     assert {name: first[name] for name in ("normal", "pseudo_anomalous", "seed")} == {
         "normal": 50,
@@ -56,7 +56,7 @@ def test_choice_is_random_and_always_the_same(normal: Path, tmp_path: Path) -> N
         "seed": 0,
     }
     tiny_image(99, width=40, height=40).save(tmp_path / "copy" / chosen[0].name)
-    assert quantization_set(tmp_path / "copy", 64).provenance()["sha256"] != first["sha256"]
+    assert quantization_set(tmp_path / "copy", 64)[1]["sha256"] != first["sha256"]
 
 
 def test_manifest_records_set(
@@ -65,7 +65,7 @@ def test_manifest_records_set(
     monkeypatch.setattr("stlm_edge.export.quantization_set.IMAGES", 24)  # as for `exported`
     for done in exported.values():
         kept = done.manifest.provenance["quantization_set"]
-        assert kept == quantization_set(small_checkpoint.parent / "held_out", 64).provenance()
+        assert kept == quantization_set(small_checkpoint.parent / "held_out", 64)[1]
         assert (kept["normal"], kept["pseudo_anomalous"]) == (12, 12)
 
 
