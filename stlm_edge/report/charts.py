@@ -8,7 +8,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -17,23 +17,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-INK, MUTED, RULE, PAPER = "#010101", "#010102", "#010103", "#010104"
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#010105", "#010106", "#010107", "#010108", "#010109"
-VARIABLES = {  # placeholder in the drawing → colour in the page
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    RULE: "var(--rule)",
-    PAPER: "var(--paper)",
-    BLUE: "var(--blue)",
-    ORANGE: "var(--orange)",
-    GREEN: "var(--green)",
-    PURPLE: "var(--purple)",
-    SKY: "var(--sky)",
-}
+_NAMES = ("ink", "muted", "rule", "paper", "blue", "orange", "green", "purple", "sky")
+VARIABLES = {f"#0101{number:02}": f"var(--{name})" for number, name in enumerate(_NAMES)}  # placeholder → page's colour
+INK, MUTED, RULE, PAPER, BLUE, ORANGE, GREEN, PURPLE, SKY = VARIABLES
 LINES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, (0, (5, 1, 1, 1, 1, 1)))]
 MARKS = [(BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"), (SKY, "v")]
 WIDTH = 4.4  # inches
 MOST = len(MARKS)  # artifacts that one chart can distinguish
+Rows: TypeAlias = Sequence[dict[str, Any]]
 PerImage: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one value per golden image
 STYLE: Any = {
     "font.size": 9,
@@ -60,34 +51,6 @@ STYLE: Any = {
 }
 
 
-class Scored(NamedTuple):
-    """An evaluated image: its score and label."""
-
-    score: float
-    defect: str
-    anomalous: bool
-
-
-class Timed(NamedTuple):
-    """A row's latency in milliseconds: p50, p90, p99, medians of its rounds, and percentiles 0 to 100 if recorded."""
-
-    name: str
-    p50: float
-    p90: float | None
-    p99: float | None
-    rounds: list[float]
-    quantiles: list[float]
-
-
-class Part(NamedTuple):
-    """A part of the network: milliseconds, 10⁹ operations, 10⁶ bytes read and written."""
-
-    name: str
-    ms: float
-    gflop: float
-    megabytes: float
-
-
 @matplotlib.rc_context(STYLE)
 def losses(phase: str, steps: Sequence[float], values_by_loss: dict[str, list[float]]) -> Markup:
     """Draw a phase's losses over its steps, smoothed, on a log scale if all are positive; the first one raw as well."""
@@ -108,13 +71,13 @@ def losses(phase: str, steps: Sequence[float], values_by_loss: dict[str, list[fl
 
 
 @matplotlib.rc_context(STYLE)
-def score_histogram(images: Sequence[Scored], threshold: float) -> Markup:
-    """Draw the scores of normal and anomalous images in common bins, and the threshold."""
+def score_histogram(images: Rows, threshold: float) -> Markup:
+    """Draw the scores of metrics.json, normal and anomalous images in common bins, and the threshold."""
     figure, axes = _canvas(height=2.6)
-    scores = [image.score for image in images] + [threshold]
+    scores = [image["score"] for image in images] + [threshold]
     bins = np.linspace(min(scores), max(scores) + 1e-9, 31)
-    normal = [image.score for image in images if not image.anomalous]
-    anomalous = [image.score for image in images if image.anomalous]
+    normal = [image["score"] for image in images if not image["anomalous"]]
+    anomalous = [image["score"] for image in images if image["anomalous"]]
     axes.hist(normal, bins, color=BLUE, alpha=0.75, label=f"normal ({len(normal)})")
     axes.hist(anomalous, bins, histtype="step", color=ORANGE, linewidth=1.8, label=f"anomalous ({len(anomalous)})")
     _line(axes, threshold, "threshold")
@@ -127,13 +90,16 @@ def score_histogram(images: Sequence[Scored], threshold: float) -> Markup:
 
 
 @matplotlib.rc_context(STYLE)
-def scores_by_defect(images: Sequence[Scored], threshold: float) -> Markup:
+def scores_by_defect(images: Rows, threshold: float) -> Markup:
     """Draw a line of dots per defect type, normal images first; a filled dot is above the threshold."""
-    names = sorted({(image.anomalous, image.defect) for image in images})
+    scores_by_name: dict[tuple[bool, str], list[float]] = {}
+    for image in images:
+        scores_by_name.setdefault((image["anomalous"], image["defect"]), []).append(image["score"])
+    names = sorted(scores_by_name)
     figure, axes = _lines_canvas([name for _, name in names], height=1.0 + 0.28 * len(names))
     spread = np.random.default_rng(0)
     for line, name in enumerate(names):
-        scores = np.array([image.score for image in images if (image.anomalous, image.defect) == name])
+        scores = np.array(scores_by_name[name])
         heights = line + spread.uniform(-0.24, 0.24, len(scores))
         colour, marker, size = (ORANGE, "D", 14) if name[0] else (BLUE, "o", 18)
         for chosen, face in ((scores > threshold, colour), (scores <= threshold, PAPER)):
@@ -146,52 +112,55 @@ def scores_by_defect(images: Sequence[Scored], threshold: float) -> Markup:
 
 
 @matplotlib.rc_context(STYLE)
-def latencies(rows: Sequence[Timed]) -> Markup:
+def latencies(rows: Rows) -> Markup:
     """Draw a bar to each row's p50, and a whisker to p99 with p90 marked if they were measured."""
-    figure, axes = _lines_canvas([row.name for row in rows], height=1.0 + 0.36 * max(len(rows), 3))
+    figure, axes = _lines_canvas([row["label"] for row in rows], height=1.0 + 0.36 * max(len(rows), 3))
     for line, row in enumerate(rows):
-        axes.barh(line, row.p50, height=0.55, color=BLUE, alpha=0.85, linewidth=0)
-        if row.p90 is not None and row.p99 is not None:
-            axes.plot([row.p50, row.p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([row.p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
-            axes.plot([row.p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
+        p50, p90, p99 = map(row["latency_ms"].get, ("p50", "p90", "p99"))
+        axes.barh(line, p50, height=0.55, color=BLUE, alpha=0.85, linewidth=0)
+        if p90 is not None and p99 is not None:
+            axes.plot([p50, p99], [line, line], color=INK, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([p90], [line], "|", color=INK, markersize=7, markeredgewidth=1.2)
+            axes.plot([p99], [line], "|", color=INK, markersize=11, markeredgewidth=1.2)
     axes.set_xlim(left=0)
     axes.set_xlabel("ms (bar: p50, strokes: p90 and p99)")
     return _svg(figure, "latency per artifact: p50, p90, p99")
 
 
 @matplotlib.rc_context(STYLE)
-def distributions(rows: Sequence[Timed]) -> Markup:
+def distributions(rows: Rows) -> Markup:
     """Draw a histogram of each row's latencies up to p99, on its own scale."""
     figure = Figure(figsize=(WIDTH, 0.5 + 0.86 * len(rows)), layout="constrained")
     figure.patch.set_alpha(0)
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         axes.patch.set_alpha(0)
         axes.tick_params(length=0)
-        axes.hist(row.quantiles[:100], 40, color=BLUE, alpha=0.85)
-        for value, dashes in ((row.p50, "-"), (row.p90, (0, (4, 2)))):
-            if value is not None:
+        axes.hist(row["quantiles_ms"][:100], 40, color=BLUE, alpha=0.85)
+        for percentile, dashes in (("p50", "-"), ("p90", (0, (4, 2)))):
+            if (value := row["latency_ms"].get(percentile)) is not None:
                 axes.axvline(value, color=INK, linewidth=1.1, linestyle=dashes)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title(f"{_short(row.name)}, slowest {row.quantiles[-1]:.4g} ms", loc="left", fontsize=9)
+        axes.set_title(f"{_short(row['label'])}, slowest {row['quantiles_ms'][-1]:.4g} ms", loc="left", fontsize=9)
     axes.set_xlabel("ms (stroke: p50, dashes: p90)")
     return _svg(figure, "distribution of latencies per artifact, up to p99")
 
 
 @matplotlib.rc_context(STYLE)
-def parts(rows: Sequence[tuple[str, Sequence[Part]]]) -> Markup:
+def parts(rows: Rows) -> Markup:
     """Draw the milliseconds by part of the network, at most MOST artifacts side by side."""
-    names = list(dict.fromkeys(part.name for _, profile in rows for part in profile))
+    ms_by_part = [{part["name"]: part["ms"] for part in row["profile"]["parts"]} for row in rows]
+    names = list(dict.fromkeys(name for ms in ms_by_part for name in ms))
     figure, axes = _lines_canvas(names, height=1.2 + len(names) * (0.12 + 0.17 * len(rows)))
     thickness = 0.8 / len(rows)
-    for number, (label, profile) in enumerate(rows):
-        ms = {part.name: part.ms for part in profile}
+    for number, (row, ms) in enumerate(zip(rows, ms_by_part, strict=True)):
         lines = np.arange(len(names)) + thickness * (number - (len(rows) - 1) / 2)
         values = [ms.get(name, 0.0) for name in names]
-        bars = axes.barh(lines, values, thickness * 0.9, color=MARKS[number][0], label=_short(label), linewidth=0)
+        bars = axes.barh(
+            lines, values, thickness * 0.9, color=MARKS[number][0], label=_short(row["label"]), linewidth=0
+        )
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7)
     axes.margins(x=0.1)
     axes.set_xlabel("ms, each node at its fastest")
@@ -200,17 +169,19 @@ def parts(rows: Sequence[tuple[str, Sequence[Part]]]) -> Markup:
 
 
 @matplotlib.rc_context(STYLE)
-def roofline(profile: Sequence[Part], gflop_per_second: float, gigabyte_per_second: float) -> Markup:
+def roofline(profile: dict[str, Any]) -> Markup:
     """Draw each part's rate over its operations per byte, below the machine's limits of memory and arithmetic."""
     figure, axes = _canvas(height=2.6)
-    computing = [(number, part) for number, part in enumerate(profile, 1) if part.gflop and part.ms and part.megabytes]
-    x = [1e3 * part.gflop / part.megabytes for _, part in computing]
-    y = [1e3 * part.gflop / part.ms for _, part in computing]
-    ridge = gflop_per_second / gigabyte_per_second
+    peak, bandwidth = profile["gflop_per_second"], profile["gigabyte_per_second"]
+    parts = [(number, *map(part.get, ("gflop", "ms", "megabytes"))) for number, part in enumerate(profile["parts"], 1)]
+    computing = [values for values in parts if all(values)]
+    x = [1e3 * gflop / megabytes for _, gflop, _, megabytes in computing]
+    y = [1e3 * gflop / ms for _, gflop, ms, _ in computing]
+    ridge = peak / bandwidth
     low, high = min([*x, ridge]) / 2, max([*x, ridge]) * 4
-    axes.plot([low, ridge, high], [gigabyte_per_second * low, *[gflop_per_second] * 2], color=INK, linewidth=1.2)
+    axes.plot([low, ridge, high], [bandwidth * low, peak, peak], color=INK, linewidth=1.2)
     axes.scatter(x, y, 34, color=BLUE, zorder=3)
-    for (number, _), point in zip(computing, zip(x, y, strict=True), strict=True):
+    for (number, *_), *point in zip(computing, x, y, strict=True):
         axes.annotate(str(number), point, (5, 3), textcoords="offset points", fontsize=8)
     _logarithmic(axes.set_xscale, axes.xaxis, "g")
     _logarithmic(axes.set_yscale, axes.yaxis, "g")
@@ -221,7 +192,7 @@ def roofline(profile: Sequence[Part], gflop_per_second: float, gigabyte_per_seco
 
 
 @matplotlib.rc_context(STYLE)
-def candidates(rows: Sequence[dict[str, Any]]) -> Markup:
+def candidates(rows: Rows) -> Markup:
     """Draw each export candidate's size and map error with its number; a filled mark passed the gate."""
     figure, axes = _canvas(height=2.4)
     for number, row in enumerate(rows, 1):
@@ -237,13 +208,13 @@ def candidates(rows: Sequence[dict[str, Any]]) -> Markup:
 
 
 @matplotlib.rc_context(STYLE)
-def rounds(rows: Sequence[Timed]) -> Markup:
+def rounds(rows: Rows) -> Markup:
     """Draw each row's median per round, in percent of its overall median; at most MOST rows."""
     figure, axes = _canvas(height=1.0 + 0.36 * max(len(rows), 3))
     for (colour, dashes), (_, marker), row in zip(LINES, MARKS, rows, strict=False):
         style: Any = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "marker": marker, "markersize": 3.5}
-        shares = [100 * median / row.p50 for median in row.rounds]
-        axes.plot(range(1, len(shares) + 1), shares, label=_short(row.name), **style)
+        shares = [100 * median / row["latency_ms"]["p50"] for median in row["round_p50_ms"]]
+        axes.plot(range(1, len(shares) + 1), shares, label=_short(row["label"]), **style)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 90), max(high, 110))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -259,12 +230,7 @@ def golden_scores(
 ) -> Markup:
     """Draw per golden image the trained model's score as a stroke, each artifact's as a mark, and threshold ± delta.
 
-    Args:
-        images: names of the images.
-        expected: scores of the trained model, in the order of `images`.
-        scores: scores of at most MOST artifacts, in the same order.
-        threshold: the decision threshold.
-        delta: tolerance of the threshold.
+    At most MOST artifacts; `expected` and `scores` in the order of `images`.
     """
     figure, axes = _lines_canvas(images, height=1.4 + 0.3 * len(images))
     axes.axvspan(threshold - delta, threshold + delta, color=INK, alpha=0.15, linewidth=0)

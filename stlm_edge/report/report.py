@@ -317,12 +317,12 @@ def _contact_sheet(path: Path) -> tuple[str, str]:
 
 def _score_charts(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
     """Draw the scores of an evaluation: (title, SVG)."""
+    threshold: Any = metrics.get("threshold")
     images = [
-        charts.Scored(float(image["score"]), str(image.get("defect", "")), bool(image.get("anomalous")))
+        {"defect": "", "anomalous": False} | image
         for image in metrics.get("scores") or []
         if isinstance(image, dict) and _is_number(image.get("score"))
     ]
-    threshold: Any = metrics.get("threshold")
     if not images or not _is_number(threshold):
         return []
     return [
@@ -383,49 +383,25 @@ def _differing(
 
 def _latency_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, Markup]]:
     """Draw the latencies of one device: (title, explanation, SVG)."""
-    timed = [
-        charts.Timed(
-            row["label"],
-            latency["p50"],
-            latency.get("p90"),
-            latency.get("p99"),
-            list(row.get("round_p50_ms") or []),
-            list(row.get("quantiles_ms") or []),
-        )
-        for row in rows
-        if (latency := row.get("latency_ms"))
-    ]
+    timed = [row for row in rows if row.get("latency_ms")]
     if not timed:
         return []
     drawn = [("Latency per image", "", charts.latencies(timed))]
-    if with_quantiles := [row for row in timed if len(row.quantiles) == 101]:
+    if with_quantiles := [row for row in timed if len(row.get("quantiles_ms") or ()) == 101]:
         drawn.append(
             ("Distribution of latencies", "each artifact on its own scale", charts.distributions(with_quantiles))
         )
-    for part in _in_parts([row for row in timed if row.rounds]):
+    for part in _in_parts([row for row in timed if row.get("round_p50_ms")]):
         drawn.append(("Stability of the machine", "medians of the rounds", charts.rounds(part)))
     return drawn
 
 
 def _part_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, Markup]]:
     """Draw the time by part of the network, and for each artifact its roofline: (title, explanation, SVG)."""
-    profiled = [
-        (row["label"], [charts.Part(**part) for part in profile["parts"]], profile)
-        for row in rows
-        if (profile := row.get("profile"))
-    ]
-    drawn = [
-        ("Time by part of the network", "", charts.parts([(label, spent) for label, spent, _ in part]))
-        for part in _in_parts(profiled)
-    ]
-    return drawn + [
-        (
-            f"Roofline of {label}",
-            "parts below the slope are limited by memory, those below the level by arithmetic",
-            charts.roofline(spent, profile["gflop_per_second"], profile["gigabyte_per_second"]),
-        )
-        for label, spent, profile in profiled
-    ]
+    profiled = [row for row in rows if row.get("profile")]
+    drawn = [("Time by part of the network", "", charts.parts(part)) for part in _in_parts(profiled)]
+    explanation = "parts below the slope are limited by memory, those below the level by arithmetic"
+    return drawn + [(f"Roofline of {row['label']}", explanation, charts.roofline(row["profile"])) for row in profiled]
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[tuple[Target, list[str]]]:
