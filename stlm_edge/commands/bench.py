@@ -7,9 +7,11 @@ rounds, each in a process of its own.
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -221,7 +223,7 @@ def _samples(options: argparse.Namespace) -> list[Any] | None:
         if options.category is not None:
             raise UsageError("--category: given without --data, the folder that holds the category")
         return None
-    need_train_packages("--data", "torch", "torchmetrics", "scipy")
+    need_train_packages("--data", "torch", "scipy")
     from stlm_edge.data.datasets import test_samples
 
     return test_samples(options.data, options.category)
@@ -232,12 +234,14 @@ def _report(path: Path, bench: dict[str, Any], checkpoint: str | None, subjects:
     if not all(map(importlib.util.find_spec, ("jinja2", "matplotlib", "stlm_edge.report"))):
         print('no report: it needs pip install "stlm-edge[train]"', file=sys.stderr)
         return None
-    from stlm_edge.report.report import write_report
-
     run = Path(checkpoint).parent if checkpoint else None
     evaluations = sorted(run.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime) if run else []
     bundles = {subject.row.bundle: subject.bundle for of_device in subjects.values() for subject in of_device}
-    write_report(path, bench, run, evaluations[-1].parent if evaluations else None, bundles)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("MPLCONFIGDIR", cache)  # else matplotlib writes a font list under the home folder
+        from stlm_edge.report.report import write_report
+
+        write_report(path, bench, run, evaluations[-1].parent if evaluations else None, bundles)
     return path
 
 

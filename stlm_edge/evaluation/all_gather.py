@@ -62,12 +62,11 @@ def all_gather(work: Callable[[], T]) -> list[T]:
     """
     if count() == 1:
         return [work()]
-    result: T | UsageError | JobError
+    results: list[Any] = [None] * count()
     try:
-        result = work()
+        result: T | UsageError | JobError = work()
     except (UsageError, JobError) as error:
         result = error
-    results: list[Any] = [None] * count()
     try:
         dist.all_gather_object(results, result)
     except RuntimeError as error:

@@ -61,7 +61,7 @@ def write(path: Path, title: str, rows: Sequence[Row], decision_threshold: Decis
 
 
 def _outlined(small: Image.Image, sample: Sample, image_size: tuple[int, int]) -> Image.Image:
-    """Draw a line around the anomalous regions of the image, or say that there is no mask."""
+    """Draw a line around the anomalous regions of the image, or write that there is no mask."""
     if sample.mask is None:
         cell = Image.new("RGB", small.size, _PANEL)
         words = "no mask" if sample.anomalous else "normal"
@@ -100,11 +100,9 @@ def _write_verdict(
 
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
-    if draw.textlength(text, _font(size)) <= width:
-        return text
-    while text and draw.textlength("…" + text, _font(size)) > width:
-        text = text[1:]
-    return "…" + text
+    """Return the text, or as much of its end as fits, after an ellipsis."""
+    ends = (text, *("…" + text[start:] for start in range(1, len(text))))
+    return next((end for end in ends if draw.textlength(end, _font(size)) <= width), "…")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -39,12 +39,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a model on every sample at size×size and measure how well it separates normal and anomalous ones.
 
-    Pixel metrics are measured at size×size, and are None where an anomalous image has no mask. Metrics that need both
-    classes are None without. The metrics of a defect type are those of its images and all normal ones.
-
-    Where torch.distributed is initialised, all processes call this with the same arguments but for the runtime:
-    each runs every n-th sample, and all count the maps in the order of one process alone, so that the metrics are the
-    same. Rank 0 writes the files.
+    Pixel metrics are None where an anomalous image has no mask, and metrics that need both classes are None without.
+    The metrics of a defect type are those of its images and all normal ones. Where torch.distributed is initialised,
+    each process runs every n-th sample, all get the metrics of one process alone, and rank 0 writes the files.
 
     Args:
         runtime: The model.
@@ -55,13 +52,11 @@ def evaluate(
         source: Name of what is evaluated.
 
     Returns:
-        The content of metrics.json: image_auroc, pixel_auroc, pixel_auroc_error_bound, aupro (false-positive rate up to
-        0.3), aupro_error_bound, image_f1, threshold, and as counts of images false_alarms, missed, normal, anomalous;
-        the same under by_defect; source, size, images (their count) and scores: an entry for each image.
+        The content of metrics.json: the metrics overall, the same for each defect type, and the score of each image.
 
     Raises:
         UsageError: There are no samples, or an image or mask cannot be read.
-        JobError: A map or score is not finite, or a map is not size×size. Another process has died.
+        JobError: A map or score is not finite, or a map is not size×size; or another process has died.
     """
     if not samples:
         raise UsageError("no images to evaluate; expected a test set of normal and anomalous ones")
@@ -201,12 +196,13 @@ def _run(runtime: Runtime, sample: Sample, size: int) -> tuple[np.ndarray, np.nd
 def _with_verdicts(metrics: DetectionMetrics, threshold: float) -> dict[str, Any]:
     anomalous = metrics.anomalous
     verdicts = [is_anomalous(score, threshold) for score in metrics.scores]
+    pairs = list(zip(verdicts, anomalous, strict=True))
     return {
         **metrics.compute(),
         "image_f1": image_f1(verdicts, anomalous),
         "threshold": threshold,
-        "false_alarms": sum(v and not a for v, a in zip(verdicts, anomalous, strict=True)),
-        "missed": sum(a and not v for v, a in zip(verdicts, anomalous, strict=True)),
+        "false_alarms": pairs.count((True, False)),
+        "missed": pairs.count((False, True)),
         "normal": anomalous.count(False),
         "anomalous": anomalous.count(True),
     }

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from scipy import ndimage
-from torchmetrics.functional.classification import binary_auroc
-from torchmetrics.utilities.compute import auc
+from scipy import integrate, ndimage, stats
 
 from stlm_edge.errors import JobError
 
@@ -37,16 +34,9 @@ class DetectionMetrics:
         self._without_mask = False
 
     def update(self, anomaly_map: np.ndarray, score: float, anomalous: bool, mask: np.ndarray | None) -> None:
-        """Add the outputs for an image.
+        """Add a map and a mask H×W, and the score and label of an image; mask None: anomalous without a mask.
 
-        Args:
-            anomaly_map: H×W, float32.
-            score: Score of the image.
-            anomalous: Label of the image.
-            mask: H×W, bool, true where anomalous; None for an anomalous image without a mask.
-
-        Raises:
-            JobError: The map or score is not finite, or the map has another shape than the mask.
+        Raises JobError when the map or score is not finite, or the map has another shape than the mask.
         """
         self._pixels.update(anomaly_map, np.zeros(anomaly_map.shape, bool) if mask is None else mask)
         if not np.isfinite(score):
@@ -68,13 +58,12 @@ def image_auroc(scores: Sequence[float], anomalous: Sequence[bool]) -> float | N
     """
     if all(anomalous) or not any(anomalous):
         return None
-    values = np.asarray(scores, dtype=np.float64)
+    values, positive = np.asarray(scores, dtype=np.float64), np.asarray(anomalous, dtype=bool)
     if not np.isfinite(values).all():
         raise JobError(f"{np.sum(~np.isfinite(values))} of {len(values)} scores are not finite; the model is damaged")
-    # torchmetrics takes a sigmoid of scores outside 0 to 1, which ties the large ones; their ranks lie inside.
-    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape) / len(values)
-    area = float(binary_auroc(torch.from_numpy(ranks), torch.tensor(anomalous, dtype=torch.long)))
-    return min(1.0, area)  # torchmetrics adds up in float32
+    count = np.sum(positive)
+    pairs_in_order = stats.rankdata(values)[positive].sum() - count * (count + 1) / 2  # Mann and Whitney's U
+    return float(pairs_in_order / (count * np.sum(~positive)))
 
 
 def image_f1(verdicts: Sequence[bool], anomalous: Sequence[bool]) -> float | None:
@@ -92,21 +81,14 @@ class PixelMetrics:
     ground-truth region that is detected, over the false-positive rate of normal pixels, divided by the limit.
     Regions are 8-connected; the normal pixels are those of all images; ties are joined by straight lines.
 
-    Pixels are ranked to 16 bits: at most 65,536 levels, each an interval of scores with its counts. Levels are cut at
-    even shares of the pixels and of the anomalous regions, so that close scores stay apart at any scale, and at even
-    steps of the score, so that levels stay narrow where scores are rare so far. A score between levels becomes a new
-    level; a score inside a level joins it. The order inside a level is lost, which changes an area by at most half of
-    (its false-positive share × its true-positive share): the error bounds are the sums of these. Levels of one single
-    score lose nothing.
+    Pixels are ranked to 16 bits: at most 65,536 levels, each an interval of scores with its counts. A score between
+    levels becomes a new level; a score inside a level joins it. The order inside a level is lost, which changes an area
+    by at most half of (its false-positive share × its true-positive share): the error bounds are the sums of these.
     """
 
     def __init__(self) -> None:
-        self._regions = 0
         self._levels = np.zeros((5, 0))
-        self._waiting = 0
-        self._normal: list[np.ndarray] = []
-        self._anomalous: list[np.ndarray] = []
-        self._overlap: list[np.ndarray] = []
+        self._waiting: list[np.ndarray] = []  # scores and overlaps that are in no level yet
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
         """Add a map H×W, float32, and its mask H×W, bool, true where anomalous.
@@ -120,17 +102,12 @@ class PixelMetrics:
         if not np.isfinite(scores).all():
             bad = np.sum(~np.isfinite(scores))
             raise JobError(f"{bad} of {scores.size} values of an anomaly map are not finite; the model is damaged")
+        overlap = np.zeros(mask.shape)
         if mask.any():
-            labels, regions = ndimage.label(mask, _EIGHT_CONNECTED)
-            region = labels[mask]
-            self._regions += regions
-            self._overlap.append((1 / np.bincount(region)[1:])[region - 1])
-            self._anomalous.append(scores[mask])
-            self._normal.append(scores[~mask])
-        else:
-            self._normal.append(scores.ravel().copy())
-        self._waiting += scores.size
-        if self._waiting >= _CHUNK:
+            regions = ndimage.label(mask, _EIGHT_CONNECTED)[0][mask]
+            overlap[mask] = 1 / np.bincount(regions)[regions]
+        self._waiting.append(np.stack([scores, overlap], dtype=np.float32).reshape(2, -1))
+        if sum(waiting.shape[1] for waiting in self._waiting) >= _CHUNK:
             self._rank()
 
     def compute(self) -> PixelAreas:
@@ -148,9 +125,9 @@ class PixelMetrics:
         limited_fpr = np.append(fpr[:last], FPR_LIMIT)
         limited_pro = np.append(pro[:last], pro[last - 1] + share * (pro[last] - pro[last - 1]))
         return PixelAreas(
-            pixel_auroc=_area(fpr, tpr),
+            pixel_auroc=float(integrate.trapezoid(tpr, fpr)),
             pixel_auroc_error_bound=float(half_boxes @ np.diff(tpr)),
-            aupro=_area(limited_fpr, limited_pro) / FPR_LIMIT,
+            aupro=float(integrate.trapezoid(limited_pro, limited_fpr)) / FPR_LIMIT,
             aupro_error_bound=float(half_boxes[:last] @ np.diff(pro[: last + 1])) / FPR_LIMIT,
         )
 
@@ -158,54 +135,29 @@ class PixelMetrics:
         """Count the waiting pixels into the levels, and make levels of those that fall between."""
         if not self._waiting:
             return
-        normal = np.sort(np.concatenate(self._normal))
-        anomalous = np.concatenate([np.zeros(0, dtype=np.float32), *self._anomalous])
-        overlap = np.concatenate([np.zeros(0), *self._overlap])
-        order = np.argsort(anomalous)
-        anomalous, overlap = anomalous[order], overlap[order]
-        self._waiting = 0
-        self._normal, self._anomalous, self._overlap = [], [], []
-
-        start, stop, new_normal = _place(normal, self._levels)
-        self._levels[_NORMAL] += stop - start
-        start, stop, new_anomalous = _place(anomalous, self._levels)
-        self._levels[_ANOMALOUS] += stop - start
-        total = np.append(0, np.cumsum(overlap))
-        self._levels[_OVERLAP] += total[stop] - total[start]
-
-        levels = np.concatenate(
-            [
-                self._levels,
-                _single_scores(normal[new_normal], (1, 0), np.zeros(np.sum(new_normal))),
-                _single_scores(anomalous[new_anomalous], (0, 1), overlap[new_anomalous]),
-            ],
-            axis=1,
-        )
+        scores, overlap = np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        order = np.argsort(scores)
+        scores, overlap = scores[order], overlap[order]
+        counts = np.stack([overlap == 0, overlap > 0, overlap])
+        start = np.searchsorted(scores, self._levels[_LOW].astype(np.float32), "left")
+        stop = np.searchsorted(scores, self._levels[_HIGH].astype(np.float32), "right")
+        total = np.pad(np.cumsum(counts, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+        self._levels[_NORMAL:] += total[:, stop] - total[:, start]
+        steps = np.bincount(start, minlength=len(scores) + 1) - np.bincount(stop, minlength=len(scores) + 1)
+        outside = np.cumsum(steps)[:-1] == 0
+        new = np.stack([row[outside] for row in (scores, scores, *counts)])
+        levels = np.concatenate([self._levels, new], axis=1)
         levels = levels[:, np.argsort(levels[_LOW], kind="stable")]
         levels = _join(levels, levels[_LOW])
         self._levels = _join(levels, _cuts(levels)) if levels.shape[1] > LEVELS else levels
-
-
-def _place(scores: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where each level starts and stops in sorted scores, and a mask of the scores outside all levels."""
-    start = np.searchsorted(scores, levels[_LOW].astype(np.float32), "left")
-    stop = np.searchsorted(scores, levels[_HIGH].astype(np.float32), "right")
-    steps = np.bincount(start, minlength=len(scores) + 1) - np.bincount(stop, minlength=len(scores) + 1)
-    return start, stop, np.cumsum(steps)[:-1] == 0
-
-
-def _single_scores(scores: np.ndarray, counts: tuple[int, int], overlap: np.ndarray) -> np.ndarray:
-    normal, anomalous = (np.full(scores.shape, count) for count in counts)
-    return np.stack([scores, scores, normal, anomalous, overlap])
 
 
 def _join(levels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Join neighbouring levels with equal keys."""
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     last = np.append(first[1:], keys.size) - 1
-    return np.stack(
-        [levels[_LOW, first], levels[_HIGH, last], *(np.add.reduceat(row, first) for row in levels[_NORMAL:])]
-    )
+    return np.vstack([levels[_LOW, first], levels[_HIGH, last], np.add.reduceat(levels[_NORMAL:], first, axis=1)])
 
 
 def _cuts(levels: np.ndarray) -> np.ndarray:
@@ -219,7 +171,3 @@ def _cuts(levels: np.ndarray) -> np.ndarray:
     span = levels[_HIGH, -1] - levels[_LOW, 0]
     steps = np.floor((levels[_LOW] - levels[_LOW, 0]) / span * (LEVELS // 2 - 1))
     return shares[:-1] + shares[1:] + steps
-
-
-def _area(x: np.ndarray, y: np.ndarray) -> float:
-    return float(auc(torch.from_numpy(x), torch.from_numpy(y)))

@@ -421,7 +421,7 @@ def test_peak_memory_excludes_the_parent_process() -> None:
 
 @pytest.mark.usefixtures("without_report")
 def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchmetrics")
+    pytest.importorskip("scipy")
     found = bench(tmp_path / "out", tiny_bundle, more=("--data", str(tiny_images)))
     assert found["data"] == str(tiny_images)
     assert found["rows"][0]["accuracy"]["image_auroc"] > 0.9
@@ -432,7 +432,7 @@ def test_accuracy_is_measured_on_the_artifact_itself(tiny_bundle: Path, tiny_ima
 def test_an_unreadable_test_image_fails_the_row_and_keeps_its_latency(
     tiny_bundle: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("torchmetrics")
+    pytest.importorskip("scipy")
     images = tmp_path / "images"
     shutil.copytree(tiny_images, images)
     (images / "spot" / "301.png").write_bytes(b"\x89PNG\r\n\x1a\n")
