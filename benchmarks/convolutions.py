@@ -209,7 +209,6 @@ class Judge:
 
     def __init__(self, run: Path) -> None:
         opened = checkpoint.load(run / "checkpoint.safetensors")
-        assert opened.decision_threshold is not None, "a finished run has a threshold"
         self.model, self.decision_threshold = opened.model.eval(), opened.decision_threshold
         size = opened.model.config.size
         self.images = pseudo_anomalies_on(list_images(run / "held_out"), size)
@@ -266,7 +265,6 @@ def by_sensitivity(model: STLM, ranged: Simulated, images: Sequence[np.ndarray])
 def times(run: Path, rounds: int) -> dict[str, Any]:
     """Medians of ratios to float of onnxruntime's int8 files, one thread."""
     opened = checkpoint.load(run / "checkpoint.safetensors")
-    assert opened.decision_threshold is not None
     images = quantization_set(run / "held_out", opened.model.config.size)[0][:2]
 
     class Reader(CalibrationDataReader):

@@ -303,7 +303,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
     if size == PUBLISHED_SIZE:
         row = replace(plain, name="STLM, published inference", kind="published", notes=[])
         files[row.label] = folder / "checkpoint.safetensors"
-        checkpoint.save(files[row.label], model, {})
+        checkpoint.save(files[row.label], model, {}, decision_threshold)
         row.size_mb = megabytes(files[row.label])
         judge(row, files[row.label], images, outputs, decision_threshold)
         rows.append(row)

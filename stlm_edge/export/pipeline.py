@@ -73,8 +73,6 @@ def export(
     checkpoint = checkpoint or newest_checkpoint()
     trained = Torch(checkpoint)
     decision_threshold = trained.decision_threshold
-    if decision_threshold is None:
-        raise UsageError(f"{checkpoint}: has no decision threshold; train again with stlm-train")
     provenance = trained.provenance | {"checkpoint_sha256": sha256_of(checkpoint)}
     samples = test_samples(data, category, format) if data is not None else []
 

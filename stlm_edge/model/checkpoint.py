@@ -33,7 +33,7 @@ class Header:
 
     format_version: Literal[1]
     config: ModelConfig
-    decision_threshold: DecisionThreshold | None
+    decision_threshold: DecisionThreshold
     provenance: dict[str, Any]
 
 
@@ -42,13 +42,11 @@ class Checkpoint:
     """An opened checkpoint; the model is in evaluation mode."""
 
     model: STLM
-    decision_threshold: DecisionThreshold | None
+    decision_threshold: DecisionThreshold
     provenance: dict[str, Any]
 
 
-def save(
-    path: Path, model: STLM, provenance: dict[str, Any], decision_threshold: DecisionThreshold | None = None
-) -> None:
+def save(path: Path, model: STLM, provenance: dict[str, Any], decision_threshold: DecisionThreshold) -> None:
     """Write a checkpoint under a temporary name and rename it, so that `path` is always whole."""
     header = Header(FORMAT_VERSION, model.config, decision_threshold, provenance)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

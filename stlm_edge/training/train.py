@@ -231,11 +231,11 @@ def save_state(
 
 
 def _compare_false_alarm_rate(finished: Path, rate: float) -> None:
-    chosen = checkpoint.load(finished).decision_threshold
-    if chosen is not None and chosen.false_alarm_rate != rate:
+    chosen = checkpoint.load(finished).decision_threshold.false_alarm_rate
+    if chosen != rate:
         raise UsageError(
-            f"{finished}: its threshold is for --false-alarm-rate {chosen.false_alarm_rate:g}, found {rate:g}; resume "
-            "with the same rate, or choose a bundle's threshold again by stlm-calibrate"
+            f"{finished}: its threshold is for --false-alarm-rate {chosen:g}, found {rate:g}; resume with the same "
+            "rate, or choose a bundle's threshold again by stlm-calibrate"
         )
 
 

@@ -381,7 +381,7 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "run" / "checkpoint.safetensors"
     path.parent.mkdir()
-    checkpoint.save(path, STLM(SMALL).eval(), {"teacher": "none"})
+    checkpoint.save(path, STLM(SMALL).eval(), {"teacher": "none"}, calibrate([0.5], [0.0]))
     model = Torch(path, threads=1)
     candidates = []
     for seed in range(8):
@@ -401,6 +401,8 @@ def test_the_trained_model_is_a_row_of_its_own(tmp_path: Path) -> None:
         provenance={"teacher": "EfficientNet-Lite0 (ImageNet)"},
         tool_versions={},
         parameters=0,
+        flops=None,
+        parity_loss_allowed=False,
     )
     found = bench(tmp_path / "out", tmp_path / "bundle", exit_code=1, more=("--checkpoint", str(path)))
     onnx, torch_row = found["rows"]

@@ -15,10 +15,8 @@ from promises import WRONG_MAP, assert_refused
 from stlm_edge.converters import openvino as converter
 from stlm_edge.export.pipeline import Exported, export
 
-PRECISIONS = ("int8", "fp16", "fp32")
 
-
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [pytest.param("int8", marks=pytest.mark.slow), "fp16", "fp32"])
 def test_converting_again_gives_same_bytes(
     precision: str, exported: dict[str, Exported], exported_via_openvino: dict[str, Exported], tmp_path: Path
 ) -> None:

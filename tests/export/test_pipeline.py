@@ -27,7 +27,7 @@ from stlm_edge.bundle.reader import CANDIDATES
 from stlm_edge.converters import onnx_int8
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.export.pipeline import Exported, export, flops, over_budget
-from stlm_edge.model import STLM, ModelConfig, checkpoint
+from stlm_edge.model import STLM, ModelConfig
 from stlm_edge.threshold import DecisionThreshold
 
 
@@ -249,13 +249,6 @@ def test_size_of_full_network_is_compared_with_budget() -> None:
     assert over_budget(23_000_000, "int8", full) == ["23.0 MB: more than the 22 MB that int8 should take at S=224"]
     assert over_budget(23_000_000, "fp16", full) == []
     assert over_budget(23_000_000, "int8", STLM(replace(SMALL, size=224))) == []
-
-
-def test_checkpoint_without_threshold_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
-    opened = checkpoint.load(small_checkpoint)
-    checkpoint.save(tmp_path / "checkpoint.safetensors", opened.model, {})
-    with pytest.raises(UsageError, match=r"no decision threshold.*train again"):
-        export("cpu", checkpoint=tmp_path / "checkpoint.safetensors", out=tmp_path / "bundle")
 
 
 def test_too_few_images_are_refused(small_checkpoint: Path, tmp_path: Path) -> None:

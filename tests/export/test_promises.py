@@ -74,7 +74,6 @@ def test_manifest_describes_artifact_and_its_origin(
     assert (manifest.input.name, manifest.input.layout, manifest.input.dtype) == ("image", "NHWC", dtype)
     assert (manifest.outputs.anomaly_map.name, manifest.outputs.score is not None) == ("anomaly_map", has_score)
     assert manifest.decision_threshold == manifest.exported_threshold == trained.decision_threshold
-    assert trained.decision_threshold is not None
     assert read_metadata(done.folder / row.artifact).items() >= metadata_entries(trained.decision_threshold, 64).items()
     assert manifest.provenance.items() >= trained.provenance.items()
     assert len(manifest.provenance["checkpoint_sha256"]) == 64

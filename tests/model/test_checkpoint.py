@@ -148,7 +148,7 @@ from stlm_edge.errors import exit_with_one_line
 opened = checkpoint.load(Path({str(saved)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, {resource.RLIM_INFINITY}))
 with exit_with_one_line():
-    checkpoint.save(Path({str(saved)!r}), opened.model, {{}})
+    checkpoint.save(Path({str(saved)!r}), opened.model, {{}}, opened.decision_threshold)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
