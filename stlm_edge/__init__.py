@@ -1,17 +1,21 @@
-"""STLM on small devices: open a bundle and ask it about an image.
+"""STLM on small devices: open a bundle and predict.
 
     bundle = stlm_edge.open("bundles/cpu-fp32")
-    verdict = reader.predict("part.png")
+    verdict = bundle.predict("part.png")
 
-Importing this package needs nothing but the standard library.
+Importing this package needs the standard library alone. It switches onnxruntime's telemetry off unless the user has set
+ORT_DISABLE_TELEMETRY: from 1.29 on, onnxruntime writes a device id under the home folder and reports to its vendor.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stlm_edge.bundle import Bundle
     from stlm_edge.bundle import open_bundle as open
     from stlm_edge.verdict import Verdict
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is initialised
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "Verdict", "__version__", "open"]
