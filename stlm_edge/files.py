@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +13,16 @@ from stlm_edge.errors import JobError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to; it becomes `path` if the block succeeds, else it is removed."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Yield a temporary path in the folder of `path` to write a file to.
+
+    The file is flushed to disk and takes the place of `path` when the block succeeds; otherwise it is removed. Each
+    writer has a temporary name of its own: of several at once, the last one wins with its whole file.
+    """
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -32,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where downloads and answers worth keeping live: stlm-edge/ in the user's cache folder (XDG base directories)."""
+    """Return stlm-edge/ in the user's cache folder (XDG base directories), for downloads and cached features."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache") / "stlm-edge"
 
