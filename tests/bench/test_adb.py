@@ -190,7 +190,7 @@ def test_phone_that_vanishes_is_lost(
     made = LocalPhone(tmp_path / "phone", SERIAL) if kind == "local" else Phone(tmp_path / "phone")
     try:
         phone = prepare(made, tmp_path / "files", monkeypatch)
-        monkeypatch.setattr(ssh, "PATIENCE_S", 2.5)
+        monkeypatch.setattr(ssh, "RETRY_LIMIT_S", 2.5)
         app(phone, "true")
         lines: list[str] = []
 

@@ -119,7 +119,7 @@ def test_dropped_connection_is_resumed(server: Server, device: Ssh, tiny_bundle:
 def test_result_of_a_lost_device_is_fetched_by_the_same_command(
     server: Server, device: Ssh, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(ssh, "RETRY_LIMIT_S", 2.0)
     progress: list[str] = []
     asked = job(tiny_bundle, SOME_SECONDS)
     thread = once_it_measures(progress, server.stop)
@@ -411,7 +411,7 @@ def test_invalid_answers_are_refused_in_one_line(
     hostile: Callable[..., tuple[Bench, list[str]]], honest: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "ANSWER_LIMIT", 1 << 20)
-    monkeypatch.setattr(ssh, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(ssh, "RETRY_LIMIT_S", 0.0)
     text = honest.read_text()
     value = json.loads(text)
     for bench, answers, words in [

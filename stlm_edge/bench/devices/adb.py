@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stlm_edge.bench.devices.device import Device, Job, Progress
 from stlm_edge.bench.devices.remote import read_bench
-from stlm_edge.bench.devices.ssh import Lost, last_line, patiently, printable, run
+from stlm_edge.bench.devices.ssh import Connection, Lost, last_line, printable, run
 from stlm_edge.bench.result import Bench
 from stlm_edge.bundle import Bundle
 from stlm_edge.bundle.manifest import MANIFEST
@@ -29,11 +29,11 @@ _GONE = re.compile(r"device '.*' not found|device offline|no devices|device unau
 _ERROR = re.compile(rb"^(?:adb: )?error: .*$", re.MULTILINE)  # push prints a summary after it
 
 
-class Adb:
+class Adb(Connection):
     """Phone with this serial, or the only one. Methods raise Lost where adb cannot reach it, else JobError."""
 
     def __init__(self, device: Device) -> None:
-        self.heard = time.monotonic()
+        super().__init__()
         self._command = ["adb", *(("-s", device.address) if device.address else ())]
 
     def check(self) -> None:
@@ -60,7 +60,7 @@ class Adb:
             errors = _ERROR.findall(output) or [output]
             reason = last_line(errors[-1]).removeprefix("adb: ").removeprefix("error: ") or f"exit code {code}"
             raise (Lost if _GONE.search(reason) else JobError)(f"adb: {reason}")
-        self.heard = time.monotonic()
+        self.answered_at = time.monotonic()
         return output
 
 
@@ -82,27 +82,16 @@ def measure_by_app(adb: Adb, job: Job, progress: Progress) -> Bench:
             _copy_missing(adb, bundle, f"{FILES}/bundles/{name}", progress)
             progress(f"self-check: {bundle.folder.name}")
             adb.shell("rm", "-f", answer)
-            extras = [
-                "--es",
-                "bundle",
-                name,
-                "--ei",
-                "queries",
-                str(job.plan.queries),
-                "--es",
-                "delegate",
-                job.delegate,
-            ]
-            output = adb.shell("am", "start", "-S", "-n", f"{PACKAGE}/.SelfCheckActivity", *extras)
+            extras = f"--es bundle {name} --ei queries {job.plan.queries} --es delegate {job.delegate}"
+            output = adb.shell("am", "start", "-S", "-n", f"{PACKAGE}/.SelfCheckActivity", *extras.split())
             if "Error" in output:  # the exit code of am is 0
                 raise JobError(f"the demo app did not start; install it on the phone ({last_line(output.encode())})")
             benches.append(_wait_for(adb, answer, ends, progress))
     finally:
         with contextlib.suppress(JobError):  # a lost phone keeps its files
             adb.shell("am", "force-stop", PACKAGE)
-            adb.shell(
-                "rm", "-rf", answer, *(() if job.keep else (f"{FILES}/bundles/{name}" for name in names.values()))
-            )
+            copies = [] if job.keep else [f"{FILES}/bundles/{name}" for name in names.values()]
+            adb.shell("rm", "-rf", answer, *copies)
     return replace(benches[-1], rows=tuple(row for bench in benches for row in bench.rows))
 
 
@@ -115,7 +104,7 @@ def _copy_missing(adb: Adb, bundle: Bundle, folder: str, progress: Progress) -> 
     adb.shell("rm", "-rf", folder)
     for path in (*(file.path for file in bundle.manifest.files), MANIFEST):
         adb.shell("mkdir", "-p", f"{folder}/{path}".rpartition("/")[0])
-        patiently(adb, progress, adb.push, bundle.folder / path, f"{folder}/{path}")
+        adb.retry(progress, adb.push, bundle.folder / path, f"{folder}/{path}")
 
 
 def _wait_for(adb: Adb, answer: str, ends: float, progress: Progress) -> Bench:
@@ -123,7 +112,7 @@ def _wait_for(adb: Adb, answer: str, ends: float, progress: Progress) -> Bench:
     before, gone = None, False
     while time.monotonic() < ends:
         gone_before, gone = gone, not _is_alive(adb)
-        text = patiently(adb, progress, adb.read, answer)
+        text = adb.retry(progress, adb.read, answer)
         if text is not None:
             try:
                 return read_bench(text, rows=1)

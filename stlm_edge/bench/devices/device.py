@@ -44,7 +44,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Job:
-    """Measurements that one device is asked for.
+    """Measurements requested from one device.
 
     Attributes:
         power_mode: nvpmodel's mode during the measurements; None leaves the device's own
@@ -98,11 +98,11 @@ def measurements(
 
     def measure(device: Device, progress: Progress) -> Measured:
         ssh = Ssh(device, options.remote_python, config) if device.kind == "ssh" else None
-        mine = subjects[device.name]
+        suitable = subjects[device.name]
         try:
             if ssh and len(devices) > 1:
-                mine = _suitable(mine, capabilities_of(ssh, progress))
-            job = Job(tuple(subject.bundle for subject in mine), *settings, tuple(samples))
+                suitable = _suitable(suitable, capabilities_of(ssh, progress))
+            job = Job(tuple(subject.bundle for subject in suitable), *settings, tuple(samples))
             if ssh:
                 bench = measure_over_ssh(ssh, job, progress)
             elif device.kind == "adb":
@@ -111,7 +111,7 @@ def measurements(
                 bench = measure_in_chromium(job, progress)
         except Lost as lost:
             raise JobError(f"connection lost: {lost}") from None
-        return with_names_of(mine, bench.rows), bench.machine
+        return with_names_of(suitable, bench.rows), bench.machine
 
     return {device.name: partial(measure, device) for device in devices if device.kind != "local"}
 

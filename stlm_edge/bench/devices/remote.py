@@ -15,7 +15,7 @@ from stlm_edge import strict_json
 from stlm_edge.bench.devices.archive import runner
 from stlm_edge.bench.devices.device import Job, Progress
 from stlm_edge.bench.devices.runner import LARGEST_FOLDER, digest_of, map_of
-from stlm_edge.bench.devices.ssh import Lost, Ssh, patiently, printable
+from stlm_edge.bench.devices.ssh import Lost, Ssh, printable
 from stlm_edge.bench.result import Bench, Row
 from stlm_edge.bench.subjects import RUNTIMES, Capabilities
 from stlm_edge.bundle import Bundle
@@ -49,9 +49,9 @@ def measure_over_ssh(ssh: Ssh, job: Job, progress: Progress) -> Bench:
             copy_missing(ssh, bundle.folder.name, files, progress)
         images = {f"{number:06}": sample.image for number, sample in enumerate(job.samples)}
         image_digest = copy_missing(ssh, f"{len(images)} test images", images, progress) if images else ""
-        if patiently(ssh, progress, ssh.ask, "start", run, text).get("joined") is True:
+        if ssh.retry(progress, ssh.ask, "start", run, text).get("joined") is True:
             progress("joining the run that was started there")
-        bench = read_bench(patiently(ssh, progress, _follow, ssh, run, progress), rows=len(job.bundles))
+        bench = read_bench(ssh.retry(progress, _follow, ssh, run, progress), rows=len(job.bundles))
         if images:
             words = [(run, digest, image_digest, str(job.threads)) for digest in digests]
             each = zip(words, bench.rows, job.bundles, strict=True)
@@ -96,9 +96,9 @@ def copy_missing(ssh: Ssh, name: str, files: Mapping[str, Path], progress: Progr
     if size > LARGEST_FOLDER:
         raise JobError(f"{name}: {size >> 20} MB, a device accepts at most {LARGEST_FOLDER >> 20} MB")
     digest = digest_of(files)
-    if patiently(ssh, progress, ssh.ask, "have", digest).get("have") is not True:
+    if ssh.retry(progress, ssh.ask, "have", digest).get("have") is not True:
         progress(f"copying {name}")
-        patiently(ssh, progress, _send, ssh, digest, files)
+        ssh.retry(progress, _send, ssh, digest, files)
     return digest
 
 
@@ -161,7 +161,7 @@ def with_accuracy(ssh: Ssh, words: tuple[str, ...], row: Row, bundle: Bundle, jo
     judged = Judged(job.samples, bundle.manifest.input.size, bundle.folder.name, progress)
     try:
         ends = time.monotonic() + job.plan.time_limit_s
-        patiently(ssh, progress, _judge, ssh, words, judged, len(job.samples), ends, progress)
+        ssh.retry(progress, _judge, ssh, words, judged, len(job.samples), ends, progress)
         return replace(row, accuracy=judged.accuracy())
     except Lost:
         raise

@@ -280,9 +280,8 @@ def _bench(folder: Path, job: dict[str, Any], lock: int) -> str:
         )
     code = None
     try:
-        code = child.wait(limit + min(limit, _GRACE_S))
-    except subprocess.TimeoutExpired:
-        pass
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = child.wait(limit + min(limit, _GRACE_S))
     finally:
         os.killpg(0, signal.SIGTERM)  # the child and its children; this process ignores it
         try:
@@ -293,9 +292,8 @@ def _bench(folder: Path, job: dict[str, Any], lock: int) -> str:
     if code is None:
         return f"not finished within the time limit of {limit:g} s; terminated"
     if code < 0:
-        return f"terminated by signal {-code}" + (
-            " while the device was out of memory" if memory_kills() > kills else ""
-        )
+        reason = " while the device was out of memory" if memory_kills() > kills else ""
+        return f"terminated by signal {-code}{reason}"
     return _full(folder) or _last_line(folder / _LOG).removeprefix("error: ") or f"exit code {code}"
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 from stlm_edge import strict_json
 from stlm_edge.bench.devices.archive import BOOTSTRAP
@@ -24,7 +24,7 @@ from stlm_edge.bench.devices.runner import ANSWER
 from stlm_edge.errors import JobError, UsageError
 
 ANSWER_LIMIT = 16 << 20  # bytes; a bench.json and an anomaly map of 1024×1024 are smaller
-PATIENCE_S = 120.0  # without a connection, before a device counts as lost
+RETRY_LIMIT_S = 120.0  # without a connection, before a device counts as lost
 SILENCE_S = 60.0  # without a line from a command that sends heartbeats
 _SSH_FAILED = 255  # exit code of ssh when the connection, not the command, failed
 _OPTIONS = ("BatchMode=yes", "ClearAllForwardings=yes", "ConnectTimeout=10", "ServerAliveInterval=10")
@@ -37,22 +37,38 @@ class Lost(JobError):
     """The connection failed or fell silent; the device may still be running."""
 
 
-class Connection(Protocol):
-    """Connection that knows when its device last answered (`time.monotonic()`)."""
+class Connection:
+    """Connection with the time of its device's last answer (`time.monotonic()`)."""
 
-    heard: float
+    def __init__(self) -> None:
+        self.answered_at = time.monotonic()
+
+    def retry(self, progress: Progress, do: Callable[..., T], *arguments: Any) -> T:
+        """Return what the call returns; repeat it while it raises Lost, until RETRY_LIMIT_S without an answer."""
+        failing, pause = None, 1.0
+        while True:
+            try:
+                return do(*arguments)
+            except Lost as lost:
+                if failing is None or self.answered_at > failing:
+                    failing, pause = time.monotonic(), 1.0
+                if time.monotonic() - failing + pause > RETRY_LIMIT_S:
+                    raise
+                progress(f"{lost}; trying again")
+                time.sleep(pause)
+                pause = min(2 * pause, 15.0)
 
 
-class Ssh:
+class Ssh(Connection):
     """Machine that ssh reaches without asking for a password, and the runner on it."""
 
     def __init__(self, device: Device, python: str = "python3", config: Path | None = None) -> None:
+        super().__init__()
         self._command = ["ssh", "-T", "-a", "-x", *(part for option in _OPTIONS for part in ("-o", option))]
         self._command += ["-F", str(config)] if config else []
         self._command += ["--", device.address]
         self._python = python
         self._runner = ""
-        self.heard = time.monotonic()
 
     def install(self, runner: bytes) -> None:
         """Copy the runner to the device unless it is there. Raises JobError, or Lost without a connection."""
@@ -80,12 +96,11 @@ class Ssh:
         try:
             while code is None:
                 with _time_limit(process, SILENCE_S):
-                    line = process.stdout.readline(ANSWER_LIMIT)
+                    line = process.stdout.readline(ANSWER_LIMIT + 1)
                     code = None if line else process.wait()
-                if len(line) == ANSWER_LIMIT:
-                    raise JobError(_too_long())
+                _check_size(line)
                 if line.startswith(ANSWER.encode()) and line.endswith(b"\n"):
-                    self.heard = time.monotonic()
+                    self.answered_at = time.monotonic()
                     yield parse_answer(line[len(ANSWER) :])
         finally:
             process.kill()
@@ -101,7 +116,7 @@ class Ssh:
             if code == _SSH_FAILED:
                 raise Lost(f"ssh: {reason}")
             raise JobError(f"{self._python} on the device: {reason}")
-        self.heard = time.monotonic()
+        self.answered_at = time.monotonic()
         answer = parse_answer(answers[-1][len(ANSWER) :])
         if code:
             raise JobError(printable(answer.get("error")))
@@ -118,8 +133,7 @@ def run(command: Sequence[str], source: IO[bytes] | None, time_limit_s: float) -
     try:
         with _time_limit(process, time_limit_s):
             output = process.stdout.read(ANSWER_LIMIT + 1)
-            if len(output) > ANSWER_LIMIT:
-                raise JobError(_too_long())
+            _check_size(output)
             return output, process.wait()
     finally:
         process.kill()
@@ -149,8 +163,9 @@ def _time_limit(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[
         raise Lost(f"no answer within {seconds:g} s")
 
 
-def _too_long() -> str:
-    return f"the device sent more than {ANSWER_LIMIT >> 20} MB, the limit"
+def _check_size(output: bytes) -> None:
+    if len(output) > ANSWER_LIMIT:
+        raise JobError(f"the device sent more than {ANSWER_LIMIT >> 20} MB, the limit")
 
 
 def parse_answer(text: bytes) -> dict[str, Any]:
@@ -174,19 +189,3 @@ def last_line(output: bytes) -> str:
     """Return the last line that is not empty, printable; "" where there is none."""
     lines = output[-4096:].decode("utf-8", "replace").strip().splitlines()
     return printable(lines[-1]) if lines else ""
-
-
-def patiently(connection: Connection, progress: Progress, do: Callable[..., T], *arguments: Any) -> T:
-    """Return what the call returns; repeat it after each Lost until PATIENCE_S have passed without an answer."""
-    failing, pause = None, 1.0
-    while True:
-        try:
-            return do(*arguments)
-        except Lost as lost:
-            if failing is None or connection.heard > failing:
-                failing, pause = time.monotonic(), 1.0
-            if time.monotonic() - failing + pause > PATIENCE_S:
-                raise
-            progress(f"{lost}; trying again")
-            time.sleep(pause)
-            pause = min(2 * pause, 15.0)
