@@ -66,12 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate_one(model: Path, data: Path, category: str | None, format: str | None, out: Path) -> dict[str, Any]:
-    """Evaluate a bundle (a folder) with its own runtime, or a checkpoint on this process's GPU or the CPU.
-
-    Raises:
-        UsageError: as `evaluate`; the checkpoint has no decision threshold.
-        JobError: as `evaluate`.
-    """
+    """Evaluate a bundle (a folder) with its own runtime, or a checkpoint on this process's GPU or the CPU."""
     from stlm_edge.bundle import open_bundle
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluation import all_gather
@@ -84,22 +79,15 @@ def evaluate_one(model: Path, data: Path, category: str | None, format: str | No
         threshold, size = bundle.manifest.decision_threshold, bundle.manifest.input.size
         return evaluate(bundle.runtime, samples, size, threshold, out, str(model))
     trained = Torch(model, device=all_gather.device())
-    if trained.decision_threshold is None:
-        raise UsageError(f"{model}: has no decision threshold; train it to the end")
     return evaluate(trained, samples, trained.size, trained.decision_threshold, out, str(model))
 
 
 def evaluate_all(runs: Path, data: Path, format: str | None, out: Path) -> dict[str, Any]:
     """Evaluate `runs/<category>/checkpoint.safetensors` for each category into `out/<category>`.
 
-    Returns:
-        The content of `out/metrics.json`: under `categories` the metrics of each as `evaluate` returns them, without
-        `scores`; under `mean` the mean over the categories of each of COLUMNS, None where a category has none; and
-        `source`.
-
-    Raises:
-        UsageError: as `evaluate`; for a missing checkpoint or malformed data, before the first category is evaluated.
-        JobError: as `evaluate`.
+    Returns the content of `out/metrics.json`: `source`, the metrics of each of `categories` as `evaluate` returns them,
+    without `scores`, and the `mean` of each of COLUMNS, None where a category has none. Raises as `evaluate`; for a
+    missing checkpoint or malformed data before the first category is evaluated.
     """
     from stlm_edge.data.datasets import test_samples
     from stlm_edge.evaluation import all_gather

@@ -45,9 +45,9 @@ def number(kind: Callable[[str], Any], minimum: float, maximum: float = math.inf
 
 
 @contextlib.contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
+def needs_extra(extra: str, needed_by: str = "this command") -> Iterator[None]:
     """Turn a missing package into a UsageError that names the extra which installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UsageError(f'this command needs {error.name}: pip install "stlm-edge[{extra}]"') from None
+        raise UsageError(f'{needed_by} needs {error.name}: pip install "stlm-edge[{extra}]"') from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stlm_edge import heatmap
 from stlm_edge.bundle import open_bundle
-from stlm_edge.commands.parser import CommandParser
+from stlm_edge.commands.parser import CommandParser, needs_extra
 from stlm_edge.errors import JobError, UsageError, exit_with_one_line
 from stlm_edge.files import replacing
 from stlm_edge.images import is_image, list_images, load, read_image
@@ -67,8 +67,7 @@ def _check(options: argparse.Namespace) -> None:
     folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file; --out expects a folder")
-    sources = [*options.images, options.watch] if options.watch else options.images
-    if folder.resolve() in (Path(source).resolve() for source in sources):
+    if folder.resolve() in (Path(source).resolve() for source in (*options.images, options.watch) if source):
         raise UsageError(f"{folder}: --out holds the images, heatmaps would be taken for images; choose another")
 
 
@@ -139,13 +138,9 @@ def _open(options: argparse.Namespace) -> tuple[Runtime, DecisionThreshold]:
     if options.bundle:
         bundle = open_bundle(options.bundle, threads=options.threads)
         return bundle.runtime, bundle.manifest.decision_threshold
-    try:
+    with needs_extra("train", "--checkpoint"):
         from stlm_edge.runtimes.torch import Torch
-    except ImportError as error:
-        raise UsageError(f'--checkpoint needs {error.name}: pip install "stlm-edge[train]"') from None
     trained = Torch(options.checkpoint, options.threads)
-    if trained.decision_threshold is None:
-        raise UsageError(f"{options.checkpoint}: has no decision threshold; finish its training")
     return trained, trained.decision_threshold
 
 

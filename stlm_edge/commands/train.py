@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         path = train(job, options.out, options.resume)
         threshold = checkpoint.load(path).decision_threshold
-        assert threshold is not None
         if options.json:
             trained = {"checkpoint": str(path), "threshold": threshold.value, "images": threshold.images}
             print(json.dumps(trained, indent=2))
@@ -95,16 +94,10 @@ def job_of(options: argparse.Namespace) -> "Job":
 
 
 def train_all(job: "Job", out: Path, resume: bool = False) -> dict[str, Path]:
-    """Train a model for each category into `out/<category>`.
+    """Train a model for each category into `out/<category>`; return the path of each one's checkpoint.
 
-    With `resume`, finished categories are left alone and the interrupted one is continued.
-
-    Returns:
-        The path of each category's checkpoint.
-
-    Raises:
-        UsageError: as `train`; for unusable data or an unusable `out`, before the first category is trained.
-        JobError: as `train`.
+    With `resume`, finished categories are left alone and the interrupted one is continued. Raises as `train`; for
+    unusable data or an unusable `out` before the first category is trained.
     """
     from stlm_edge.data.datasets import training_samples
     from stlm_edge.evaluation import all_gather
