@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from tiny import tiny_image
 from stlm_edge import heatmap
 from stlm_edge.bench.percentiles import early_stopping, percentile
 from stlm_edge.bundle.golden import GoldenCandidate
-from stlm_edge.bundle.manifest import MANIFEST, schema
+from stlm_edge.bundle.manifest import MANIFEST
 from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.images import resize
 from stlm_edge.threshold import DecisionThreshold
 from stlm_edge.verdict import score_of_map
 
 Ask = Callable[[list[dict]], list[dict]]
+SCHEMA = json.loads(resources.files("stlm_edge").joinpath("schemas/manifest-1.schema.json").read_text("utf-8"))
 
 
 def text(data: bytes) -> str:
@@ -167,7 +169,7 @@ def test_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: Pa
         "8000000 are allowed": changed(manifest, "files", 1, "bytes", to=9_000_000),
         "too large a number": intact.replace('"flops": null', '"flops": 1e999'),
     }
-    tasks = [{"task": "manifest", "text": each, "schema": schema()} for each in (intact, *wrong.values())]
+    tasks = [{"task": "manifest", "text": each, "schema": SCHEMA} for each in (intact, *wrong.values())]
     first, *answers = in_node(tasks)
     assert first == {"answer": 1}
     for words, answer in zip(wrong, answers, strict=True):
@@ -177,7 +179,7 @@ def test_manifest_is_read_as_strictly_as_in_python(in_node: Ask, tiny_bundle: Pa
 
 def test_problem_is_reported_without_access_to_caches(in_node: Ask, tiny_bundle: Path) -> None:
     wrong = changed(json.loads((tiny_bundle / MANIFEST).read_text()), "verdict_delta", to=0.5)
-    (answer,) = in_node([{"task": "opened", "text": wrong, "schema": schema()}])
+    (answer,) = in_node([{"task": "opened", "text": wrong, "schema": SCHEMA}])
     assert "verdict_delta" in answer["problem"]
 
 
@@ -189,7 +191,7 @@ def test_damaged_manifests_never_raise_unexpected_errors(in_node: Ask, tiny_bund
         letters = list(intact)
         for at in rng.integers(0, len(letters), 3):
             letters[at] = chr(rng.integers(32, 127))
-        tasks.append({"task": "manifest", "text": "".join(letters), "schema": schema()})
+        tasks.append({"task": "manifest", "text": "".join(letters), "schema": SCHEMA})
     answers = in_node(tasks)
     assert sum("problem" in answer for answer in answers) > 200
 
