@@ -24,28 +24,18 @@ _ADAPTERS = {
 
 
 class Runtime(abc.ABC):
-    """Something that runs the network on one image.
+    """Something that runs the network on one image."""
 
-    Attributes:
-        name: Name as in manifests.
-        artifact: The file or folder that it runs.
-        size: Side S of the square input, pixels.
-        provider: The requested execution provider or delegate, if there is a choice.
-        failures: The exceptions that `_infer` raises when the runtime fails.
-    """
-
-    name: str
-    artifact: Any
-    size: int
-    provider: str | None = None
-    failures: ClassVar[tuple[type[Exception], ...]] = ()
+    name: str  # as in manifests
+    artifact: Any  # the file or folder that it runs
+    size: int  # side S of the square input, pixels
+    provider: str | None = None  # the execution provider or delegate, if there is a choice
+    failures: ClassVar[tuple[type[Exception], ...]] = ()  # what `_infer` raises when the runtime fails
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the anomaly map, float32 S×S, and the score of an RGB image, uint8 S×S×3.
 
-        Raises:
-            ValueError: The image has another shape or type.
-            JobError: The runtime fails, or its output is not finite.
+        Raises JobError when the runtime fails, or its output is not finite.
         """
         if image.shape != (self.size, self.size, 3) or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {self.size}×{self.size}×3, found {image.dtype} {image.shape}")
@@ -68,25 +58,17 @@ class Runtime(abc.ABC):
 
 
 def name_here(name: str) -> str:
-    """Return what runs the named runtime's artifacts on this machine.
-
-    Without Core ML that is the MIL evaluator; outside a browser, onnxruntime.
-    """
+    """Return what runs the named runtime's artifacts here, where there may be no Core ML and is no browser."""
     if name == "coreml" and sys.platform != "darwin":
         return "mil-evaluator"
     return "onnxruntime" if name == "onnxruntime-web" else name
 
 
 def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runtime:
-    """Load an artifact into the named runtime.
+    """Load an artifact into the named runtime; "onnxruntime/cuda" names an execution provider, too.
 
-    Args:
-        name: Name as in manifests; "onnxruntime/cuda" names an execution provider, too.
-        artifact: The file or folder to run.
-        threads: Number of threads; None for one per physical core.
-
-    Raises:
-        UsageError: The runtime is unknown or not installed, or the artifact does not suit it.
+    `threads` None is one per physical core. Raises UsageError when the runtime is unknown or not installed, or the
+    artifact does not suit it.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: found {threads}, expected at least 1")
@@ -99,22 +81,23 @@ def open_runtime(name: str, artifact: Path, threads: int | None = None) -> Runti
 
 
 def check_tensors(artifact: str | Path, tensors: Sequence[tuple[str, str, Any]], *contracts: str) -> int:
-    """Check a graph's inputs and outputs, and return the side S of its input in pixels.
+    """Check the name, type and shape of a graph's inputs and outputs, and return the side S of its input in pixels.
 
-    Args:
-        artifact: The file, for the error message.
-        tensors: Name, type and shape of each input and output.
-        contracts: What they may be, such as "image uint8 [1, S, S, 3], anomaly_map float32 [1, 1, S, S]"; the error
-            message names the first one.
-
-    Raises:
-        UsageError: The graph is none of these.
+    Raises UsageError if they match none of the contracts, such as "image uint8 [1, S, S, 3], score float32 [1]".
     """
     found = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in tensors)
     side = re.search(r"\[1, ([1-9]\d*), \1, 3\]", found)
     if not side or found not in (contract.replace("S", side[1]) for contract in contracts):
         raise UsageError(f"{artifact}: unexpected inputs or outputs: found {found[:200]}; expected {contracts[0]}")
     return int(side[1])
+
+
+def import_package(name: str, install: str) -> Any:
+    """Import a runtime's package. Raises UsageError when it is missing, with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"{name} cannot be imported ({error}): {install}") from None
 
 
 def cannot_load(artifact: str | Path, package: str, error: Exception) -> UsageError:

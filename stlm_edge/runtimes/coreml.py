@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stlm_edge.errors import UsageError
 from stlm_edge.formats import coreml
-from stlm_edge.runtimes import Runtime, cannot_load, check_tensors
+from stlm_edge.runtimes import Runtime, cannot_load, check_tensors, import_package
 
 _KINDS = {20: "RGB", 65568: "float32"}  # ColorSpace.RGB, MultiArrayFeatureType.FLOAT32
 
@@ -43,12 +42,9 @@ def import_coremltools() -> Any:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        import coremltools
-    except ImportError as error:
-        raise UsageError(f'{error.name} is not installed: pip install "stlm-edge[export]"') from None
+        return import_package("coremltools", 'pip install "stlm-edge[export]"')
     finally:
         logging.disable(disabled)
-    return coremltools
 
 
 def check_description(artifact: str | Path, description: Any) -> int:

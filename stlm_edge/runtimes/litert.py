@@ -33,9 +33,7 @@ class LiteRT(Runtime):
         self.artifact = artifact
         try:
             with silenced_stderr():
-                self.interpreter = package.Interpreter(
-                    model_path=str(artifact), num_threads=threads or os.cpu_count() or 1
-                )
+                self.interpreter = package.Interpreter(str(artifact), num_threads=threads or os.cpu_count() or 1)
                 self.interpreter.allocate_tensors()
             inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
@@ -56,8 +54,8 @@ class LiteRT(Runtime):
     def placement(self) -> dict[str, int] | None:
         """Return the number of nodes run by XNNPACK and by the interpreter's own kernels, None where it is unknown.
 
-        The interpreter lists the graph's nodes and then the delegates that replaced some of them. A delegate replaced
-        the nodes between its inputs and its outputs.
+        The interpreter lists the graph's nodes and the delegates, each of which replaced those between its inputs and
+        its outputs.
         """
         try:
             listed = self.interpreter._get_ops_details()

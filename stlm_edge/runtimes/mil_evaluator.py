@@ -1,13 +1,10 @@
 """Compute a saved Core ML program with torch, where there is no Core ML: everywhere but on macOS.
 
-coremltools converts and saves on any machine, but predicts on macOS only. To prove every package where it is exported,
-this module reads the *saved* package, weights included, and computes its program operation by operation (MIL, the model
-intermediate language: apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html). Compressed
-weights are decompressed as Core ML does it. Every value that the program declares as fp16 is rounded to it, as are the
-steps inside layer norms and L2 norms, whose squares may overflow; sums are computed in float32. Apple does not document
-what the hardware does with subnormals, fp16 values below 6.1e-5, and many an epsilon and square is one. So there are
-two roundings, which keep subnormals or set them to 0, and a package has to pass with both. The evaluator is a reference
-for what the program means, not for how fast Core ML is, and is never reported as Core ML.
+It reads the *saved* package, weights included, and computes its operations one by one (MIL, the model intermediate
+language: apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html). Every value that the program
+declares as fp16 is rounded to it, as are the steps inside norms, whose squares may overflow; sums are float32. Apple
+does not document what the hardware does with subnormals, fp16 values below 6.1e-5, so there are two roundings, which
+keep them or set them to 0, and a package has to pass with both.
 """
 
 from collections.abc import Callable
@@ -65,10 +62,8 @@ def _matmul(o: Any) -> Tensor:
 def _pad(o: Any) -> Tensor:
     if o.mode != "constant":
         raise NotImplementedError(f"mode {o.mode}")
-    pairs = [
-        o.pad[i : i + 2] for i in range(0, len(o.pad), 2)
-    ]  # before and after, first axis first; last axis first in torch
-    return F.pad(o.x, [amount for pair in reversed(pairs) for amount in pair], value=o.constant_val)
+    last_axis_first = np.reshape(o.pad, (-1, 2))[::-1]  # before and after, first axis first in MIL
+    return F.pad(o.x, last_axis_first.ravel().tolist(), value=o.constant_val)
 
 
 def _slice_by_index(o: Any) -> Tensor:
@@ -144,26 +139,18 @@ class Name(str):
 
 
 class Step(NamedTuple):
-    """An operation of the program.
+    """An operation of the program."""
 
-    Attributes:
-        kind: The operation's name in MIL.
-        arguments: Values, or the `Name`s of earlier results.
-        results: Name and type of each result.
-        done_with: Names that no later step needs.
-    """
-
-    kind: str
-    arguments: dict[str, Any]
-    results: list[tuple[str, str]]
-    done_with: list[str]
+    kind: str  # the operation's name in MIL
+    arguments: dict[str, Any]  # values, or the `Name`s of earlier results
+    results: list[tuple[str, str]]  # name and type of each
+    done_with: list[str]  # names that no later step needs
 
 
 class MilEvaluator(Runtime):
-    """A saved `.mlpackage`, computed by torch.
+    """A saved `.mlpackage`, computed by torch; `rounded` rounds what is declared as fp16.
 
-    `rounded` rounds a value that is declared as fp16. Raises UsageError when coremltools is missing, or the package has
-    other inputs or outputs or an operation that is not in OPERATIONS.
+    Raises UsageError when coremltools is missing, or the package has other inputs or outputs or unknown operations.
     """
 
     failures = (FloatingPointError,)
@@ -204,9 +191,7 @@ def compute(
 ) -> dict[str, Tensor]:
     """Compute a program from its inputs, and return its outputs and other values that no step is done with.
 
-    Raises:
-        FloatingPointError: A value in a step or its result is not finite.
-        NotImplementedError: A step has arguments that are not supported.
+    Raises FloatingPointError for a value that is not finite, NotImplementedError for unsupported arguments.
     """
     values = dict(values)
     for step in steps:
@@ -259,9 +244,7 @@ def read_program(package: Path, rounded: Callable[[Tensor], Tensor] = to_fp16) -
             "export again"
         ) from None
     size = check_description(package, model.description)
-    unknown = sorted({o.op_type for o in operations} - OPERATIONS.keys() - {"const"})
-    unknown = [kind for kind in unknown if not kind.startswith("constexpr_")]
-    if unknown:
+    if unknown := sorted({o.op_type for o in operations if not _is_constant(o)} - OPERATIONS.keys()):
         raise _unknown(package, ", ".join(unknown))
     return size, _steps(operations, {"anomaly_map", "score"}, rounded)
 
@@ -275,25 +258,21 @@ def _unknown(artifact: str | Path, operations: str) -> UsageError:
 
 def _steps(operations: list[Any], outputs: set[str], rounded: Callable[[Tensor], Tensor]) -> list[Step]:
     constants: dict[Any, Any] = {}
-    for operation in operations:
-        if operation.op_type.startswith("constexpr_"):
-            constants[operation.outputs[0]] = _constant(operation.materialized_val_inference(), rounded)
+    steps = []
 
     def argument(var: Any) -> Any:
         if isinstance(var, (list, tuple)):
             return [argument(part) for part in var]
-        if var in constants:
-            return constants[var]
-        if var.op is not None and var.op.op_type == "const":
-            return constants.setdefault(var, _constant(var.val, rounded))
-        return Name(var.name)
+        return constants[var] if var in constants else Name(var.name)
 
-    steps = []
     for operation in operations:
-        if operation.op_type == "const" or operation.op_type.startswith("constexpr_"):
+        if _is_constant(operation):
+            (var,) = operation.outputs
+            value = var.val if operation.op_type == "const" else operation.materialized_val_inference()
+            constants[var] = _constant(value, rounded)
             continue
         arguments = {name: argument(var) for name, var in operation.inputs.items()}
-        results = [(var.name, _kind(var)) for var in operation.outputs]
+        results = [(var.name, getattr(var.dtype, "__name__", str(var.dtype))) for var in operation.outputs]
         steps.append(Step(operation.op_type, arguments, results, []))
     needed = set(outputs)
     for step in reversed(steps):
@@ -304,15 +283,15 @@ def _steps(operations: list[Any], outputs: set[str], rounded: Callable[[Tensor],
     return steps
 
 
+def _is_constant(operation: Any) -> bool:
+    return operation.op_type == "const" or operation.op_type.startswith("constexpr_")
+
+
 def _constant(value: Any, rounded: Callable[[Tensor], Tensor]) -> Any:
-    """Return a float tensor in float32, rounded if fp16, and anything else as a Python number, text or list."""
+    """Return floats in float32, rounded if fp16, and anything else as a Python number, text or list."""
     array = np.asarray(value)
     if array.dtype.kind != "f":
         return array.tolist()
     tensor = torch.tensor(array.astype(np.float32))
     tensor = rounded(tensor) if array.dtype == np.float16 else tensor
     return tensor if array.ndim else tensor.item()
-
-
-def _kind(var: Any) -> str:
-    return var.dtype.__name__ if hasattr(var.dtype, "__name__") else str(var.dtype)

@@ -10,32 +10,27 @@ import numpy as np
 
 from stlm_edge.errors import UsageError
 from stlm_edge.formats.onnx import check_self_contained
-from stlm_edge.runtimes import Runtime, cannot_load, check_tensors
+from stlm_edge.runtimes import Runtime, cannot_load, check_tensors, import_package
 
 PROVIDER = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
 _REMOTE = {"AzureExecutionProvider"}  # runs nothing on this machine
 _MAP = "anomaly_map tensor(float) [1, 1, S, S]"
-_MAP_SCORE = f"{_MAP}, score tensor(float) [1]"
 _IMAGES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
 class OnnxRuntime(Runtime):
     """An ONNX file, whose graph may leave the score to be computed from the map.
 
-    `provider` is the execution provider to use, in short as "cuda"; nodes that it does not support run on the CPU (see
-    `placement`). Raises UsageError when onnxruntime or the provider is missing, or the file cannot be loaded or has
-    other inputs or outputs.
+    `provider` is the execution provider, in short as "cuda"; nodes that it does not support run on the CPU. Raises
+    UsageError when onnxruntime or the provider is missing, or the file cannot be loaded or has other inputs or outputs.
     """
 
     name = "onnxruntime"
     failures = (Exception,)  # onnxruntime's exceptions have no common base
 
     def __init__(self, artifact: str | Path, threads: int | None = None, provider: str = "cpu") -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UsageError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from None
+        onnxruntime = import_package("onnxruntime", "pip install onnxruntime")
         check_self_contained(artifact)
         package = f"onnxruntime {onnxruntime.__version__}"
         available = {name.removesuffix(_SUFFIX).lower(): name for name in onnxruntime.get_available_providers()}
@@ -55,20 +50,20 @@ class OnnxRuntime(Runtime):
             )
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         tensors = [(node.name, node.type, node.shape) for node in [*inputs, *outputs]]
-        contracts = [f"image {kind} [1, S, S, 3], {outputs}" for kind in _IMAGES for outputs in (_MAP_SCORE, _MAP)]
+        score = ", score tensor(float) [1]"
+        contracts = [f"image {kind} [1, S, S, 3], {_MAP}{optional}" for kind in _IMAGES for optional in (score, "")]
         self.size = check_tensors(artifact, tensors, *contracts)
         self._dtype = _IMAGES[inputs[0].type]
 
     def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
-        outputs = self.session.run(None, {"image": image[None].astype(self._dtype, copy=False)})
+        outputs = self.session.run(None, self._inputs(image))
         return outputs[0][0, 0], outputs[1][0] if len(outputs) == 2 else None
 
     def placement(self) -> dict[str, int]:
         """Return the number of nodes that each execution provider ran, in a profiled session of its own."""
         events = self.profile(np.zeros((self.size, self.size, 3), np.uint8), 1)
-        providers = {
-            event["args"]["node_index"]: event["args"]["provider"] for event in events if "provider" in event["args"]
-        }
+        arguments = [event["args"] for event in events]
+        providers = {each["node_index"]: each["provider"] for each in arguments if "provider" in each}
         return dict(Counter(providers.values()))
 
     def profile(self, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
@@ -76,8 +71,11 @@ class OnnxRuntime(Runtime):
         with tempfile.TemporaryDirectory() as folder:
             session = self._session(profile=f"{folder}/profile")
             for _ in range(runs):
-                session.run(None, {"image": image[None].astype(self._dtype, copy=False)})
+                session.run(None, self._inputs(image))
             return json.loads(Path(session.end_profiling()).read_text("utf-8"))
+
+    def _inputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image[None].astype(self._dtype, copy=False)}
 
     def _session(self, profile: str | None = None) -> Any:
         import onnxruntime
@@ -94,10 +92,7 @@ class OnnxRuntime(Runtime):
 
 
 def runtime_names() -> list[str]:
-    """Return a runtime name for each execution provider of this machine, such as onnxruntime/cuda.
-
-    The CPU's name is onnxruntime. Providers that run nothing on this machine are left out.
-    """
+    """Return onnxruntime, for the CPU, and a name such as onnxruntime/cuda for each other provider of this machine."""
     import onnxruntime
 
     others = [name for name in onnxruntime.get_available_providers() if name not in _REMOTE | {PROVIDER}]

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stlm_edge.errors import UsageError
 from stlm_edge.formats.onnx import check_self_contained
 from stlm_edge.formats.openvino import GRAPH, check_files
-from stlm_edge.runtimes import Runtime, cannot_load, check_tensors
+from stlm_edge.runtimes import Runtime, cannot_load, check_tensors, import_package
 
 
 class OpenVINO(Runtime):
@@ -43,17 +42,12 @@ class OpenVINO(Runtime):
                 self.model = openvino.Core().compile_model(str(graph), "CPU", options)
         except RuntimeError as error:
             raise cannot_load(artifact, f"openvino {openvino.__version__}", error) from None
-        tensors = [
-            (
-                "/".join(sorted(port.get_names())),
-                port.element_type.get_type_name(),
-                str(port.partial_shape).replace(",", ", "),
-            )
-            for port in [*self.model.inputs, *self.model.outputs]
-        ]
-        self.size = check_tensors(
-            artifact, tensors, "image u8 [1, S, S, 3], anomaly_map f32 [1, 1, S, S], score f32 [1]"
-        )
+        tensors = []
+        for port in [*self.model.inputs, *self.model.outputs]:
+            shape = str(port.partial_shape).replace(",", ", ")
+            tensors.append(("/".join(sorted(port.get_names())), port.element_type.get_type_name(), shape))
+        contract = "image u8 [1, S, S, 3], anomaly_map f32 [1, 1, S, S], score f32 [1]"
+        self.size = check_tensors(artifact, tensors, contract)
 
     def _infer(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         outputs = self.model([np.ascontiguousarray(image)[None]])
@@ -75,26 +69,20 @@ class _SignalStack(ctypes.Structure):
 def _signal_stack_kept() -> Iterator[None]:
     """Restore the thread's alternate signal stack after a model was compiled.
 
-    OpenVINO 2026.4 gives every model its own stack and, when the model is deleted, restores the one it had found. When
-    two models are deleted in the order of their creation that one is freed memory, and the next signal kills the
-    process.
+    OpenVINO 2026.4 gives every model its own stack, and restores the previous one when the model is deleted. When two
+    models are deleted in the order of their creation, that is freed memory: the next signal kills the process.
     """
-    if sys.platform != "linux":
-        yield
-        return
-    libc, before = ctypes.CDLL(None), _SignalStack()
-    libc.sigaltstack(None, ctypes.byref(before))
+    libc, before = ctypes.CDLL(None) if sys.platform == "linux" else None, _SignalStack()
+    if libc:
+        libc.sigaltstack(None, ctypes.byref(before))
     try:
         yield
     finally:
-        libc.sigaltstack(ctypes.byref(before), None)
+        if libc:
+            libc.sigaltstack(ctypes.byref(before), None)
 
 
 def import_openvino() -> Any:
     """Import openvino without its telemetry. Raises UsageError when it is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    try:
-        import openvino
-    except ImportError as error:
-        raise UsageError(f"openvino cannot be imported ({error}): pip install openvino") from None
-    return openvino
+    return import_package("openvino", "pip install openvino")

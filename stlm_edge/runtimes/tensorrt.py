@@ -1,8 +1,7 @@
 """Run a TensorRT engine.
 
-Needs TensorRT's Python package and libcudart. Written against the documented API (docs.nvidia.com/deeplearning/
-tensorrt, Python API 10.3 and 11.4; CUDA Runtime API) and tested against a test double that has those calls and no
-others; it has not run on a GPU yet.
+Written against the documented API (docs.nvidia.com/deeplearning/tensorrt, Python API 10.3 and 11.4; CUDA Runtime API)
+and tested against a test double of it; it has not run on a GPU yet.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stlm_edge.errors import JobError, UsageError
-from stlm_edge.runtimes import Runtime, check_tensors
+from stlm_edge.runtimes import Runtime, check_tensors, import_package
 
 _LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
 _PACKAGED = ("*/lib/libcudart.so.*", "*/bin/cudart64_*.dll", "*/bin/*/cudart64_*.dll")
@@ -120,13 +119,11 @@ class Cuda:
 
     def gpu(self) -> str:
         """Return compute capability and number of multiprocessors of the first GPU, such as sm87x16."""
-        return "sm{}{}x{}".format(*(self._attribute(number) for number in (75, 76, 16)))
-
-    def _attribute(self, number: int) -> int:
-        """Return a cudaDeviceAttr: 75 and 76 are the parts of the compute capability, 16 the multiprocessors."""
-        value = ctypes.c_int()
-        self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(number), ctypes.c_int(0))
-        return value.value
+        attributes = (ctypes.c_int * 3)()
+        for index, number in enumerate((75, 76, 16)):  # cudaDeviceAttr: capability, major and minor; multiprocessors
+            value = ctypes.byref(attributes, index * ctypes.sizeof(ctypes.c_int))
+            self._call("cudaDeviceGetAttribute", value, ctypes.c_int(number), ctypes.c_int(0))
+        return "sm{}{}x{}".format(*attributes)
 
     def _call(self, function: str, *arguments: Any) -> None:
         if error := getattr(self._library, function)(*arguments):
@@ -140,14 +137,8 @@ class Cuda:
 
 def import_tensorrt() -> Any:
     """Import tensorrt. Raises UsageError when it is missing."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise UsageError(
-            f"tensorrt cannot be imported ({error}); on a Jetson it comes with JetPack 6.1 or newer (a virtual "
-            "environment needs --system-site-packages), elsewhere: pip install tensorrt"
-        ) from None
-    return tensorrt
+    jetpack = "on a Jetson install JetPack 6.1 or newer (a virtual environment needs --system-site-packages)"
+    return import_package("tensorrt", f"{jetpack}, elsewhere pip install tensorrt")
 
 
 def _load_cudart() -> Any:

@@ -10,11 +10,7 @@ from stlm_edge.runtimes import Runtime
 
 
 class Torch(Runtime):
-    """A checkpoint in float32.
-
-    The reference is the CPU; another device, such as "cuda:0", differs from it by its own rounding. Raises UsageError
-    for a file that is not a checkpoint.
-    """
+    """A checkpoint in float32; the CPU is the reference. Raises UsageError for a file that is not a checkpoint."""
 
     name = "torch"
 
