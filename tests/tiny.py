@@ -113,6 +113,8 @@ def write_tiny_bundle(folder: Path, size: int = TINY_SIZE, precision: str = "fp3
         "provenance": {"recipe": "tiny", "seed": 0},
         "tool_versions": {"stlm-edge": "0.1.0"},
         "parameters": 0,
+        "flops": None,
+        "parity_loss_allowed": False,
     }
     write_bundle(folder, artifact, golden, **(fields | options))
     artifact.unlink()

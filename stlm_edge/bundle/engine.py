@@ -1,12 +1,8 @@
 """TensorRT engines, built from a bundle's typed ONNX file on the device itself and kept there.
 
-An engine suits only the GPU, TensorRT and driver that built it, so the bundle carries ONNX, and the engine is kept
-beside the bundle in `<bundle>.engines/`, named after the GPU, both versions and the ONNX file's sha256. An engine is
-machine code: whoever can write to that folder can run code here.
-
-Needs TensorRT ≥ 10.3 (JetPack 6.1 on, desktop up to 11). The network is strongly typed: the file's types decide
-precision, no builder flag does. Written against the documented API (docs.nvidia.com/deeplearning/tensorrt, Python API
-10.3 and 11.4) and tested against a test double of it; it has not run on a GPU yet.
+An engine suits only the GPU, TensorRT and driver that built it, and is kept beside the bundle in `<bundle>.engines/`.
+It is machine code: whoever can write to that folder can run code here. The network is strongly typed: the ONNX file's
+types decide precision. Tested against a test double of TensorRT's documented API; it has not run on a GPU yet.
 """
 
 import re
@@ -19,6 +15,7 @@ from stlm_edge.formats.onnx import check_self_contained
 from stlm_edge.runtimes.tensorrt import Cuda, import_tensorrt
 
 OLDEST = (10, 3)
+TRTEXEC = "trtexec --onnx=model.onnx --stronglyTyped --saveEngine=model.engine"  # builds the same engine without Python
 _DRIVER_FILES = {  # JetPack's driver is part of its Linux
     Path("/proc/driver/nvidia/version"): r"\b\d+\.\d+(\.\d+)?\b",
     Path("/etc/nv_tegra_release"): r"R\d+.*?REVISION: [\d.]+",
@@ -36,9 +33,8 @@ class Device(NamedTuple):
 def engine_for(artifact: Path) -> Path:
     """Return the engine of an ONNX file for this device, built first if none is kept, which takes minutes.
 
-    Raises:
-        UsageError: TensorRT or CUDA is missing or too old, or the ONNX file has weights in other files.
-        JobError: TensorRT rejects the file, or the engine cannot be written.
+    Raises UsageError when TensorRT or CUDA is missing or too old, JobError when TensorRT rejects the file or the engine
+    cannot be written.
     """
     check_self_contained(artifact)
     trt = import_tensorrt()
@@ -80,18 +76,13 @@ def build(artifact: Path, trt: Any) -> bytes:
     return bytes(engine)
 
 
-def trtexec_line(artifact: str = "model.onnx") -> str:
-    """Return the command that builds the same engine without Python."""
-    return f"trtexec --onnx={artifact} --stronglyTyped --saveEngine={Path(artifact).stem}.engine"
-
-
 def check_version(version: str) -> None:
     """Raise UsageError for a TensorRT before 10.3."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
         raise UsageError(
-            f"TensorRT {version}: expected 10.3 or newer; 8.x (JetPack 5 and 6.0) has no strongly typed networks that "
-            "keep these types, reads ONNX up to opset 17 and has no Gelu; update to JetPack 6.1, or run a cpu bundle"
+            f"TensorRT {version}: expected 10.3 or newer; 8.x (JetPack 5 and 6.0) cannot keep these types and has no "
+            "Gelu; update to JetPack 6.1, or run a cpu bundle"
         )
 
 

@@ -1,11 +1,11 @@
-"""Golden images: a few real images with the trained model's outputs, by which any runtime can prove itself anywhere.
+"""Golden images: a few real images with the trained model's float32 maps and scores, to check any runtime anywhere.
 
-A bundle holds each as a PNG (to check a device's decoding and resizing), resized to S×S×3 (to check the network alone),
-and with the trained model's float32 map and score for it.
+A bundle holds each as a PNG, to check decoding and resizing, and resized to S×S×3, to check the network alone.
 """
 
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,13 +52,10 @@ class GoldenImage:
 
 
 def select_golden(candidates: Sequence[GoldenCandidate], threshold: float, count: int = 8) -> list[GoldenCandidate]:
-    """Choose `count` images, and return them in the order of their scores.
+    """Choose the images nearest to the threshold and farthest from it, on both sides and of both kinds.
 
-    Chosen are the images nearest to the threshold and farthest from it: below and above it, and of the normal and the
-    anomalous ones. The choice depends on names and scores alone.
-
-    Raises:
-        JobError: There are fewer than `count` candidates, or none normal, or none anomalous.
+    Returns `count` images in the order of their scores; the choice depends on names and scores alone. Raises JobError
+    when there are fewer candidates, or none normal, or none anomalous.
     """
     normal = sum(not candidate.anomalous for candidate in candidates)
     if len(candidates) < count or normal in (0, len(candidates)):
@@ -68,16 +65,17 @@ def select_golden(candidates: Sequence[GoldenCandidate], threshold: float, count
         )
     ranked = sorted(candidates, key=lambda candidate: (abs(candidate.score - threshold), candidate.name))
     groups = [
-        [candidate for candidate in ranked if is_anomalous(candidate.score, threshold) == side]
-        for side in (False, True)
-    ] + [[candidate for candidate in ranked if candidate.anomalous == label] for label in (False, True)]
+        [candidate for candidate in ranked if not is_anomalous(candidate.score, threshold)],
+        [candidate for candidate in ranked if is_anomalous(candidate.score, threshold)],
+        [candidate for candidate in ranked if not candidate.anomalous],
+        [candidate for candidate in ranked if candidate.anomalous],
+    ]
     chosen: list[GoldenCandidate] = []
-    while len(chosen) < count:
-        for group in groups:
-            for end in (0, -1):
-                free = [candidate for candidate in group if candidate not in chosen]
-                if free and len(chosen) < count:
-                    chosen.append(free[end])
+    for group, end in itertools.cycle(itertools.product(groups, (0, -1))):
+        if len(chosen) == count:
+            break
+        if free := [candidate for candidate in group if candidate not in chosen]:
+            chosen.append(free[end])
     return sorted(chosen, key=lambda candidate: (candidate.score, candidate.name))
 
 
@@ -86,8 +84,7 @@ def fit_golden(
 ) -> list[GoldenCandidate]:
     """Shrink images until each has at most MAX_IMAGE_PIXELS and all files together at most MAX_GOLDEN_BYTES.
 
-    `run`, the trained model, computes the outputs of shrunk images again. Raises JobError when even the smallest images
-    do not fit.
+    `run`, the trained model, computes their outputs again. Raises JobError when even the smallest images do not fit.
     """
     limit = float(min(MAX_IMAGE_PIXELS, max(each.image.width * each.image.height for each in chosen)))
     while True:
@@ -110,11 +107,7 @@ def fit_golden(
 
 
 def encode(candidates: Sequence[GoldenCandidate]) -> tuple[tuple[Golden, ...], dict[str, bytes]]:
-    """Return the manifest's entries, and the content of each file by its path in the bundle.
-
-    Raises:
-        ValueError: A tensor is not what `images.load` returns for its image.
-    """
+    """Return the manifest's entries, and the content of each file by its path in the bundle."""
     entries, files = [], {}
     raw = sum(candidate.tensor.nbytes for candidate in candidates) <= _MAX_RAW_TENSOR_BYTES
     for number, candidate in enumerate(candidates, 1):
@@ -149,17 +142,9 @@ def decode(entry: Golden, folder: Path, read: Callable[[str], bytes]) -> GoldenI
         tensor = _read_png(data, folder / entry.tensor.file, side=entry.tensor.shape[0])
     else:
         tensor = np.frombuffer(data, np.uint8).reshape(entry.tensor.shape)
-    sampled = np.frombuffer(read(entry.map.file), "<f4").reshape(entry.map.shape).astype(np.float32)
-    return GoldenImage(
-        name=entry.name,
-        anomalous=entry.anomalous,
-        image_path=folder / entry.image,
-        tensor=tensor,
-        map=sampled,
-        stride=entry.map.stride,
-        offset=entry.map.offset,
-        score=entry.score,
-    )
+    path, sampled = folder / entry.image, entry.map
+    values = np.frombuffer(read(sampled.file), "<f4").reshape(sampled.shape).astype(np.float32)
+    return GoldenImage(entry.name, entry.anomalous, path, tensor, values, sampled.stride, sampled.offset, entry.score)
 
 
 def _shrink(candidate: GoldenCandidate, limit: float) -> GoldenCandidate:

@@ -1,7 +1,7 @@
 """`manifest.json`: everything a device needs to know of a bundle, as frozen dataclasses that are read strictly.
 
-`format_version` is a whole number, and a release reads exactly the versions in FORMAT_VERSIONS. A field that is added,
-removed or changes its meaning makes a new version. The JSON Schema of each version is in `stlm_edge/schemas/`.
+A field that is added, removed or changes its meaning makes a new `format_version`. The JSON Schema of each version is
+in `stlm_edge/schemas/`.
 """
 
 import math
@@ -22,7 +22,7 @@ MAX_SIZE = 4096
 MAX_GOLDEN_BYTES = 8_000_000
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}"
 
-Word = Annotated[str, Pattern(r"[A-Za-z0-9_][A-Za-z0-9._\-]{0,99}", "letters, digits, '.', '_' and '-'")]
+Word = Annotated[str, Pattern(_PART, "letters, digits, '.', '_' and '-'")]
 FilePath = Annotated[
     str, Pattern(rf"{_PART}(/{_PART}){{0,4}}", "a plain path inside the bundle such as 'golden/01.png'")
 ]
@@ -152,28 +152,25 @@ class Manifest:
     def __post_init__(self) -> None:
         listed = {file.path: file.bytes for file in self.files}
         if len({path.casefold() for path in listed} | {MANIFEST}) != len(self.files) + 1:
-            raise _contradiction("files", "a path is listed twice, or the manifest itself is")
+            raise ValueError("files: a path is listed twice, or the manifest itself is")
         side = self.input.size
         if side % 32:
-            raise _contradiction("input.size", f"found {side}, expected a multiple of 32")
+            raise ValueError(f"input.size: found {side}, expected a multiple of 32")
         if self.outputs.anomaly_map.shape != (1, 1, side, side):
-            raise _contradiction("outputs.anomaly_map.shape", f"expected [1, 1, {side}, {side}]")
+            raise ValueError(f"outputs.anomaly_map.shape: expected [1, 1, {side}, {side}]")
         if not self.artifact_files:
-            raise _contradiction("artifact", f"{self.artifact} is not in files")
+            raise ValueError(f"artifact: {self.artifact} is not in files")
         for name in ("decision_threshold", "exported_threshold"):
-            decision_threshold: DecisionThreshold = getattr(self, name)
-            if (
-                decision_threshold.value < decision_threshold.median_score
-                or decision_threshold.map_high < decision_threshold.map_low
-            ):
-                raise _contradiction(name, "value < median_score, or map_high < map_low")
+            chosen: DecisionThreshold = getattr(self, name)
+            if chosen.value < chosen.median_score or chosen.map_high < chosen.map_low:
+                raise ValueError(f"{name}: value < median_score, or map_high < map_low")
         if not math.isclose(self.verdict_delta, self.decision_threshold.delta, rel_tol=1e-6, abs_tol=1e-12):
-            raise _contradiction("verdict_delta", f"expected {self.decision_threshold.delta!r} of this threshold")
+            raise ValueError(f"verdict_delta: expected {self.decision_threshold.delta!r} of this threshold")
         for index, golden in enumerate(self.golden):
             _check_golden(f"golden[{index}]", golden, side, listed)
         used = {path for g in self.golden for path in (g.image, g.tensor.file, g.map.file)}
         if (total := sum(listed[path] for path in used)) > MAX_GOLDEN_BYTES:
-            raise _contradiction("golden", f"{total} bytes in all, at most {MAX_GOLDEN_BYTES} are allowed")
+            raise ValueError(f"golden: {total} bytes in all, at most {MAX_GOLDEN_BYTES} are allowed")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -189,21 +186,17 @@ def read_manifest(path: Path) -> Manifest:
     return strict_json.read(Manifest, value, str(path))
 
 
-def _contradiction(where: str, problem: str) -> ValueError:
-    return ValueError(f"{where}: {problem}")
-
-
 def _check_golden(where: str, golden: Golden, side: int, listed: dict[str, int]) -> None:
     for path in (golden.image, golden.tensor.file, golden.map.file):
         if path not in listed:
-            raise _contradiction(where, f"{path} is not in files")
+            raise ValueError(f"{where}: {path} is not in files")
     tensor, sampled = golden.tensor, golden.map
     if tensor.shape != (side, side, 3):
-        raise _contradiction(f"{where}.tensor.shape", f"expected [{side}, {side}, 3]")
+        raise ValueError(f"{where}.tensor.shape: expected [{side}, {side}, 3]")
     if tensor.encoding == "raw" and listed[tensor.file] != side * side * 3:
-        raise _contradiction(f"{where}.tensor", f"{listed[tensor.file]} bytes, expected {side * side * 3}")
+        raise ValueError(f"{where}.tensor: {listed[tensor.file]} bytes, expected {side * side * 3}")
     count = len(range(sampled.offset, side, sampled.stride))
     if sampled.shape != (count, count) or not count:
-        raise _contradiction(f"{where}.map.shape", f"expected [{count}, {count}] for its stride and offset")
+        raise ValueError(f"{where}.map.shape: expected [{count}, {count}] for its stride and offset")
     if listed[sampled.file] != count * count * 4:
-        raise _contradiction(f"{where}.map", f"{listed[sampled.file]} bytes, expected {count * count * 4}")
+        raise ValueError(f"{where}.map: {listed[sampled.file]} bytes, expected {count * count * 4}")

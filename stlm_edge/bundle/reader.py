@@ -42,9 +42,8 @@ class Bundle:
     def runtime(self) -> Runtime:
         """The loaded model; for TensorRT its engine, which is built first if none is kept for this device.
 
-        Raises:
-            UsageError: The runtime is missing, or the artifact does not suit it.
-            JobError: TensorRT cannot build the engine.
+        Raises UsageError when the runtime is missing or the artifact does not suit it, JobError when TensorRT cannot
+        build the engine.
         """
         path = self.folder / self.manifest.artifact
         if self._runtime == "tensorrt" and path.suffix == ".onnx":
@@ -59,9 +58,7 @@ class Bundle:
     def predict(self, image: str | Path | Image.Image | np.ndarray) -> Verdict:
         """Return the verdict on an image: a path, a PIL image, or an RGB array uint8 H×W×3.
 
-        Raises:
-            UsageError: The image cannot be read.
-            JobError: The model fails, or its output is not finite.
+        Raises UsageError when the image cannot be read, JobError when the model fails or its output is not finite.
         """
         outputs = self.runtime.run(load(image, self.manifest.input.size))
         return verdict_of(outputs, self.manifest.decision_threshold.value)
@@ -86,12 +83,8 @@ def open_bundle(folder: str | Path, runtime: str | None = None, threads: int | N
     """
     folder = Path(folder)
     if not folder.is_dir():
-        previous = previous_folder(folder)
-        advice = (
-            f"its replacement was interrupted: rename {previous} to {folder.name}"
-            if previous.exists()
-            else "check the path"
-        )
+        interrupted = f"its replacement was interrupted: rename {previous_folder(folder)} to {folder.name}"
+        advice = interrupted if previous_folder(folder).exists() else "check the path"
         raise UsageError(f"{folder}: no such bundle folder; {advice}")
     _check_plain(folder, MANIFEST)
     manifest = read_manifest(folder / MANIFEST)
@@ -139,23 +132,18 @@ def _refuse_unlisted(folder: Path, listed: set[str]) -> None:
 
 def _check_meaning(folder: Path, manifest: Manifest) -> None:
     """Refuse a bundle that this release would silently compute differently than it was made for."""
-    known = [
-        ("input.preprocessing", manifest.input.preprocessing, PREPROCESSING),
-        ("input.sixteen_bit", manifest.input.sixteen_bit, SIXTEEN_BIT),
-        ("score_rule", manifest.score_rule, SCORE_RULE),
+    path, artifact = folder / MANIFEST, folder / manifest.artifact
+    values = [
+        (f"{path}: input.preprocessing", manifest.input.preprocessing, PREPROCESSING),
+        (f"{path}: input.sixteen_bit", manifest.input.sixteen_bit, SIXTEEN_BIT),
+        (f"{path}: score_rule", manifest.score_rule, SCORE_RULE),
     ]
-    for key, found, expected in known:
-        if found != expected:
-            raise UsageError(
-                f"{folder / MANIFEST}: {key}: found {found[:60]!r}, this release expects {expected!r}; export again"
-            )
-    artifact = folder / manifest.artifact
     if (metadata := read_metadata(artifact)) is not None:
         for key, expected in metadata_entries(manifest.exported_threshold, manifest.input.size).items():
-            if (found := metadata.get(key, "nothing")) != expected:
-                raise UsageError(
-                    f"{artifact}: metadata {key}: found {found[:60]!r}, the manifest expects {expected!r}; {_RENEW}"
-                )
+            values.append((f"{artifact}: metadata {key}", metadata.get(key, "nothing"), expected))
+    for name, found, expected in values:
+        if found != expected:
+            raise UsageError(f"{name}: found {found[:60]!r}, expected {expected!r}; export again")
 
 
 def _read_verified(folder: Path, file: ListedFile) -> bytes:

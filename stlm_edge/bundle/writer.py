@@ -22,7 +22,6 @@ from stlm_edge.bundle.manifest import (
     ScoreOutput,
     read_manifest,
 )
-from stlm_edge.bundle.parity import Parity
 from stlm_edge.bundle.reader import CANDIDATES, previous_folder
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing, sha256_of
@@ -38,30 +37,19 @@ def write_bundle(
     artifact: Path,
     golden: Sequence[GoldenCandidate],
     *,
-    target: str,
-    runtime: str,
-    precision: str,
     decision_threshold: DecisionThreshold,
-    parity: Parity,
-    provenance: dict[str, Any],
-    tool_versions: dict[str, str],
-    parameters: int,
-    flops: int | None = None,
     input_dtype: Literal["uint8", "float32"] = "uint8",
     score_output: bool = True,
-    parity_loss_allowed: bool = False,
     force: bool = False,
     candidates: str | None = None,
+    **fields: Any,
 ) -> Manifest:
-    """Write a bundle into a temporary folder beside `folder`, then rename it.
+    """Write a bundle into a temporary folder beside `folder`, then rename it; `force` replaces an existing bundle.
 
-    `artifact`, a file or folder that has its metadata already, is copied as `model` with its own suffix. `force`
-    replaces an existing bundle. `candidates` is JSON of the precision ladder with its times, which are no part of the
-    manifest, so that two exports of one checkpoint are identical. The other arguments are fields of the manifest.
+    `artifact`, a file or folder that has its metadata already, is copied as `model` with its own suffix. `candidates`
+    is JSON of the precision ladder with its times. `fields` are those of the manifest that follow from no argument.
 
-    Raises:
-        UsageError: The folder exists, and may not be replaced.
-        JobError: The bundle cannot be written.
+    Raises UsageError when the folder exists and may not be replaced, JobError when the bundle cannot be written.
     """
     check_writable(folder, force)
     size = len(golden[0].tensor)
@@ -73,28 +61,19 @@ def write_bundle(
         (temporary / "golden").mkdir()
         for path, content in files.items():
             (temporary / path).write_bytes(content)
+        score = ScoreOutput("score") if score_output else None
         manifest = Manifest(
             format_version=1,
-            tool_versions=tool_versions,
-            target=target,
-            runtime=runtime,
-            precision=precision,
             files=tuple(list_file(temporary, path) for path in [*parts, *files]),
             artifact=packed,
             input=Input("image", size, "NHWC", input_dtype, "RGB", PREPROCESSING, SIXTEEN_BIT),
-            outputs=Outputs(
-                MapOutput("anomaly_map", (1, 1, size, size)), ScoreOutput("score") if score_output else None
-            ),
+            outputs=Outputs(MapOutput("anomaly_map", (1, 1, size, size)), score),
             score_rule=SCORE_RULE,
             decision_threshold=decision_threshold,
             exported_threshold=decision_threshold,
             verdict_delta=decision_threshold.delta,
-            provenance=provenance,
-            parameters=parameters,
-            flops=flops,
-            parity=parity,
-            parity_loss_allowed=parity_loss_allowed,
             golden=entries,
+            **fields,
         )
         (temporary / MANIFEST).write_text(dump(manifest), encoding="utf-8")
         if candidates is not None:
@@ -106,8 +85,7 @@ def write_bundle(
 def recalibrate(bundle: Bundle, decision_threshold: DecisionThreshold) -> Manifest:
     """Replace the decision threshold in a bundle's manifest. The artifact keeps the threshold of its export.
 
-    Raises:
-        JobError: The manifest has changed since the bundle was opened, or cannot be written.
+    Raises JobError when the manifest has changed since the bundle was opened, or cannot be written.
     """
     path = bundle.folder / MANIFEST
     manifest = dataclasses.replace(
@@ -133,10 +111,7 @@ def copy_files(source: Path, destination: Path) -> None:
 
 
 def check_writable(folder: Path, force: bool) -> None:
-    """Raise UsageError unless a bundle may be written here.
-
-    It may if the parent is writable and the folder does not exist or, with `force`, is empty or a bundle.
-    """
+    """Raise UsageError unless the parent is writable and the folder is new or, with `force`, empty or a bundle."""
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -172,9 +147,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _flush(path)
+        for path in files_of(temporary):
+            _flush(path)
         if folder.exists():
             if previous.exists():
                 shutil.rmtree(previous)

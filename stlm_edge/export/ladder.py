@@ -96,13 +96,13 @@ def _to_browser(request: ConversionRequest) -> Iterator[Artifact]:
 
 
 def _to_tensorrt(request: ConversionRequest) -> Iterator[Artifact]:
-    from stlm_edge.bundle.engine import trtexec_line
+    from stlm_edge.bundle.engine import TRTEXEC
     from stlm_edge.converters import tensorrt
     from stlm_edge.converters.float32_operators import describe, float32_operators
     from stlm_edge.converters.tensorrt_int8 import activation_ranges
 
     graph = tensorrt.read(_write_onnx(request, request.beside("untyped")))
-    notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {trtexec_line()}")
+    notes = ("no engine was built here: TensorRT builds it on the device", f"without Python there: {TRTEXEC}")
     tensorrt.to_fp32(graph, request.fp32_path, request.decision_threshold)
     yield Artifact("fp32", request.fp32_path, ("onnxruntime",), notes)
     if request.precision == "fp16":

@@ -16,7 +16,7 @@ import pytest
 from tiny import write_tiny_bundle
 
 import stlm_edge
-from stlm_edge.bundle.engine import Device, check_version, engine_for, engine_path, trtexec_line
+from stlm_edge.bundle.engine import Device, check_version, engine_for, engine_path
 from stlm_edge.bundle.parity import compare, problems
 from stlm_edge.commands.build_engine import build_engine, main
 from stlm_edge.errors import JobError, UsageError
@@ -201,7 +201,3 @@ def test_missing_tensorrt_is_reported(tiny_bundle: Path) -> None:
     for use in (engine_for, TensorRT):
         with pytest.raises(UsageError, match=r"tensorrt cannot be imported .* JetPack 6.1 .* pip install tensorrt"):
             use(tiny_bundle / "model.onnx")
-
-
-def test_trtexec_line_is_strongly_typed() -> None:
-    assert trtexec_line() == "trtexec --onnx=model.onnx --stronglyTyped --saveEngine=model.engine"

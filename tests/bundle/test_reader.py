@@ -274,12 +274,12 @@ def test_artifact_of_another_input_size_is_refused_when_loaded(bundle: Path) -> 
 @pytest.mark.parametrize("key", ["preprocessing", "sixteen_bit"])
 def test_bundle_of_another_preprocessing_is_refused(bundle: Path, key: str) -> None:
     edit(bundle, lambda manifest: manifest["input"].update({key: "of the future"}))
-    assert f"input.{key}: found 'of the future', this release expects" in refusal(bundle)
+    assert f"input.{key}: found 'of the future', expected" in refusal(bundle)
 
 
 def test_another_score_rule_is_refused(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest.update(score_rule="maximum"))
-    assert "score_rule: found 'maximum', this release expects 'mean of the 100 highest" in refusal(bundle)
+    assert "score_rule: found 'maximum', expected 'mean of the 100 highest" in refusal(bundle)
 
 
 def test_unknown_runtime_is_refused_when_loaded(bundle: Path) -> None:
