@@ -20,6 +20,8 @@ _GAP, _HEAD, _TEXT = 12, 64, 300
 _PAPER, _PANEL, _INK, _MUTED = (255, 255, 255), (240, 241, 243), (24, 26, 31), (98, 104, 115)
 _WRONG, _RIGHT, _OUTLINE = (176, 42, 30), (20, 110, 80), (60, 255, 150)
 
+_font = ImageFont.load_default
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -103,7 +105,3 @@ def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> st
     """Return the text, or as much of its end as fits, after an ellipsis."""
     ends = (text, *("…" + text[start:] for start in range(1, len(text))))
     return next((end for end in ends if draw.textlength(end, _font(size)) <= width), "…")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

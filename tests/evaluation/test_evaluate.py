@@ -199,7 +199,7 @@ class Broken(RedChannel):
     ("runtime", "message"),
     [
         (Broken(np.full((SIZE, SIZE), np.nan)), "1024 of 1024 values of an anomaly map are not finite"),
-        (Broken(np.zeros((SIZE, SIZE)), np.nan), "the model gave the score nan"),
+        (Broken(np.zeros((SIZE, SIZE)), np.nan), "the score nan is not finite"),
         (Broken(np.zeros((8, 8))), r"the model gave a map of shape \(8, 8\); expected 32×32"),
     ],
 )
