@@ -25,7 +25,7 @@ MARKS = [(BLUE, "o"), (ORANGE, "D"), (GREEN, "s"), (PURPLE, "^"), (SKY, "v")]
 WIDTH = 4.4  # inches
 MOST = len(MARKS)  # artifacts that one chart can distinguish
 Rows: TypeAlias = Sequence[dict[str, Any]]
-PerImage: TypeAlias = Sequence[tuple[str, Sequence[float]]]  # artifact, one value per golden image
+PerImage: TypeAlias = Sequence[tuple[str, np.ndarray]]  # artifact, one value per golden image
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -248,17 +248,16 @@ def golden_scores(
 def golden_differences(images: Sequence[str], differences: PerImage, limit: float) -> Markup:
     """Draw per golden image each artifact's largest map difference, on a log scale, and the limit for float32.
 
-    A difference that is not finite is a cross at the right edge. At most MOST artifacts.
+    NaN, a difference that is not finite, is a cross at the right edge. At most MOST artifacts.
     """
     figure, axes = _lines_canvas(images, height=1.4 + 0.3 * len(images))
     _logarithmic(axes.set_xscale, axes.xaxis, ".0e")
     axes.xaxis.set_major_locator(LogLocator(base=100))
-    edge = 100 * max([limit, *(value for _, values in differences for value in values if np.isfinite(value))])
-    finite = [(name, [max(v, 1e-8) if np.isfinite(v) else np.nan for v in values]) for name, values in differences]
-    not_finite = [("", [np.nan if np.isfinite(v) else edge for v in values]) for _, values in differences]
-    _golden_marks(axes, finite)
-    if np.isfinite([values for _, values in not_finite]).any():
-        _golden_marks(axes, not_finite, cross=True)
+    every = np.stack([values for _, values in differences])
+    edge = 100 * max([limit, *every[np.isfinite(every)]])
+    _golden_marks(axes, [(name, np.maximum(values, 1e-8)) for name, values in differences])
+    if not np.isfinite(every).all():
+        _golden_marks(axes, [("", np.where(np.isfinite(row), np.nan, edge)) for row in every], cross=True)
         axes.scatter([], [], 30, color=INK, marker="x", label="not finite")
     _line(axes, limit, "limit for fp32")
     axes.set_xlabel("largest difference of two map values")

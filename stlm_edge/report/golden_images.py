@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stlm_edge.bench.result import decode_map, encode_map
 from stlm_edge.bundle import Bundle
@@ -42,8 +42,8 @@ def worst(row: Mapping[str, Any], bundle: Bundle | None) -> Worst | None:
     scale, largest = bundle.manifest.decision_threshold, recorded["max_abs_diff"]
     maps = [colour(each, scale) for each in (decode_map(encode_map(golden.map)), packed)]
     maps.append(colour(difference, replace(scale, map_low=0.0, map_high=1.0)))
-    trained, *others = (_jpeg(Image.fromarray(each), Image.Resampling.NEAREST) for each in maps)
-    image, magnification = _jpeg(read_image(golden.image_path)), 1 / largest if largest else None
+    trained, *others = (_thumbnail(Image.fromarray(each), Image.Resampling.NEAREST) for each in maps)
+    image, magnification = _thumbnail(read_image(golden.image_path)), 1 / largest if largest else None
     return Worst(golden.name, image, trained, others[0], others[1], largest, magnification)
 
 
@@ -51,14 +51,17 @@ def thumbnails(bundle: Bundle | None, names: set[str]) -> dict[str, str]:
     """Return golden images by name, JPEG as base64; none if the bundle cannot be read."""
     try:
         golden = [each for each in bundle.golden() if each.name in names] if bundle and names else []
-        return {each.name: _jpeg(read_image(each.image_path)) for each in golden}
+        return {each.name: _thumbnail(read_image(each.image_path)) for each in golden}
     except UsageError:
         return {}
 
 
-def _jpeg(image: Image.Image, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> str:
-    scale = SIDE / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def _thumbnail(image: Image.Image, resampling: Image.Resampling = Image.Resampling.BILINEAR) -> str:
+    return jpeg(ImageOps.contain(image, (SIDE, SIDE), resampling))
+
+
+def jpeg(image: Image.Image) -> str:
+    """Return an image as JPEG in base64."""
     buffer = io.BytesIO()
-    image.convert("RGB").resize(size, resampling).save(buffer, "JPEG", quality=86)
+    image.convert("RGB").save(buffer, "JPEG", quality=86)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -4,8 +4,6 @@ It needs no other file and no network, and can be read on paper, on a phone and 
 a value that was not measured is shown as such.
 """
 
-import base64
-import io
 import json
 import math
 import re
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from stlm_edge import strict_json
@@ -28,7 +27,7 @@ from stlm_edge.export.targets import TARGETS, Target
 from stlm_edge.files import write_text
 from stlm_edge.images import is_image, read_image
 from stlm_edge.report import charts
-from stlm_edge.report.golden_images import thumbnails, worst
+from stlm_edge.report.golden_images import jpeg, thumbnails, worst
 from stlm_edge.runtimes import name_here
 
 MAX_JSON_BYTES = 64_000_000
@@ -186,22 +185,15 @@ def _phases(log: list[dict[str, Any]]) -> dict[str, tuple[list[float], dict[str,
 
 
 def _rows(bench: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the bench's rows, each with a unique `label`, and without times where an emulator or evaluator ran it."""
-    machines = {device["name"]: device.get("machine") for device in bench.get("devices") or []}
-    machines[None] = bench.get("machine")
+    """Return the bench's rows, each with a unique `label`."""
     rows = bench.get("rows", [])
     several = len({row.get("device") for row in rows}) > 1
-    times = ("latency_ms", "end_to_end_ms", "load_ms", "first_inference_ms", "energy_mj", "profile")
-    without_times = dict.fromkeys(times) | dict.fromkeys(("throughput", "round_p50_ms", "quantiles_ms"), ())
     labelled: dict[str, dict[str, Any]] = {}
     for row in rows:
         label = (row.get("name") or row["bundle"]) + (f" on {_device_name(row)}" if several else "")
         endings = ("", f" by {row.get('runtime')}", *(f" ({number})" for number in range(2, len(rows) + 2)))
         label = next(label + ending for ending in endings if label + ending not in labelled)
-        emulated = (machines.get(row.get("device")) or {}).get("emulated")
-        evaluator = "an evaluator" if row.get("runtime") == "mil-evaluator" else emulated
-        untimed = row.get("untimed") or (f"{evaluator} ran it in place of the device" if evaluator else None)
-        labelled[label] = row | {"label": label} | ({**without_times, "untimed": untimed} if untimed else {})
+        labelled[label] = row | {"label": label}
     return list(labelled.values())
 
 
@@ -309,10 +301,7 @@ def _contact_sheet(path: Path) -> tuple[str, str]:
     """Return a caption and the JPEG as base64."""
     image = read_image(path)
     image.thumbnail((SHEET_SIDE, SHEET_SIDE * 4))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=86)
-    caption = path.stem.replace("_", " ").replace("-", " ").capitalize()
-    return caption, base64.b64encode(buffer.getvalue()).decode()
+    return path.stem.replace("_", " ").replace("-", " ").capitalize(), jpeg(image)
 
 
 def _score_charts(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
@@ -343,11 +332,10 @@ def _golden_charts(rows: list[dict[str, Any]]) -> list[tuple[str, str, Markup]]:
         expected, names = [score for score, _ in images], [name for _, name in images]
         for part in _in_parts(group):
             results = [(row["label"], {image["name"]: image for image in row["golden"]}) for row in part]
-            scores = [(label, [by_name[name]["score"] for name in names]) for label, by_name in results]
-            differences = [
-                (label, [math.nan if (value := by_name[name]["max_abs_diff"]) is None else value for name in names])
-                for label, by_name in results
-            ]
+            scores, differences = (  # None, a difference that is not finite, becomes NaN
+                [(label, np.array([by_name[name][key] for name in names], float)) for label, by_name in results]
+                for key in ("score", "max_abs_diff")
+            )
             delta = part[0].get("verdict_delta") or 0.0
             drawn += [
                 (
