@@ -55,7 +55,6 @@ def test_package_has_documented_inputs_and_outputs(packages: Path, opened: check
         assert {array.dataType for array in outputs.values()} == {outputs["score"].FLOAT32}
         assert model.specificationVersion == 8, "iOS 17"
         assert model.WhichOneof("Type") == "mlProgram"
-        assert opened.decision_threshold is not None
         assert dict(model.description.metadata.userDefined) == metadata_entries(opened.decision_threshold, 64)
 
 
@@ -108,10 +107,10 @@ def test_activations_are_fp16_until_the_logits(packages: Path) -> None:
     assert dict(steps[-1].results) == {"score": "fp32"}
 
 
+@pytest.mark.slow
 def test_repeated_export_gives_the_same_bytes(
     packages: Path, opened: checkpoint.Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert opened.decision_threshold is not None
     other = STLM(replace(SMALL, size=32)).eval()
     converter.to_coreml(other, tmp_path / "other.mlpackage", opened.decision_threshold)
     converter.to_coreml(opened.model, tmp_path / "again.mlpackage", opened.decision_threshold)
@@ -122,7 +121,6 @@ def test_repeated_export_gives_the_same_bytes(
 
 @pytest.mark.slow
 def test_operations_in_float32_run_too(opened: checkpoint.Checkpoint, tmp_path: Path) -> None:
-    assert opened.decision_threshold is not None
     converter.to_coreml(
         opened.model, tmp_path / "in_float32.mlpackage", opened.decision_threshold, "fp16", converter.NORMS
     )

@@ -19,7 +19,10 @@ from stlm_edge.export.pipeline import Exported
 from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
 QEMU = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
-pytestmark = pytest.mark.skipif(QEMU is None, reason="qemu's user emulation is not installed: qemu-user-static")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(QEMU is None, reason="qemu's user emulation is not installed: qemu-user-static"),
+]
 
 MULTIPLY = """
 import json, sys, numpy, onnxruntime
@@ -64,7 +67,6 @@ def test_eight_bit_weights_saturate_without_vnni_and_seven_bit_weights_do_not(
     assert (on_haswell(MULTIPLY, tmp_path / "product.onnx") == [64 * 255 * weight] * 16) == right
 
 
-@pytest.mark.slow
 def test_int8_bundle_gives_the_same_outputs_without_vnni(exported: dict[str, Exported], tmp_path: Path) -> None:
     bundle = open_bundle(exported["int8"].folder)
     artifact = exported["int8"].folder / "model.onnx"

@@ -166,11 +166,11 @@ def test_file_holds_no_trace_of_the_machine(files: dict[str, Path]) -> None:
         assert not [text for text in texts if trace in text]
 
 
+@pytest.mark.slow
 def test_repeated_export_gives_the_same_bytes(
     exported_for_android: dict[str, Exported], opened: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     decision_threshold, files = opened.decision_threshold, {name: tmp_path / f"{name}.tflite" for name in PRECISIONS}
-    assert decision_threshold is not None
     exported = {precision: done.folder / "model.tflite" for precision, done in exported_for_android.items()}
     provenance = json.loads(read_metadata(exported["fp32"])["stlm_edge.provenance"])
     kept = exported_for_android["int8"].candidates[-1].kept_in_float
