@@ -78,8 +78,8 @@ def _expand(arguments: Iterable[str]) -> list[Path]:
         if Path(text).is_dir():
             paths += list_images(text)
         elif glob.has_magic(text) and not Path(text).exists():
-            found = glob.glob(text, recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
-            matches = sorted(path for path in map(Path, found) if path.is_file())
+            names = glob.glob(text, recursive=True)  # noqa: PTH207, Path.glob takes no absolute pattern
+            matches = sorted(path for path in map(Path, names) if path.is_file())
             if not matches:
                 raise UsageError(f"{text}: no file matches this pattern")
             paths += matches
