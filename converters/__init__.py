@@ -1,9 +1,7 @@
 """Converters, one module per artifact format: each takes the trained model and writes an artifact.
 
 `onnx` exports the graph that `tensorrt`, `web` and `openvino` start from; `tflite`, `coreml` and `torch_tensorrt`
-convert the model themselves. The other modules help them: `export_form` rewrites the network before export,
-`onnx_graph` edits ONNX graphs, `onnx_int8`, `tensorrt_int8` and `sensitivity` quantize, `float32_operators` and
-`fp16_simulation` find what float16 cannot hold.
+convert the model themselves.
 """
 
 import contextlib
@@ -17,11 +15,7 @@ from stlm_edge.errors import UsageError
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide warnings, log lines and progress bars of conversion packages: converters check and raise what matters.
-
-    Raises:
-        UsageError: A package imported inside is not installed.
-    """
+    """Hide warnings, log lines and progress bars of conversion packages; raise UsageError if one isn't installed."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     nowhere = io.StringIO()

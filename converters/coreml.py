@@ -1,19 +1,13 @@
 """Conversion to a Core ML package: an RGB image in, anomaly map and score out, normalisation inside.
 
-An mlprogram for iOS 17 and macOS 14. Input `image`, an RGB image of S×S (in Swift a CVPixelBuffer); outputs
-`anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. The decision threshold is in the package's user-defined
-metadata. The same checkpoint always gives the same bytes.
-
-Activations are fp16, which the Neural Engine needs, except the end: from the last convolution on they are float32, as
-fp16 resolves logits of −4 to 2e-3 only, which would change every score by more than a verdict tolerates. Weights are
-fp16; int8 with one scale per output channel; or 6-bit indices into a table per tensor ("palette6", a third smaller
-than int8), which has cost a trained network 0.7 points of image AUROC, more than the export's gate allows.
+An mlprogram for iOS 17 and macOS 14; the same checkpoint always gives the same bytes. Activations are fp16, which the
+Neural Engine needs, and float32 from the last convolution on, as fp16 resolves logits of −4 to 2e-3 only. Weights are
+fp16, int8 with one scale per output channel, or 6-bit indices into a table per tensor ("palette6").
 """
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +40,17 @@ def to_coreml(
     in_float32: tuple[str, ...] = (),
     in_fp16: Sequence[str] = (),
 ) -> None:
-    """Write the model, in evaluation mode, as a package.
+    """Write the model, in evaluation mode, as the package `path`, which must not exist.
 
-    Args:
-        model: The trained model.
-        path: The folder to write, which must not exist.
-        threshold: The decision threshold.
-        precision: "fp32", "fp16", or for weights "int8" or "palette6", with fp16 activations.
-        in_float32: MIL operations to compute in float32.
-        in_fp16: Layers whose names begin with one of these keep fp16 weights.
+    `precision` is fp32, fp16, int8 or palette6. MIL operations `in_float32` are computed in float32; layers whose names
+    begin with one of `in_fp16` keep fp16 weights.
     """
-    with quiet(), _temporary_files_in(path.parent):
-        package = compressed(converted(model, precision, in_float32), precision, in_fp16)
-        save(package, path, threshold, model.config.size)
-
-
-@contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Let coremltools, which leaves temporary files until the process ends, write them here, and remove them."""
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(dir=folder) as tempfile.tempdir:
+    # coremltools leaves temporary files until the process ends.
+    with quiet(), tempfile.TemporaryDirectory(dir=path.parent) as tempfile.tempdir:
         try:
-            yield
+            package = compressed(converted(model, precision, in_float32), precision, in_fp16)
+            save(package, path, threshold, model.config.size)
         finally:
             tempfile.tempdir = before
 
@@ -115,16 +98,13 @@ def compressed(package: Any, precision: str, in_fp16: Sequence[str] = ()) -> Any
     if precision not in ("int8", "palette6"):
         return package
     begins = tuple(f"p_{name.replace('.', '_')}" for name in in_fp16)  # torch.export's names of parameters
-    names = optimize.get_weights_metadata(package, weight_threshold=LARGE) if begins else ()
+    names = optimize.get_weights_metadata(package, weight_threshold=LARGE)
     kept = {name: None for name in names if name.startswith(begins)}
     if precision == "palette6":
         palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=6, weight_threshold=LARGE)
-        configuration = optimize.OptimizationConfig(global_config=palette, op_name_configs=kept)
-        return optimize.palettize_weights(package, configuration)
+        return optimize.palettize_weights(package, optimize.OptimizationConfig(palette, op_name_configs=kept))
     int8 = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=LARGE)
-    return optimize.linear_quantize_weights(
-        package, optimize.OptimizationConfig(global_config=int8, op_name_configs=kept)
-    )
+    return optimize.linear_quantize_weights(package, optimize.OptimizationConfig(int8, op_name_configs=kept))
 
 
 def save(package: Any, path: Path, threshold: DecisionThreshold, size: int) -> None:

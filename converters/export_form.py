@@ -1,15 +1,8 @@
 """Rewriting of the network before export: the same function with fewer and larger operations.
 
-What does not depend on the image is computed beforehand: batch norms and the pixels' deviation are merged into the
-convolutions, attention biases are gathered, attention's scales are merged into the queries' weights, and the positional
-encoding and the decoder's first tokens become constants. Tokens are matrices, so that a linear layer is one matrix
-product and a norm over channels needs no transpose; the decoder processes both streams as one batch of two.
-
-The decoder's attention is regrouped. Between 5 tokens and n cells, with 8 heads of width 16, (X W) kᵀ equals X (W kᵀ):
-multiplying the side of the few tokens first gives 256×40 instead of 256×128 on either side of the softmax. Biases that
-add the same value to all arguments of a softmax are dropped. Constants are computed in float64.
-
-`benchmarks/graph.py` measures the effect. Parameters keep their paths in the model.
+What does not depend on the image is computed beforehand, in float64. Tokens are matrices, so that a linear layer is one
+matrix product; the decoder processes both streams as one batch of two, and multiplies the side of its few tokens first:
+(X W) kᵀ equals X (W kᵀ). Parameters keep their paths in the model. `benchmarks/graph.py` measures the effect.
 """
 
 import copy
@@ -41,10 +34,7 @@ def fold_batch_norms(model: STLM) -> STLM:
 
 @torch.no_grad()
 def export_form(model: STLM) -> nn.Module:
-    """Return a copy for one image, 1×S×S×3 or 1×3×S×S with values 0 to 255, that computes the map and the score.
-
-    The map differs from the model's by rounding, as sums have another order.
-    """
+    """Return a copy for one image, 1×S×S×3 with values 0 to 255, whose map differs from the model's by rounding."""
     return _Network(fold_batch_norms(model)).eval()
 
 
@@ -66,9 +56,7 @@ class _Network(nn.Module):
         self.register_buffer("pixel_mean", model.pixel_mean)
 
     def forward(self, image: Tensor) -> Answer:
-        if image.shape[-1] == 3:
-            image = image.permute(0, 3, 1, 2)
-        x = image.to(self.pixel_mean.dtype) - self.pixel_mean
+        x = image.permute(0, 3, 1, 2).to(self.pixel_mean.dtype) - self.pixel_mean
         embeddings = torch.stack([self.plain(x), self.denoising(x)])
         logits = self.fa(embeddings, self.mask_decoder(embeddings))
         # Of a vector: after a map's sigmoid, onnxruntime would resize 16 channels of which 15 are padding.

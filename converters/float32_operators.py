@@ -1,9 +1,7 @@
 """Choice of the operators that stay in float32 when an ONNX graph is converted to float16, and the reason for each.
 
-By kind these are LayerNorm and the channel norms, softmax, the reductions, the normalised products that feed FA, the
-image's normalisation, and the map and score. Operators that overflow, or lose more than `MAX_ERROR`, on the
-quantization set in `fp16_simulation.py` are added; and, where the map needs it, the convolutions whose float16 alone
-changes it most.
+These are kinds with sums or unbounded values; operators that overflow, or lose more than `MAX_ERROR`, on the
+quantization set; and, where the map needs it, the convolutions whose float16 alone changes it most.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,23 +40,14 @@ _ELEMENTWISE = {"Add", "Clip", "Concat", "Div", "Mul", "Sub"}
 
 @dataclass(frozen=True)
 class Float32Operator:
-    """An operator that stays in float32.
-
-    Attributes:
-        node: Name of the node.
-        operator: Its kind, such as `Softmax`.
-        reason: Why it stays in float32.
-        largest: The largest magnitude of its inputs and result.
-        error: ‖in fp16 − in fp32‖ / ‖in fp32‖ on the worst image; infinite if it overflows.
-        map_change: The largest change of the map when only this operator is in float16, if measured.
-    """
+    """A node that stays in float32, its kind such as `Softmax`, and the reason."""
 
     node: str
     operator: str
     reason: str
-    largest: float = 0.0
-    error: float = 0.0
-    map_change: float | None = None
+    largest: float = 0.0  # magnitude of its inputs and result
+    error: float = 0.0  # ‖in fp16 − in fp32‖ / ‖in fp32‖ on the worst image; infinite if it overflows
+    map_change: float | None = None  # largest change of the map when only this operator is in float16, if measured
 
 
 def names_of(operators: Iterable[Float32Operator]) -> set[str]:
@@ -67,11 +56,9 @@ def names_of(operators: Iterable[Float32Operator]) -> set[str]:
 
 
 def float32_operators(proto: onnx.ModelProto, images: Sequence[np.ndarray]) -> Iterator[list[Float32Operator]]:
-    """Yield candidates: the operators at risk in float16, then the same with more and more convolutions.
+    """Yield the operators of a float32 graph at risk in float16, then the same with more and more convolutions.
 
-    Args:
-        proto: A float32 graph.
-        images: The quantization set, uint8 S×S×3 each.
+    `images` are the quantization set, uint8 S×S×3 each.
     """
     with step("measuring which operators float16 cannot compute"):
         at_risk = measured(proto, at_risk_by_kind(proto.graph), images)
@@ -117,9 +104,8 @@ def measured(
     proto: onnx.ModelProto, by_kind: list[Float32Operator], images: Sequence[np.ndarray]
 ) -> list[Float32Operator]:
     """Return `by_kind` with ranges and errors on the images, and every other operator that exceeds the limits."""
-    kinds: dict[str, str] = {}
-    largest: dict[str, float] = {}
-    errors: dict[str, float] = {}
+    operators = {operator.node: operator for operator in by_kind}
+    named_by_kind = names_of(by_kind)
 
     def watch(node: onnx.NodeProto, attributes: Attributes, operands: list[Any], results: tuple[Tensor, ...]) -> None:
         expected = results[0]
@@ -129,23 +115,18 @@ def measured(
         values = [x for x in [*operands, expected] if x is not None and x.is_floating_point()]
         norm = float(expected.norm())
         error = float(difference.norm()) / norm if norm else 0.0
-        kinds[node.name] = node.op_type
-        largest[node.name] = max(largest.get(node.name, 0.0), *(float(x.abs().max()) for x in values))
-        errors[node.name] = max(errors.get(node.name, 0.0), error if np.isfinite(error) else float("inf"))
+        known = operators.get(node.name, Float32Operator(node.name, node.op_type, ""))
+        largest = max(known.largest, *(float(x.abs().max()) for x in values))
+        error = max(known.error, error if np.isfinite(error) else float("inf"))
+        reason = known.reason
+        if node.name not in named_by_kind and (largest > MAX_VALUE or error > MAX_ERROR):
+            reason = f"measured: {'too large' if largest > MAX_VALUE else 'loses too much'}"
+        operators[node.name] = replace(known, largest=largest, error=error, reason=reason)
 
     simulation = Fp16Simulation(proto)
     for image in evenly(images, RANGE_IMAGES):
         simulation.outputs(image, watch)
-    known = names_of(by_kind)
-    more = [
-        Float32Operator(name, kind, f"measured: {'too large' if largest[name] > MAX_VALUE else 'loses too much'}")
-        for name, kind in kinds.items()
-        if name not in known and (errors[name] > MAX_ERROR or largest[name] > MAX_VALUE)
-    ]
-    return [
-        replace(operator, largest=largest.get(operator.node, 0.0), error=errors.get(operator.node, 0.0))
-        for operator in [*by_kind, *more]
-    ]
+    return [operator for operator in operators.values() if operator.reason]
 
 
 def rank_convolutions(
@@ -153,9 +134,8 @@ def rank_convolutions(
 ) -> list[Float32Operator]:
     """Return the convolutions not in `at_risk`, ordered by how much float32 improves the map for its cost.
 
-    The cost is the number of weights and results; as independent errors add up by their squares, the order is by the
-    squared change of the map per cost. It takes a pass over the whole graph per convolution. Linear layers are left
-    out: none was among the first 35 of a trained network.
+    The cost is the number of weights and results; the order is by the squared change of the map per cost. Linear layers
+    are left out: none was among the first 35 of a trained network.
     """
     weights, known = weights_of(proto.graph), names_of(at_risk)
     layers = [node for node in proto.graph.node if node.op_type == "Conv" and node.name not in known]
@@ -191,11 +171,10 @@ def describe(operators: Iterable[Float32Operator]) -> list[str]:
         groups.setdefault((operator.operator, operator.reason), []).append(operator)
     lines = []
     for (kind, reason), group in groups.items():
-        changes = [operator.map_change for operator in group if operator.map_change is not None]
         worst = max(operator.error for operator in group)
         error = "overflows" if np.isinf(worst) else f"off by {worst:.2g}"
         text = f"largest value {max(operator.largest for operator in group):.3g}, in fp16 {error}"
-        if changes:
+        if changes := [operator.map_change for operator in group if operator.map_change is not None]:
             text = f"each changes the map by up to {max(changes):.2g} in fp16"
         lines.append(f"in float32: {len(group)} {kind}: {reason} ({text})")
     return lines

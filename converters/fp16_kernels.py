@@ -1,7 +1,6 @@
 """Kernels of the ONNX operators that the exporter writes, in float32 or in float16 as a GPU may compute it.
 
-See `fp16_simulation.py`. In float16, a matrix product or a convolution is summed in blocks of BLOCK products, and the
-sum is rounded after each block.
+In float16, a matrix product or a convolution is summed in blocks of BLOCK products, and rounded after each block.
 """
 
 import math
@@ -28,9 +27,6 @@ def compute(node: onnx.NodeProto, attributes: Attributes, operands: list[Any]) -
         raise JobError(f"{node.op_type} {node.name}: operands of types {sorted(map(str, types))}, expected one")
     results = KERNELS[node.op_type](attributes, operands)
     return results if isinstance(results, tuple) else (results,)
-
-
-# Sums
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -75,16 +71,11 @@ def _conv(attributes: Attributes, operands: list[Any]) -> Tensor:
     if weight[0].numel() <= BLOCK:
         y = F.conv2d(x, weight.float(), None, stride, 0, dilation, groups).half()
     else:
-        kernel = weight.shape[2:]
-        height, width = (
-            (side - step * (k - 1) - 1) // by + 1
-            for side, step, k, by in zip(x.shape[2:], dilation, kernel, stride, strict=True)
-        )
-        columns = F.unfold(x, kernel, dilation, 0, stride).half()
+        shape = F.conv2d(x.to("meta"), weight.float().to("meta"), None, stride, 0, dilation, groups).shape
+        columns = F.unfold(x, weight.shape[2:], dilation, 0, stride).half()
         n, _, places = columns.shape
         columns = columns.reshape(n, groups, -1, places)
-        y = _product(weight.reshape(groups, weight.shape[0] // groups, -1), columns)
-        y = y.reshape(n, weight.shape[0], height, width)
+        y = _product(weight.reshape(groups, weight.shape[0] // groups, -1), columns).reshape(shape)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -114,14 +105,6 @@ def _reduce(reduction: Callable[[Tensor, list[int], bool], Tensor]) -> Kernel:
     )
 
 
-# The rest
-
-
-def _topk(attributes: Attributes, operands: list[Any]) -> tuple[Tensor, ...]:
-    x, k = operands
-    return tuple(x.topk(int(k.item()), attributes.get("axis", -1)))
-
-
 def _resize(attributes: Attributes, operands: list[Any]) -> Tensor:
     x, _, scales = operands
     mode, transformation = attributes["mode"], attributes["coordinate_transformation_mode"]
@@ -129,13 +112,6 @@ def _resize(attributes: Attributes, operands: list[Any]) -> Tensor:
         raise UsageError(f"the fp16 simulation has no Resize {mode} {transformation}; add it to fp16_kernels.py")
     factors = tuple(scales[-2:].tolist())
     return F.interpolate(x.float(), scale_factor=factors, mode="bilinear", align_corners=False).to(x.dtype)
-
-
-def _gather(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, indices = operands
-    axis = attributes.get("axis", 0)
-    selected = x.index_select(axis, indices.flatten())
-    return selected.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 def _slice(attributes: Attributes, operands: list[Any]) -> Tensor:
@@ -151,18 +127,6 @@ def _pad(attributes: Attributes, operands: list[Any]) -> Tensor:
     before, after = operands[1].reshape(2, -1).tolist()
     sides = [side for pair in zip(before[::-1], after[::-1], strict=True) for side in pair]
     return F.pad(operands[0], sides)
-
-
-def _split(attributes: Attributes, operands: list[Any]) -> tuple[Tensor, ...]:
-    return operands[0].chunk(attributes["num_outputs"], attributes.get("axis", 0))
-
-
-def _reshape(attributes: Attributes, operands: list[Any]) -> Tensor:
-    x, shape = operands
-    sides = shape.tolist()
-    if not attributes.get("allowzero"):
-        sides = [x.shape[axis] if n == 0 else n for axis, n in enumerate(sides)]
-    return x.reshape(sides)
 
 
 def _unsqueeze(attributes: Attributes, operands: list[Any]) -> Tensor:
@@ -206,7 +170,7 @@ KERNELS: dict[str, Kernel] = {  # all in onnx-tensorrt's operator table (docs/op
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
     "Div": _elementwise(torch.div),
-    "Gather": _gather,
+    "Gather": lambda a, x: x[0][(slice(None),) * a.get("axis", 0) + (x[1],)],
     "Gelu": _elementwise(F.gelu),
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
@@ -217,15 +181,15 @@ KERNELS: dict[str, Kernel] = {  # all in onnx-tensorrt's operator table (docs/op
     "ReduceL2": _reduce(lambda x, axes, keepdims: _sum(x * x, axes, keepdims).sqrt()),
     "ReduceMean": _reduce(_mean),
     "Relu": _elementwise(torch.relu),
-    "Reshape": _reshape,
+    "Reshape": lambda a, x: x[0].reshape(x[1].tolist()),
     "Resize": _resize,
     "Sigmoid": _elementwise(torch.sigmoid),
     "Slice": _slice,
     "Softmax": _softmax,
-    "Split": _split,
+    "Split": lambda a, x: x[0].chunk(a["num_outputs"], a.get("axis", 0)),
     "Squeeze": lambda a, x: x[0].squeeze(x[1].tolist()),
     "Sub": _elementwise(torch.sub),
-    "TopK": _topk,
+    "TopK": lambda a, x: tuple(x[0].topk(int(x[1]), a.get("axis", -1))),
     "Transpose": lambda a, x: x[0].permute(a["perm"]),
     "Unsqueeze": _unsqueeze,
 }

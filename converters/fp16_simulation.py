@@ -1,17 +1,9 @@
 """Evaluation of an ONNX graph with real float16 arithmetic: a torch evaluator that rounds as a GPU may.
 
-onnxruntime's CPU provider computes float16 in float32, which hides the failures of float16: sums of squares that
-overflow, and sums that absorb small terms. Here every float16 operator rounds its result, and
-
-- a matrix product or convolution is summed in float16 in blocks of 16 products, the depth of a tensor core's step.
-  TensorRT only guarantees that its accumulator has at least the range of the inputs (developer guide, "Control of
-  Computational Precision");
-- LayerNorm, softmax and the reductions square, exponentiate, sum (in the same blocks) and divide in float16. This is
-  the worst case: TensorRT documents float32 sums in its normalisation layer, but fused ones have overflowed;
-- GELU, sigmoid and other functions of one value round their result.
-
-float32 tensors are computed in float32, and int8 between QuantizeLinear and DequantizeLinear is exact. A value that is
-not finite raises JobError with its place.
+onnxruntime's CPU provider computes float16 in float32, which hides overflowing sums and sums that absorb small terms.
+Here every float16 operator rounds its result, and products, norms, softmax and reductions are summed in float16, in
+blocks of 16, the depth of a tensor core's step: TensorRT only guarantees that its accumulator has at least the range of
+the inputs (developer guide, "Control of Computational Precision"). float32 and int8 tensors are computed exactly.
 """
 
 from collections.abc import Callable
@@ -53,19 +45,13 @@ class Fp16Simulation:
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 RGB S×S×3 in; anomaly map float32 S×S and score out. Raises JobError where a value isn't finite."""
         anomaly_map, *score = self.outputs(image)
-        found = anomaly_map[0, 0].float().numpy()
-        return found, float(score[0][0]) if score else score_of_map(found)
+        values = anomaly_map[0, 0].float().numpy()
+        return values, float(score[0][0]) if score else score_of_map(values)
 
     def outputs(self, image: np.ndarray, watch: Watch | None = None, halved: str = "") -> list[Tensor]:
-        """Return the graph's outputs.
+        """Return the graph's outputs for an image, uint8 S×S×3. Raises JobError where a value is not finite.
 
-        Args:
-            image: uint8 S×S×3.
-            watch: Called for each node with its attributes, operands and results.
-            halved: Name of a float32 node to compute in float16.
-
-        Raises:
-            JobError: A value is not finite.
+        `watch` is called with each node, its attributes, operands and results; the node `halved` computes in float16.
         """
         (given,) = self.graph.input
         tensor = torch.from_numpy(image.copy())[None]

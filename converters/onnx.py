@@ -1,8 +1,7 @@
 """Conversion to one ONNX file: image in, anomaly map and score out, all constants computed beforehand.
 
-Input `image`, uint8 1×S×S×3 RGB; outputs `anomaly_map`, float32 1×1×S×S, and `score`, float32 of shape 1. Static
-shapes, opset 20 (which has Gelu; TensorRT 10.3 reads no higher opset), no external data. The same checkpoint always
-gives the same bytes.
+Static shapes, opset 20 (which has Gelu; TensorRT 10.3 reads no higher opset), no external data. The same checkpoint
+always gives the same bytes.
 """
 
 import ast
@@ -32,11 +31,7 @@ FIRST_STAGE = r"(plain|denoising)/(patch_embed|layers/0)/"  # in names of nodes:
 
 
 def to_onnx(model: STLM, path: Path, threshold: DecisionThreshold) -> None:
-    """Write the model, in evaluation mode, with its threshold as metadata.
-
-    Raises:
-        JobError: The exporter wrote something else than a valid file of opset 20.
-    """
+    """Write the model, in evaluation mode. Raises JobError like `save`."""
     save(exported(export_form(model), model.config.size), path, threshold)
 
 
@@ -64,10 +59,9 @@ def exported(network: nn.Module, size: int) -> "onnx.ModelProto":
 
 
 def save(proto: "onnx.ModelProto", path: Path, threshold: DecisionThreshold) -> None:
-    """Check the graph and write it with its threshold, without the traces of this machine.
+    """Write the graph with its threshold, without the traces of this machine.
 
-    Raises:
-        JobError: The graph is not valid, or not one of opset 20 and standard operators.
+    Raises JobError if it is not valid, or not one of opset 20 and standard operators.
     """
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     if opsets != {"ai.onnx": OPSET}:

@@ -1,5 +1,7 @@
 """Edits of ONNX graphs that several converters share: input and outputs, float16, tables, unsupported operators."""
 
+import copy
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -40,13 +42,18 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     graph.initializer.extend(kept)
 
 
-def cast_image_first(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Cast the uint8 image to float32 before everything else, the only operator that TensorRT runs on uint8."""
+def cast_image_first(proto: onnx.ModelProto, as_input: bool = False) -> onnx.ModelProto:
+    """Cast the uint8 image to float32 before everything else, the only operator that TensorRT runs on uint8.
+
+    With `as_input`, the graph takes the image as float32, values 0 to 255, instead.
+    """
     graph = proto.graph
-    (image,) = (value.name for value in graph.input)
-    renamed = {image: "image_float"}
-    nodes = [helper.make_node("Cast", [image], ["image_float"], "image_float", to=TensorProto.FLOAT)]
-    moved = {"image_float"}
+    (image,) = graph.input
+    first = image.name if as_input else "image_float"
+    nodes = [] if as_input else [helper.make_node("Cast", [image.name], [first], first, to=TensorProto.FLOAT)]
+    if as_input:
+        image.type.tensor_type.elem_type = TensorProto.FLOAT
+    renamed, moved = {image.name: first}, {first}
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         if node.op_type == "Cast" and node.input[0] in moved:
@@ -55,18 +62,6 @@ def cast_image_first(proto: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in MOVES and node.input[0] in moved:
             moved.update(node.output)
         nodes.append(node)
-    replace_nodes(graph, nodes)
-    return proto
-
-
-def take_float_image(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Let a graph of `cast_image_first` take its image as float32, values 0 to 255."""
-    graph = proto.graph
-    (image,) = graph.input
-    image.type.tensor_type.elem_type = TensorProto.FLOAT
-    cast, *nodes = graph.node
-    for node in nodes:
-        node.input[:] = [image.name if name == cast.output[0] else name for name in node.input]
     replace_nodes(graph, nodes)
     return proto
 
@@ -88,10 +83,7 @@ def drop_score(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def gather_from_tables(graph: onnx.GraphProto, kind: type[np.integer] = np.int32) -> None:
-    """Store attention biases, heads×tokens×tokens with few distinct columns, as a table and indices into it, in place.
-
-    Indices other than int32 need a Cast, which not every runtime can do.
-    """
+    """Store attention biases, heads×tokens×tokens with few distinct columns, as a table and indices, in place."""
     gathers = []
     index_names: dict[tuple[tuple[int, ...], bytes], str] = {}
     for weight in list(graph.initializer):
@@ -108,7 +100,7 @@ def gather_from_tables(graph: onnx.GraphProto, kind: type[np.integer] = np.int32
         if key not in index_names:
             index_names[key] = f"{name}_indices"
             graph.initializer.append(numpy_helper.from_array(indices, index_names[key]))
-            if kind != np.int32:
+            if kind != np.int32:  # needs a Cast, which not every runtime can do
                 cast = f"{name}_int32"
                 gathers.append(
                     helper.make_node("Cast", [index_names[key]], [cast], f"{name}/Cast", to=TensorProto.INT32)
@@ -123,14 +115,9 @@ def gather_from_tables(graph: onnx.GraphProto, kind: type[np.integer] = np.int32
 
 
 def in_float16(proto: onnx.ModelProto, float32: set[str]) -> onnx.ModelProto:
-    """Return a copy whose float tensors are float16, but for the nodes named in `float32`, with the Casts needed.
-
-    Raises:
-        JobError: An output would be float16.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    graph = copy.graph
+    """Return a copy whose float tensors are float16, but for the nodes named in `float32`, with the Casts needed."""
+    typed_proto = copy.deepcopy(proto)
+    graph = typed_proto.graph
     gather_from_tables(graph)
     weights = weights_of(graph)
     float32 = float32 | _moves_between(graph, float32)
@@ -162,7 +149,7 @@ def in_float16(proto: onnx.ModelProto, float32: set[str]) -> onnx.ModelProto:
     if halves := [value.name for value in graph.output if is_half[value.name]]:
         raise JobError(f"output {halves[0]} would be float16, expected float32; report this")
     replace_nodes(graph, nodes)
-    return copy
+    return typed_proto
 
 
 def _moves_between(graph: onnx.GraphProto, float32: set[str]) -> set[str]:
@@ -172,12 +159,10 @@ def _moves_between(graph: onnx.GraphProto, float32: set[str]) -> set[str]:
     between = MOVES | {"Relu"}
 
     def comes_from_float32(node: onnx.NodeProto) -> bool:
-        if node.input[0] in inputs:
-            return True
         source = producers.get(node.input[0])
-        return source is not None and (
-            source.name in float32 or (source.op_type in between and comes_from_float32(source))
-        )
+        if source is None:
+            return node.input[0] in inputs
+        return source.name in float32 or (source.op_type in between and comes_from_float32(source))
 
     found: set[str] = set()
     for node in reversed(graph.node):
@@ -189,13 +174,7 @@ def _moves_between(graph: onnx.GraphProto, float32: set[str]) -> set[str]:
 
 
 def unsupported(proto: onnx.ModelProto, operators: set[str], types: set[int]) -> list[str]:
-    """Return what a runtime of these operators and tensor types cannot run, one line each.
-
-    Args:
-        proto: The graph, whose opset and domains `onnx.save` checks.
-        operators: Names of ONNX operators.
-        types: Types of the tensors that nodes compute.
-    """
+    """Return what a runtime of these ONNX operators and tensor types cannot run, one line each."""
     try:
         graph = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True).graph
     except Exception as error:  # onnx raises several unrelated types

@@ -1,12 +1,8 @@
 """int8 for the linear layers of an ONNX file for onnxruntime; everything else stays in float and takes less space.
 
-Weights are symmetric int8 with one scale per output channel. Activations are quantized dynamically, with the range of
-each image, so an anomaly cannot exceed a range measured on normal images. Weights use 7 bits: on processors without
-VNNI, pairs of u8×s8 products silently saturate in 16 bits.
-
-Convolutions are computed in float, as int8 convolutions are no faster (benchmarks/results, `convolutions.json`). Their
-weights are stored in float16, except the first ones; attention biases are stored as tables, 5×196 values instead of
-5×196×196. onnxruntime undoes both when it loads the file.
+Weights are symmetric int8 with one scale per output channel, in 7 bits: on processors without VNNI, pairs of u8×s8
+products silently saturate in 16 bits. Activations have the range of each image. Convolutions are computed in float, as
+int8 ones are no faster (benchmarks/results, `convolutions.json`). onnxruntime restores floats when it loads the file.
 """
 
 import re
@@ -27,13 +23,9 @@ LINEAR = ["Gemm", "MatMul"]
 
 
 def to_int8(source: Path, path: Path, threshold: DecisionThreshold, in_float: Sequence[str] = ()) -> None:
-    """Quantize the ONNX file of `to_onnx`. Raises JobError like `to_onnx`.
+    """Quantize the ONNX file of `to_onnx`, and raise JobError like it.
 
-    Args:
-        source: The float32 file.
-        path: The int8 file to write.
-        threshold: The decision threshold.
-        in_float: Linear layers whose names begin with one of these stay in float.
+    Linear layers whose names begin with one of `in_float` stay in float.
     """
     graph = onnx.load(source).graph
     weights = weights_of(graph)

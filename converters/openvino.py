@@ -1,13 +1,8 @@
 """Conversion to an OpenVINO IR, a folder of `model.xml` and `model.bin`, from the ONNX file of `to_onnx`.
 
-Inputs and outputs are those of the ONNX file. fp16: weights only, computed in float32. int8: linear layers with static
-ranges from the quantization set (NNCF), weights in 7 bits so that processors without VNNI do not saturate;
-convolutions only store int8 weights, and the other weights are float16. The first convolutions and stages, which cause
-nearly all of the map's error, stay in float32. Where the gate does not hold, the export first keeps the weights of
-convolutions in float, which cause half of the score's error. For the reason why convolutions are not computed in int8,
-see `convolutions.json` in benchmarks/results. Attention biases are stored as tables, 5×196 values instead of 5×196×196.
-
-The same ONNX file and images always give the same bytes.
+fp16: weights only, computed in float32. int8: linear layers with static ranges from the quantization set (NNCF), in
+7 bits so that processors without VNNI do not saturate; convolutions only store int8 weights, and the others are
+float16. The first convolutions and stages stay in float32. The same ONNX file and images always give the same bytes.
 """
 
 import re
@@ -20,15 +15,13 @@ import numpy as np
 
 from stlm_edge.converters import quiet
 from stlm_edge.converters.onnx import FIRST_STAGE
+from stlm_edge.converters.onnx_graph import LARGE, TABLE
 from stlm_edge.formats import metadata_entries
 from stlm_edge.formats.openvino import GRAPH
 from stlm_edge.runtimes.openvino import import_openvino
 from stlm_edge.threshold import DecisionThreshold
 
 openvino = import_openvino()
-
-LARGE = 4096  # values; smaller constants stay in float32
-TABLE = 256  # columns
 
 
 def to_openvino(source: Path, folder: Path, threshold: DecisionThreshold, half: bool = False) -> None:
@@ -43,14 +36,9 @@ def to_int8(
     images: Sequence[np.ndarray],
     in_float: Sequence[str] = (),
 ) -> None:
-    """Quantize an ONNX file.
+    """Quantize the file of `to_onnx` with ranges from `images`, uint8 S×S×3 each.
 
-    Args:
-        source: The file of `to_onnx`.
-        folder: The IR to write.
-        threshold: The decision threshold.
-        images: The quantization set, uint8 S×S×3 each.
-        in_float: Layers whose modules' names begin with one of these stay in float.
+    Layers whose modules' names begin with one of `in_float` stay in float.
     """
     with quiet():
         import nncf

@@ -1,8 +1,7 @@
 """Sensitivity of the anomaly map to int8, measured for one group of layers at a time.
 
 Simulated in torch, without any conversion: weights in int8 with a scale per output channel and, for linear layers,
-inputs in uint8 with each image's own range, as in `onnx_int8.py`. For formats that store int8 weights of convolutions,
-or compute in float with all weights, those layers have groups too.
+inputs in uint8 with each image's own range, as in `onnx_int8.py`.
 """
 
 import copy
@@ -45,11 +44,7 @@ def rank(
 ) -> list[tuple[str, float]]:
     """Return each group's name and the map's mean difference with that group alone in int8, the largest first.
 
-    Args:
-        model: The trained model, which is not changed.
-        images: uint8 S×S×3 each.
-        groups: Regular expressions, such as LINEAR.
-        inputs: Also quantize the inputs of linear layers.
+    `images` are uint8 S×S×3 each, `groups` regular expressions. `inputs` quantizes the inputs of linear layers, too.
     """
     copied = copy.deepcopy(model).eval()
     members = grouped(copied, groups)

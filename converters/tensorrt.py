@@ -1,13 +1,7 @@
 """Conversion to strongly typed ONNX for TensorRT: the types in the file decide what is computed in which precision.
 
 fp32: the graph as it is. fp16: float16, except operators that need float32 (`float32_operators.py`). int8: the same,
-with explicitly quantized linear layers (`tensorrt_int8.py`). Each file has opset 20, static shapes and a uint8 image,
-which is cast first.
-
-TensorRT is not needed, and has never run on these files. Its float16 matrix products may accumulate in no more than
-float16's range (developer guide, "Control of Computational Precision"), so the simulation accumulates in float16. In
-trained networks this changes the map a tenth as much as rounding FA's tensors does; therefore FA's layers are the
-first to stay in float32 where the gate does not hold.
+with explicitly quantized linear layers (`tensorrt_int8.py`). TensorRT is not needed, and has never run on these files.
 """
 
 from collections.abc import Sequence
@@ -34,14 +28,16 @@ def read(source: Path) -> onnx.ModelProto:
 
 def to_fp32(proto: onnx.ModelProto, path: Path, threshold: DecisionThreshold) -> None:
     """Write the graph as it is. Raises JobError if TensorRT could not run it."""
-    _save(proto, path, threshold)
+    if problems := check(proto):
+        raise JobError(f"TensorRT could not run {path.name}: {'; '.join(problems[:3])}; report this")
+    save(proto, path, threshold)
 
 
 def to_fp16(
     proto: onnx.ModelProto, path: Path, threshold: DecisionThreshold, float32: Sequence[Float32Operator]
 ) -> None:
     """Write the graph in float16 except for the operators in `float32`. Raises JobError like `to_fp32`."""
-    _save(in_float16(proto, names_of(float32)), path, threshold)
+    to_fp32(in_float16(proto, names_of(float32)), path, threshold)
 
 
 def to_int8(
@@ -52,21 +48,12 @@ def to_int8(
     ranges: dict[str, float],
     in_float: Sequence[str] = (),
 ) -> None:
-    """Write the graph with int8 linear layers, and the rest as `to_fp16` does.
+    """Write the graph with int8 linear layers, and the rest as `to_fp16` does. Raises JobError like `to_fp32`.
 
-    Args:
-        proto: The graph of `read`.
-        path: The file to write.
-        threshold: The decision threshold.
-        float32: Operators that are computed in float32.
-        ranges: The activations' ranges from `tensorrt_int8.activation_ranges`.
-        in_float: Linear layers whose names begin with one of these stay in float16.
-
-    Raises:
-        JobError: TensorRT could not run the graph.
+    `ranges` are those of `activation_ranges`. Linear layers whose names begin with one of `in_float` stay in float16.
     """
     names = names_of(float32)
-    _save(in_float16(quantize(proto, ranges, in_float, names), names), path, threshold)
+    to_fp32(in_float16(quantize(proto, ranges, in_float, names), names), path, threshold)
 
 
 def check(proto: onnx.ModelProto) -> list[str]:
@@ -82,9 +69,3 @@ def check(proto: onnx.ModelProto) -> list[str]:
             if not following <= {"Gemm", "MatMul"}:
                 problems.append(f"{where}: feeds {', '.join(sorted(following))}, expected Gemm or MatMul")
     return problems
-
-
-def _save(proto: onnx.ModelProto, path: Path, threshold: DecisionThreshold) -> None:
-    if problems := check(proto):
-        raise JobError(f"TensorRT could not run {path.name}: {'; '.join(problems[:3])}; report this")
-    save(proto, path, threshold)

@@ -1,10 +1,9 @@
 """Explicit quantization (Q/DQ) of an ONNX graph's linear layers by TensorRT's rules.
 
-int8, symmetric, zero point 0, constant scales, one per tensor for activations and one per output channel for weights;
-biases are not quantized. The ranges of the activations minimise the squared error on the quantization set: with the
-largest magnitudes as ranges, a network trained on magnetic_tile lost 0.54 points of pixel AUROC; with these, none.
+int8, symmetric, zero point 0, constant scales, one per tensor for activations and one per output channel for weights.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,17 +24,12 @@ SAMPLES = 4096  # values per image by which the share is chosen
 def quantize(
     proto: onnx.ModelProto, ranges: dict[str, float], in_float: Sequence[str], float32: set[str]
 ) -> onnx.ModelProto:
-    """Return a copy with Q/DQ before the inputs of linear layers.
+    """Return a copy with Q/DQ before the inputs of linear layers, which have these ranges (`activation_ranges`).
 
-    Args:
-        proto: A float32 graph.
-        ranges: The result of `activation_ranges` for it.
-        in_float: Layers whose weights' names begin with one of these stay in float.
-        float32: Names of nodes that stay in float, too.
+    Layers whose weights' names begin with one of `in_float`, and the nodes `float32`, stay in float.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    graph = copy.graph
+    quantized = copy.deepcopy(proto)
+    graph = quantized.graph
     weights = weights_of(graph)
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "zero_point"))
     linear = _linear_layers(graph)
@@ -54,15 +48,15 @@ def quantize(
             node.input[0], node.input[1] = dequantized[x], dequantized[weight]
         nodes.append(node)
     replace_nodes(graph, nodes)
-    return copy
+    return quantized
 
 
 def activation_ranges(proto: onnx.ModelProto, images: Sequence[np.ndarray]) -> dict[str, float]:
     """Return the range (amax) of the input of each linear layer, by the input's name.
 
-    It is the share of the largest magnitude that gives the least squared error, clipping included: a few outliers would
-    otherwise widen the steps of all values. Measured on random values of each image: evenly spaced ones would come
-    from a few channels, and outliers are in single channels.
+    It is the share of the largest magnitude that gives the least squared error, clipping included: with the largest
+    magnitudes themselves, a network trained on magnetic_tile lost 0.54 points of pixel AUROC. Measured on random values
+    of each image, as outliers are in single channels.
     """
     linear = _linear_layers(proto.graph)
     rng = np.random.default_rng(0)

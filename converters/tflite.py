@@ -1,22 +1,15 @@
 """Conversion to one TFLite file for LiteRT: image in, anomaly map out, built-in operators only.
 
 Input `image`, float32 1×S×S×3 RGB, values 0 to 255 (LiteRT's Kotlin API has no uint8); output `anomaly_map`, float32
-1×1×S×S. The interpreter lacks the operator that top-k becomes, so the score is computed from the map outside. Decision
-threshold, labels, resize and provenance are in the file's metadata (`stlm_edge/formats/tflite.py`). The same checkpoint
-always gives the same bytes. Every file is run once before it is returned, as the converter does not report files that
-cannot run.
-
-fp16: the weights of linear layers and convolutions, computed in float32. int8: linear layers take each image's own
-range (dynamic), so no ranges have to be measured; convolutions only store int8 weights; weights that are not int8 are
-float16. The first convolutions of both encoders, a hundredth of the weights, stay in float32: in fp16 or weight-only
-int8 they caused nearly all of the map's error.
+1×1×S×S. The interpreter lacks the operator that top-k becomes, so the score is computed outside. The same checkpoint
+always gives the same bytes. fp16: weights only, computed in float32. int8: linear layers with each image's own range;
+convolutions only store int8 weights. The first convolutions stay in float32, as they caused most of the map's error.
 """
 
-import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +36,8 @@ with silenced_stderr(), quiet():
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from litert_torch import progress
 
+    progress.config.show_progress = False
+
 LABELS = ("normal", "anomalous")
 LINEAR, CONVOLUTIONS = ("FULLY_CONNECTED",), ("CONV_2D", "DEPTHWISE_CONV_2D")
 # Regular expressions for the names of layers, candidates for fp16 weights in this order.
@@ -52,13 +47,9 @@ MIN_BIASES = 49  # tokens; smaller attention biases stay in float32
 
 
 def to_tflite(model: STLM, path: Path, threshold: DecisionThreshold, provenance: dict[str, Any]) -> None:
-    """Write the model, in evaluation mode, in float32.
-
-    Raises:
-        JobError: The converter wrote a file that does not run.
-    """
+    """Write the model, in evaluation mode, in float32. Raises JobError like `save`."""
     size = model.config.size
-    with _silent(), torch.no_grad():
+    with silenced_stderr(), quiet(), torch.no_grad():
         converted = litert_torch.convert(_MapOnly(model).eval(), sample_kwargs={"image": torch.zeros(1, size, size, 3)})
         content = converted.model_content()
     metadata = metadata_entries(threshold, size) | {
@@ -93,7 +84,7 @@ def _fp16_recipe(layers: str) -> recipe_manager.RecipeManager:
 
 
 def _quantized(source: Path, recipe: recipe_manager.RecipeManager) -> bytes:
-    with _silent():
+    with silenced_stderr(), quiet():
         made = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
         content = made.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model
     return bytes(content)
@@ -106,21 +97,11 @@ class _MapOnly(nn.Module):
         super().__init__()
         self.model = fold_batch_norms(model)
         grid = model.config.size // STRIDE
-        self.model.prompt_encoder.pe_layer = _Constant(self.model.prompt_encoder.pe_layer(grid, grid))
+        encoding = self.model.prompt_encoder.pe_layer(grid, grid)
+        self.model.prompt_encoder.pe_layer.forward = lambda height, width: encoding
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return {"anomaly_map": self.model(image).anomaly_map}
-
-
-class _Constant(nn.Module):
-    value: Tensor
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("value", value.detach())
-
-    def forward(self, *arguments: int) -> Tensor:
-        return self.value
 
 
 def save(
@@ -128,15 +109,8 @@ def save(
 ) -> None:
     """Name tensors after their modules, write the file with its metadata, and run it once.
 
-    Args:
-        content: A TFLite file.
-        path: The file to write.
-        metadata: Its metadata entries.
-        biases: Type of the stored attention biases: FLOAT32, FLOAT16 or INT8.
-        in_float: Regular expression for layers whose biases are FLOAT16 instead of INT8.
-
-    Raises:
-        JobError: The file has other than built-in operators, or does not run.
+    Attention biases are stored as `biases`: FLOAT32, FLOAT16, or INT8 but for the layers `in_float`, a regular
+    expression, which are FLOAT16. Raises JobError if operators are not built in, or the file does not run.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     for buffer in model.buffers:
@@ -153,7 +127,14 @@ def save(
         tensor.name = name if is_unique else f"{name}#{number}"
     graph.tensors[graph.inputs[0]].name, graph.tensors[graph.outputs[0]].name = "image", "anomaly_map"
     model.description = "stlm-edge"
-    _set_metadata(model, json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
+    entry = next((entry for entry in model.metadata or [] if entry.name.decode() == METADATA_NAME), None)
+    if entry is None:
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
+        model.buffers.append(schema.BufferT())
+        model.metadata = [*(model.metadata or []), entry]
+    text = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+    model.buffers[entry.buffer].data = np.frombuffer(text.encode(), np.uint8)
     builder = flatbuffers.Builder(len(content) + (1 << 16))
     builder.Finish(model.Pack(builder), IDENTIFIER)
     with replacing(path) as temporary:
@@ -165,25 +146,8 @@ def save(
             raise JobError(f"the converter wrote a file that does not run: {problem}") from None
 
 
-def _set_metadata(model: Any, content: bytes) -> None:
-    kept = []
-    for entry in model.metadata or []:
-        if entry.name.decode() == METADATA_NAME:
-            model.buffers[entry.buffer].data = None
-        else:
-            kept.append(entry)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(content, np.uint8)
-    entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*kept, entry]
-
-
 def _shrink_attention_biases(model: Any, kind: str, in_float: str) -> None:
-    """Store attention biases, 1×heads×tokens×tokens, in fewer bits: in float32 they take 9 MB at S=224.
-
-    The interpreter converts them to float32 once, when it loads the file, as it does with convolutions' weights.
-    """
+    """Store attention biases, 1×heads×tokens×tokens, in fewer bits: in float32 they take 9 MB at S=224."""
     (graph,) = model.subgraphs
     codes = [code.builtinCode for code in model.operatorCodes]
     add, dequantize = (codes.index(getattr(schema.BuiltinOperator, name)) for name in ("ADD", "DEQUANTIZE"))
@@ -243,14 +207,3 @@ def _module_path(name: str) -> str:
     """Return the path of a tensor's module, without the class names that litert-torch puts into it."""
     path = re.sub(r"(?:\w+\.)+[A-Za-z0-9]+_(?=[a-z0-9])", "", name.split(";;")[0])
     return path.rpartition("_MapOnly/model/")[2]
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Hide the progress and log lines of litert-torch."""
-    before, progress.config.show_progress = progress.config.show_progress, False
-    try:
-        with silenced_stderr(), quiet():
-            yield
-    finally:
-        progress.config.show_progress = before

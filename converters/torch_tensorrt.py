@@ -1,8 +1,7 @@
 """Conversion to a TensorRT engine with Torch-TensorRT, for this machine's GPU only: `--via torch-tensorrt`.
 
-Written from the documentation of version 2.14 (docs.pytorch.org/TensorRT: serialized engines, autocast), without the
-package or a GPU; it has never run. Torch-TensorRT chooses by its own rules which operators are float16; the export's
-gate runs the engine itself.
+Written from the documentation of version 2.14 (docs.pytorch.org/TensorRT: serialized engines, autocast); it has never
+run. Torch-TensorRT chooses by its own rules which operators are float16; the gate runs the engine itself.
 """
 
 from pathlib import Path
@@ -16,12 +15,7 @@ from stlm_edge.model import STLM
 
 
 def to_engine(model: STLM, path: Path, precision: str) -> None:
-    """Write an engine for images uint8 1×S×S×3 in fp16 or fp32.
-
-    Raises:
-        UsageError: Torch-TensorRT or a GPU is missing.
-        JobError: The engine cannot be built.
-    """
+    """Write an engine for images uint8 1×S×S×3 in fp16 or fp32. Raises UsageError without Torch-TensorRT or a GPU."""
     try:
         import torch_tensorrt
     except ImportError as error:

@@ -29,11 +29,9 @@ def test_export_form_computes_the_models_map(size: int) -> None:
     model, images = network(size)
     with torch.no_grad():
         expected, found = model(images[:1]), export_form(model)(images[:1])
-        channels_first = export_form(model)(images[:1].permute(0, 3, 1, 2).float())
     assert expected.anomaly_map.std() > 0.01
     assert (found.anomaly_map - expected.anomaly_map).abs().max() < 1e-4
     assert (found.score - expected.score).abs().max() < 1e-4
-    assert torch.equal(channels_first.anomaly_map, found.anomaly_map)
 
 
 def test_embeddings_and_tokens_of_deeper_stages_agree() -> None:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stlm_edge.converters import tensorrt, web
-from stlm_edge.converters.onnx_graph import cast_image_first, drop_score, take_float_image
+from stlm_edge.converters.onnx_graph import cast_image_first, drop_score
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -112,7 +112,7 @@ def test_score_is_dropped_and_image_becomes_float() -> None:
     proto.graph.node.append(helper.make_node("TopK", ["anomaly_map", "eight"], ["score", "places"], "top"))
     proto.graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, [1, 1, 8, 8]))
     assert web.check(proto)
-    changed = take_float_image(cast_image_first(drop_score(proto)))
+    changed = cast_image_first(drop_score(proto), as_input=True)
     assert web.check(changed) == []
     assert [node.op_type for node in changed.graph.node] == ["Transpose", "Conv"]
     assert [weight.name for weight in changed.graph.initializer] == ["weight"]
