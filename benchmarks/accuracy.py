@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def command(options: argparse.Namespace) -> str:
-    """What made the rows, with the names of the data sets and nothing of where they stand."""
+    """Return the command of the rows, with the data sets' names instead of their paths."""
     data = " ".join(f"--data {folder.name}" for folder in options.data)
     seeds = " ".join(f"--seed {seed}" for seed in options.seed or [0])
     size = f"--recipe {options.recipe} --longer {options.longer:g} --size {options.size}"

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def with_table(readme: str, benches: list[Bench]) -> str:
-    """README's text with the table between its two marks made anew. Raises UsageError where the marks are missing."""
+    """Return README's text with a new table between its two marks. Raises UsageError where the marks are missing."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

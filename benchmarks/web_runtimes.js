@@ -54,11 +54,11 @@ async function measure({ threads, rounds, queries }) {
       if (round >= 0) each.rounds_ms.push(taken);
     }
   }
-  const told = Object.entries(opened).map(([name, { load_ms, rows, rounds_ms }]) => [
+  const entries = Object.entries(opened).map(([name, { load_ms, rows, rounds_ms }]) => [
     name,
     { load_ms, parity: total(rows), rounds_ms },
   ]);
-  return { isolated: crossOriginIsolated, agent: navigator.userAgent, runtimes: Object.fromEntries(told) };
+  return { isolated: crossOriginIsolated, agent: navigator.userAgent, runtimes: Object.fromEntries(entries) };
 }
 
 const answer = await measure(await json("plan.json")).catch((error) => ({ problem: String(error?.stack ?? error) }));

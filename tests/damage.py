@@ -1,4 +1,4 @@
-"""What a wrong converter could do to an ONNX file: each of these must make an export's gate fail."""
+"""Errors of a wrong converter in an ONNX file: each must make an export's gate fail."""
 
 import shutil
 from collections.abc import Callable

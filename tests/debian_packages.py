@@ -13,8 +13,8 @@ KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @contextlib.contextmanager
-def said_if_missing(what: str) -> Iterator[None]:
-    """Where it can't be had the reason is said, and nothing fails: the tests that need it are skipped."""
+def reporting_missing(what: str) -> Iterator[None]:
+    """Print why a package cannot be installed, and fail nothing: the tests that need it are skipped."""
     try:
         yield
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from debian_packages import said_if_missing, unpack
+from debian_packages import reporting_missing, unpack
 
 RELEASE, PACKAGE, INSIDE = "trixie", "libonnxruntime-dev", "usr/include/onnxruntime"
 
@@ -19,7 +19,7 @@ def main() -> None:
     place = Path(sys.argv[1])
     if place.exists():
         return
-    with said_if_missing("onnxruntime's headers"), tempfile.TemporaryDirectory() as folder:
+    with reporting_missing("onnxruntime's headers"), tempfile.TemporaryDirectory() as folder:
         shutil.copytree(unpack([RELEASE], [PACKAGE], Path(folder)) / INSIDE, place)
 
 

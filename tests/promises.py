@@ -1,4 +1,4 @@
-"""What every export promises, whatever its target: the rows that test_promises.py and test_faults.py go through."""
+"""Promises of every export, and the rows of targets that test_promises.py and test_faults.py use."""
 
 from __future__ import annotations
 

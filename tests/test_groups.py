@@ -1,4 +1,4 @@
-"""Which process runs a test: with the groups lost, set-ups are made twice and devices measured side by side."""
+"""Tests of a group run in one process; otherwise set-ups are made twice and devices measured at the same time."""
 
 import os
 

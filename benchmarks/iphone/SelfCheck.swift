@@ -63,11 +63,11 @@ func selfCheck(bundle folder: URL, units: MLComputeUnits = .all, queries: Int = 
         let (map, score) = try predict(model, tensor, manifest.input.size)
         firstTime = firstTime ?? milliseconds(clock.now - begin)
         let row = try compare(image, manifest, map, score, expected)
-        var answer = row.figures
+        var entry = row.json
         let resized = try resizedImage(folder.appendingPathComponent(image.image), to: manifest.input.size)
         let off = zip(resized, tensor).map { abs(Int($0) - Int($1)) }.max() ?? 0
-        answer["resize_max_diff"] = off
-        golden.append(answer)
+        entry["resize_max_diff"] = off
+        golden.append(entry)
         if off > 1 {
             wrong.append("\(image.name): decoding and resizing differ by \(off) grey levels, at most 1 is allowed")
         }
@@ -212,7 +212,7 @@ func storedTensor(_ tensor: Manifest.Tensor, in folder: URL, size: Int) throws -
 }
 
 struct Compared {
-    let figures: [String: Any], largest: Double, finite: Bool, failed: Bool
+    let json: [String: Any], largest: Double, finite: Bool, failed: Bool
 }
 
 func compare(_ image: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ score: Double, _ expected: [Float])
@@ -230,14 +230,14 @@ func compare(_ image: Manifest.Golden, _ manifest: Manifest, _ map: [Float], _ s
     let failed = !finite || (flipped && abs(image.score - threshold) > manifest.verdict_delta)
     let largest = finite ? differences.max() ?? 0 : Double.infinity
     let mean = differences.reduce(0, +) / Double(max(1, differences.count))
-    let figures: [String: Any] = [
+    let json: [String: Any] = [
         "name": image.name, "anomalous": image.anomalous,
         "max_abs_diff": orNull(finite ? largest : nil), "mean_abs_diff": orNull(finite ? mean : nil),
         "cosine": finite && squares > 0 ? dot / squares.squareRoot() : 0,
         "score": finite ? score : 0, "expected_score": image.score,
         "verdict": failed ? "failure" : flipped ? "flip" : "same",
     ]
-    return Compared(figures: figures, largest: largest, finite: finite, failed: failed)
+    return Compared(json: json, largest: largest, finite: finite, failed: failed)
 }
 
 // MARK: bench.json, format version 1 (stlm_edge/schemas/bench-1.schema.json)

@@ -47,7 +47,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Placement:
-    """What ran a part of the graph: an execution provider, a delegate, or the runtime itself."""
+    """Part of the graph by what ran it: an execution provider, a delegate, or the runtime itself."""
 
     by: str
     nodes: Count

@@ -1,4 +1,4 @@
-"""What is measured on which device: bundles by what each device can run, and on this machine the trained model."""
+"""Subjects of each device: the bundles that it can run, and on the host the trained model."""
 
 import argparse
 import importlib.util

@@ -30,7 +30,7 @@ NOT_COMPARED = ("size", "teacher_weights", "false_alarm_rate", "logger", "worker
 
 @dataclass(frozen=True)
 class Job:
-    """What to train on what; the fields are options of stlm-train."""
+    """Description of a training; the fields are options of stlm-train."""
 
     data: Path
     recipe: Recipe

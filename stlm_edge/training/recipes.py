@@ -30,7 +30,7 @@ class Recipe:
     rates, and a tenth of its rate for the head of feature aggregation."""
     denoising_lr: float
     denoising_target: Literal["plain", "teacher"]
-    """Which network's features of the clean image the denoising stream learns."""
+    """Network whose features of the clean image the denoising stream learns."""
     plain_lr: float | None
     """Learning rate of the plain stream and the decoder; None keeps them as they begin."""
     aggregation: Aggregation | None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from debian_packages import said_if_missing, unpack
+from debian_packages import reporting_missing, unpack
 
 RELEASE, PACKAGE = "bullseye", "libandroid-23-java"
 INSIDE = "usr/share/java/com.android.android-23.jar"
@@ -20,7 +20,7 @@ def main() -> None:
     place = Path(sys.argv[1])
     if place.exists():
         return
-    with said_if_missing("android.jar"), tempfile.TemporaryDirectory() as folder:
+    with reporting_missing("android.jar"), tempfile.TemporaryDirectory() as folder:
         unpacked = unpack([RELEASE], [PACKAGE], Path(folder))
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(unpacked / INSIDE, f"{place}.tmp")

@@ -54,7 +54,7 @@ class Perturbed:
 
 @pytest.fixture(scope="module")
 def fixtures(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Java tests read: a bundle, and what Python makes of images, maps, latencies and manifests."""
+    """Fixtures of the Java tests: a bundle, and Python's results for images, maps, latencies and manifests."""
     folder = tmp_path_factory.mktemp("fixtures")
     shutil.copytree(tiny_bundle, folder / "bundle")
     for name in ("resize", "maps", "answers"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from debian_packages import said_if_missing, unpack
+from debian_packages import reporting_missing, unpack
 
 RELEASE, BACKPORTS = "bookworm", "bookworm-backports"
 PACKAGES = [f"{name}/{BACKPORTS}" for name in ("adbd", "android-libbase", "android-libcutils", "android-liblog")]
@@ -22,7 +22,7 @@ def main() -> None:
     place = Path(sys.argv[1])
     if place.exists():
         return
-    with said_if_missing("adbd"), tempfile.TemporaryDirectory() as folder:
+    with reporting_missing("adbd"), tempfile.TemporaryDirectory() as folder:
         unpacked = unpack([RELEASE, BACKPORTS], [*PACKAGES, "libprotobuf32"], Path(folder))
         (binary,) = unpacked.glob("usr/lib/android-sdk/platform-tools/adbd")
         libraries = [*unpacked.glob("usr/lib/*/android/*.so.0"), *unpacked.glob("usr/lib/*/libprotobuf.so.32")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from debian_packages import run, said_if_missing, sources
+from debian_packages import run, reporting_missing, sources
 
 RELEASE, PACKAGES = "bookworm", ("python3-minimal", "libpython3.11-stdlib", "libstdc++6")
 WHEELS = ("numpy", "Pillow", "onnxruntime")
@@ -33,7 +33,7 @@ def main() -> None:
         return
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    with said_if_missing("an arm64 Python"):
+    with reporting_missing("an arm64 Python"):
         try:
             make(part, place)
             part.rename(place)

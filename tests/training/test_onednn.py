@@ -64,7 +64,7 @@ def test_norm_gelu_and_convolution(mapped):
 
 
 class Operations(TorchDispatchMode):
-    """Which products run, and each copy of a tensor as large as the map."""
+    """Records the products that run, and each copy of a tensor as large as the map."""
 
     def __init__(self):
         super().__init__()

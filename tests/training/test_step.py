@@ -160,7 +160,7 @@ def test_gradients_of_the_decoder():
 
 
 def parameters_check(network, value):
-    """Whether each parameter's gradient agrees with the difference quotient along a random direction."""
+    """Assert that each parameter's gradient agrees with the difference quotient along a random direction."""
     torch.manual_seed(2)
     parameters = [p for name, p in network.named_parameters() if "final_attn" not in name]
     gradients = torch.autograd.grad(value(network), parameters)
