@@ -202,7 +202,7 @@ def test_pickle_is_not_executed(tmp_path):
     for write in (pickle.dump, lambda content, file, protocol: torch.save(content, file, pickle_protocol=protocol)):
         with path.open("wb") as file:
             write({"image_encoder.neck.0.weight": Disguise()}, file, 2)
-        with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
+        with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
             sam.open_sam("vit_t", path, weights_of(path))
     assert not (tmp_path / "run").exists()
 
