@@ -128,7 +128,8 @@ def test_gate_refuses_wrong_conversion(
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", [transposed_map, pytest.param(infinite_map, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [transposed_map, infinite_map])
 def test_failed_gate_computes_more_in_float32(
     damage: Damage,
     coreml_packages: Path,

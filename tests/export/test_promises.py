@@ -24,7 +24,14 @@ from stlm_edge.runtimes.torch import Torch
 Exports = Callable[[Row, str], Exported]
 EXPORTS = [pytest.param(row, precision, id=f"{row}-{precision}") for row in ROWS for precision in row.limits]
 SMALLEST = [
-    pytest.param(row, "fp16" if row.target == "ios" else "int8", id=str(row))
+    pytest.param(
+        row,
+        "fp16" if row.target == "ios" else "int8",
+        id=str(row),
+        marks=[pytest.mark.slow]
+        if row.target == "ios"
+        else [],  # an evaluator in place of Core ML takes seconds an image
+    )
     for row in ROWS
     if row.target != "jetson"  # which needs TensorRT
 ]

@@ -57,6 +57,7 @@ def test_notes_list_what_stays_in_float32_and_why(exported_for_jetson: dict[str,
     assert "in float32" not in exported_for_jetson["fp32"].describe()
 
 
+@pytest.mark.slow
 def test_two_exports_give_same_bytes(
     exported_for_jetson: dict[str, Exported],
     even_checkpoint: Path,
@@ -122,6 +123,7 @@ def test_failed_gate_keeps_more_convolutions_in_float32(
     ]
 
 
+@pytest.mark.slow
 def test_failed_gate_of_int8_keeps_convolutions_in_float32_then_linear_layers_in_float16(
     even_checkpoint: Path, even_onnx: Path, told_apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_gate_refuses_wrong_conversion(
     assert_refused("web", reason, tmp_path, checkpoint=even_checkpoint, precision=precision)
 
 
+@pytest.mark.slow
 def test_failure_of_one_keeps_both_earlier_bundles(
     exported_for_web: dict[str, Exported],
     even_checkpoint: Path,
