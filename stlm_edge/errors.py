@@ -1,4 +1,4 @@
-"""The two ways a command fails, each one line long and each with its exit code."""
+"""Expected failures of commands: a one-line message and an exit code each."""
 
 import contextlib
 import signal
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 
 class UsageError(Exception):
-    """What the user gave cannot be used. The message: what was found, what was expected, what to do. Exit code 2."""
+    """Unusable input. The message names the input, the expectation and the remedy. Exit code 2."""
 
 
 class JobError(Exception):
-    """The job was understood and failed. Exit code 1."""
+    """Failure of a valid job. Exit code 1."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,10 +24,10 @@ def exit_with_one_line(interrupted: str = "interrupted") -> Iterator[None]:
     """Turn an expected failure into one line on standard error and an exit code.
 
     The codes: 2 for a UsageError, 1 for a JobError or OSError, 130 for Ctrl-C, 143 for SIGTERM. Any other exception
-    keeps its traceback: it is a defect of this software.
+    keeps its traceback, since it is a bug.
 
     Args:
-        interrupted: the line printed after Ctrl-C or SIGTERM.
+        interrupted: Line printed after Ctrl-C or SIGTERM.
     """
     try:
         with _sigterm_raises():

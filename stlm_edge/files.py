@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, the cache folder and checksums."""
 
 import contextlib
 import hashlib
@@ -15,8 +15,8 @@ from stlm_edge.errors import JobError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path` to write a file to.
 
-    The file is flushed to disk and takes the place of `path` when the block succeeds; otherwise it is removed. Each
-    writer has a temporary name of its own: of several at once, the last one wins with its whole file.
+    The file is flushed to disk and replaces `path` when the block succeeds; otherwise it is removed. Temporary names
+    are unique: of several concurrent writers, the last one wins with its complete file.
     """
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, and the folders above it, whole or not at all. Raises JobError when it cannot be written."""
+    """Write a file atomically, creating its parent folders. Raises JobError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -21,21 +21,21 @@ _ANCHORS = np.array(
 _STEPS = np.linspace(0, 1, 256)
 _TABLE = np.stack([np.interp(_STEPS, np.linspace(0, 1, len(_ANCHORS)), channel) for channel in _ANCHORS.T], axis=1)
 _TABLE = _TABLE.round().astype(np.uint8)
-_FADE = np.clip((_STEPS - 0.25) / 0.25, 0, 1)  # nothing below a quarter of the scale, all of it from the threshold on
+_FADE = np.clip((_STEPS - 0.25) / 0.25, 0, 1)  # 0 below a quarter of the scale, 1 from the threshold on
 
 
 def colour(anomaly_map: np.ndarray, decision_threshold: DecisionThreshold) -> np.ndarray:
-    """Map H×W to RGB uint8 H×W×3, its colours spread from map_low to map_high."""
+    """Convert a map, H×W, to RGB, uint8 H×W×3; the colour scale spans map_low to map_high."""
     return _TABLE[_levels(anomaly_map, decision_threshold)]
 
 
 def overlay(
     image: Image.Image, anomaly_map: np.ndarray, decision_threshold: DecisionThreshold, opacity: float = 0.65
 ) -> Image.Image:
-    """The image at its own size with the map laid over it.
+    """Blend a map into its image, at the image's own size.
 
-    Normal surface stays as it is; the colour fades in towards the threshold and from there on has the full `opacity`,
-    0 to 1.
+    Values far below the threshold leave the image unchanged; colours fade in towards the threshold and have the full
+    `opacity` (0 to 1) above it.
     """
     levels = Image.fromarray(_levels(anomaly_map, decision_threshold)).resize(image.size, Image.Resampling.BILINEAR)
     colours = levels.copy()

@@ -1,6 +1,6 @@
-"""Images from outside: the one decode-and-resize of training, evaluation, calibration, prediction and every device.
+"""Decoding and resizing of image files, shared by training, evaluation, calibration and prediction on all devices.
 
-Needs numpy and Pillow only. Whatever cannot be read faithfully is refused in one line that names the file.
+Needs numpy and Pillow only. An image that cannot be read exactly is refused with an error that names the file.
 """
 
 import warnings
@@ -16,7 +16,7 @@ SIXTEEN_BIT = "round(value / 257)"
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"])
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's many, those that cameras write
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow formats that cameras and tools write
 _UPRIGHT = {  # EXIF 2.3, tag Orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,7 +30,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 def load(source: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """An image as the network takes it: uint8, size×size×3, RGB.
+    """Return an image as the network's input: uint8, size×size×3, RGB.
 
     `source` is a file, a Pillow image, or an array: H×W×3 uint8 (RGB), H×W uint8 (grey) or H×W uint16 (grey).
     Raises UsageError for anything else and for a file that `read_image` refuses.
@@ -43,19 +43,19 @@ def load(source: str | Path | Image.Image | np.ndarray, size: int) -> np.ndarray
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image in a file, upright by its EXIF orientation, as 8-bit RGB at its own size.
+    """Read an image file, rotated by its EXIF orientation, as 8-bit RGB at its own size.
 
-    Alpha is ignored. 16-bit grey keeps its full range (SIXTEEN_BIT); 16-bit colour keeps its high bytes. Of a phone's
-    multi-image JPEG the photograph itself is read.
+    Alpha is ignored. 16-bit grey is scaled from its full range (SIXTEEN_BIT); 16-bit colour keeps its high bytes. Of a
+    multi-image JPEG (MPO), as phones write it, the first image is read.
 
-    Raises UsageError for a file that is missing, empty, truncated, not an image, animated or of several pages, of more
-    than MAX_PIXELS (seen in its header, before decoding), or in a colour space other than grey and RGB.
+    Raises UsageError for a file that is missing, empty, truncated, not an image, animated or multi-page, larger than
+    MAX_PIXELS (checked in the header, before decoding), or in a colour space other than grey and RGB.
     """
     return _rgb(_read(Path(path)), str(path))
 
 
 def read_mask(path: str | Path, size: int, image_size: tuple[int, int]) -> np.ndarray:
-    """A ground-truth mask, nearest-resized: bool, size×size, true where the file's value is not zero.
+    """Read a ground-truth mask, resized by nearest neighbour: bool, size×size, true where the value is not zero.
 
     `image_size` is the width and height of the image it belongs to; a mask of another size raises UsageError.
     """
@@ -63,7 +63,7 @@ def read_mask(path: str | Path, size: int, image_size: tuple[int, int]) -> np.nd
     if image.size != image_size:
         raise UsageError(
             f"{path}: the mask is {image.width}×{image.height} but its image is "
-            f"{image_size[0]}×{image_size[1]}; both must be of one size"
+            f"{image_size[0]}×{image_size[1]}; expected equal sizes"
         )
     values = np.asarray(image if image.mode.startswith("I") else _rgb(image, str(path)))
     marked = values.any(axis=2) if values.ndim == 3 else values != 0
@@ -71,7 +71,7 @@ def read_mask(path: str | Path, size: int, image_size: tuple[int, int]) -> np.nd
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in a folder, by name; hidden files are skipped. UsageError if there are none."""
+    """Return a folder's visible image files, sorted by name. Raises UsageError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; expected a folder of images")
@@ -88,31 +88,31 @@ def is_image(path: Path) -> bool:
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """An RGB image as uint8, size×size×3: Pillow's antialiased bilinear, aspect ratio not kept."""
+    """Resize an RGB image to uint8, size×size×3 (Pillow, antialiased bilinear), ignoring its aspect ratio."""
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _read(path: Path) -> Image.Image:
-    """The decoded, upright image in its own colour mode."""
+    """Return the decoded, upright image in its own colour mode."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected an image")
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty (0 bytes); expected an image, copy it from the camera again")
-    # Pillow is given the open file, not its name: it would map an uncompressed TIFF by name, and scramble a turned one.
+    # An open file, not a name: Pillow would memory-map an uncompressed TIFF by name and scramble a rotated one.
     with path.open("rb") as file:
         try:
-            with warnings.catch_warnings():  # Pillow's own warning of large images starts below MAX_PIXELS
+            with warnings.catch_warnings():  # Pillow warns of large images below MAX_PIXELS
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 image = Image.open(file, formats=_FORMATS)
         except Image.DecompressionBombError:
             raise _too_large(str(path), "far") from None
         except Image.UnidentifiedImageError:
             raise UsageError(
-                f"{path}: not an image that can be read; expected an intact file of the kinds {' '.join(_FORMATS)}"
+                f"{path}: not a readable image; expected an intact file of the formats {' '.join(_FORMATS)}"
             ) from None
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's readers raise nearly anything on a damaged header
+        except Exception as error:  # Pillow raises many types for a damaged header
             raise _damaged(str(path), error) from None
         return _decoded(image, str(path))
 
@@ -123,18 +123,18 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"{image.width}×{image.height},")
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UsageError(f"{name}: animated or of several pages; expected a single image, save one frame by itself")
+        raise UsageError(f"{name}: animated or multi-page; expected a single image, save one frame as a file")
     try:
         image.load()
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
-    except Exception as error:  # likewise on a damaged body
+    except Exception as error:  # likewise for damaged pixels
         raise _damaged(name, error) from None
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise UsageError(f"{name}: 32-bit or signed grey; expected 8-bit or unsigned 16-bit grey, save it as such")
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image.copy()
-    upright.info = {}  # or the orientation would be applied again when this image is loaded or saved
+    upright.info = {}  # otherwise the orientation is applied twice when this image is loaded or saved
     return upright
 
 
@@ -165,11 +165,11 @@ def _of_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _too_large(name: str, found: str) -> UsageError:
-    return UsageError(f"{name}: {found} more than {MAX_PIXELS:,} pixels; scale the image down or crop it first")
+def _too_large(name: str, size: str) -> UsageError:
+    return UsageError(f"{name}: {size} more than {MAX_PIXELS:,} pixels; scale the image down or crop it first")
 
 
 def _damaged(name: str, error: Exception) -> UsageError:
     return UsageError(
-        f"{name}: truncated or damaged ({error}); expected an intact image; copy it from the camera again"
+        f"{name}: truncated or damaged ({error}); expected an intact image, copy it from the camera again"
     )

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error, where that is a terminal."""
+"""Progress bars of long jobs on standard error, if that is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ from rich.progress import (
 def step(
     description: str, total: int | None = None, *, completed: int = 0, in_bytes: bool = False, hidden: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Show what is being done.
+    """Show the progress of a step.
 
     Args:
-        description: What is being done.
+        description: Name of the step.
         total: The number of parts, if known.
-        completed: The parts that are done already.
+        completed: The parts already done.
         in_bytes: The parts are bytes.
         hidden: Show nothing.
 

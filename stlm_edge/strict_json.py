@@ -1,4 +1,4 @@
-"""Strict JSON for frozen dataclasses, whose type hints say what a file may contain.
+"""Strict JSON for frozen dataclasses, validated by their type hints.
 
 Supported hints: dataclasses, str, int, float, bool, Literal, `X | None`, tuple[X, ...], dict[str, Any] (free-form),
 and Annotated[X, ...] with `Between`, `Pattern`, `Items` or a plain string (a description).
@@ -57,7 +57,7 @@ def load(path: Path, limit: int = 1 << 20) -> Any:
 
 
 def parse(text: str | bytes, name: str) -> Any:
-    """Read the JSON value of UTF-8 text as strictly as `load`; `name` begins the error message."""
+    """Read the JSON value of UTF-8 text as strictly as `load`; error messages start with `name`."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
@@ -76,7 +76,7 @@ def dump(value: Any) -> str:
     try:
         text = json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False)
     except ValueError:
-        raise JobError(f"{type(value).__name__}: holds NaN or Infinity, which cannot be recorded") from None
+        raise JobError(f"{type(value).__name__}: contains NaN or Infinity, which JSON cannot represent") from None
     read(type(value), json.loads(text), type(value).__name__)
     return text + "\n"
 
@@ -105,9 +105,9 @@ def _finite(text: str) -> float:
 
 
 def _wrong(name: str, where: str, value: Any, expected: str) -> UsageError:
-    found = json.dumps(value)
-    found = found if len(found) <= 60 else found[:57] + "..."
-    return UsageError(f"{name}: {where or 'the whole file'}: found {found}, expected {expected}")
+    text = json.dumps(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return UsageError(f"{name}: {where or 'the whole file'}: found {text}, expected {expected}")
 
 
 def _read(hint: Any, value: Any, name: str, where: str) -> Any:

@@ -15,10 +15,10 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class DecisionThreshold:
-    """The threshold between normal and anomalous, and how it was found on normal images alone.
+    """Threshold between normal and anomalous scores, and how it was chosen.
 
-    Scores and map values are in the model's own unit, 0 to 1. `delta` is how near to the threshold a verdict may flip
-    between the trained model and a packed one.
+    Scores and map values are in the model's own unit, 0 to 1. Between the trained and the exported model, verdicts may
+    differ only for scores within `delta` of the threshold.
     """
 
     value: Annotated[float, "an image whose score is above it is anomalous"]
@@ -28,7 +28,7 @@ class DecisionThreshold:
     false_alarm_rate: Annotated[float, Between(0, 1), "share of normal images that may be called anomalous"]
     images: Annotated[int, Between(1), "number of normal images it was chosen from"]
     method: Literal["quantile", "maximum plus margin"]
-    margin: Annotated[float, Between(0), "what was added to the highest score; 0 for a quantile"]
+    margin: Annotated[float, Between(0), "margin added to the highest score; 0 for a quantile"]
     source: Annotated[Literal["training", "site"], "held-out training images, or images taken on site"]
 
     @property
@@ -43,25 +43,30 @@ def calibrate(
     false_alarm_rate: float = 0.01,
     source: Literal["training", "site"] = "training",
 ) -> DecisionThreshold:
-    """The threshold of a model from the scores of n held-out normal images and the median of each one's map.
+    """Choose the threshold of a model from n held-out normal images.
 
-    With n ≥ 1/rate it is the score of rank ⌈(1 − rate)(n + 1)⌉ counted from the lowest: of images like these a share
-    of at most `rate` lies above it, on average (split conformal prediction; Vovk et al., 2005, "Algorithmic Learning
-    in a Random World"). With fewer images nothing is known of so rare scores, and the next normal image exceeds the
-    maximum of n once in n + 1: the threshold is then the maximum plus a margin of MARGIN × (maximum − median), a tenth
-    of the spread that was seen, but never more than half the way to 1, the highest possible score.
+    With n ≥ 1/rate it is the score of rank ⌈(1 − rate)(n + 1)⌉ counted from the lowest: on average, a share of at most
+    `rate` of similar images lies above it (split conformal prediction; Vovk et al., 2005, "Algorithmic Learning in a
+    Random World"). With fewer images it is the maximum plus MARGIN × (maximum − median), but at most halfway to 1, the
+    highest possible score.
 
-    `maps` are the images' anomaly maps, or only the median of each: colours run from the median of those medians to
-    as far above the threshold as that is below it. Raises UsageError for no images, a rate outside ]0, 0.5[, or
-    values that are not finite.
+    Args:
+        scores: Score of each image.
+        maps: Anomaly map of each image, or its median. The colour scale starts at the median of the medians and ends
+            equally far above the threshold.
+        false_alarm_rate: Share of normal images that may be called anomalous, between 0 and 0.5.
+        source: Origin of the images.
+
+    Raises:
+        UsageError: There are no images, the rate is out of range, or a value is not finite.
     """
     check_rate(false_alarm_rate)
     if not len(scores):
-        raise UsageError("threshold: no normal images; give at least one, better 1/(false-alarm rate) of them")
+        raise UsageError("threshold: no normal images; give at least one, preferably 1/(false-alarm rate)")
     medians = [float(np.median(anomaly_map)) for anomaly_map in maps]
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     if not (np.isfinite(ordered).all() and np.isfinite(medians).all()):
-        raise UsageError("threshold: a score is not finite; train or export the model anew")
+        raise UsageError("threshold: a score is not finite; train or export the model again")
     count, median = len(ordered), float(np.median(ordered))
     enough = count * false_alarm_rate >= 1 - 1e-9
     if enough:
@@ -86,7 +91,7 @@ def calibrate(
 
 
 def describe(chosen: DecisionThreshold) -> str:
-    """One line for people: the threshold and what it rests on."""
+    """Return one line of text: the threshold and the images it was chosen from."""
     images = f"{chosen.images} normal images"
     if chosen.method == "quantile":
         rate = f"{chosen.false_alarm_rate:g}"
@@ -101,7 +106,7 @@ def describe(chosen: DecisionThreshold) -> str:
 def judge(
     run: Callable[[np.ndarray], tuple[np.ndarray, float]], images: Iterable[np.ndarray]
 ) -> tuple[list[float], list[float]]:
-    """The score of each image, S×S×3 uint8, and the median of its map, ready for `calibrate`."""
+    """Return the score of each image, S×S×3 uint8, and the median of its map, as arguments of `calibrate`."""
     scores, medians = [], []
     for image in images:
         anomaly_map, score = run(image)
@@ -111,6 +116,6 @@ def judge(
 
 
 def check_rate(rate: float) -> None:
-    """Raise UsageError for a false-alarm rate that no threshold can be chosen for."""
+    """Raise UsageError for a false-alarm rate outside 0 to 0.5."""
     if not 0 < rate < 0.5:
         raise UsageError(f"false-alarm rate: found {rate}, expected more than 0 and less than 0.5, such as 0.01")

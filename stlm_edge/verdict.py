@@ -1,4 +1,4 @@
-"""From an anomaly map to a verdict: the one place that knows the score and what a score above the threshold means."""
+"""Scores of anomaly maps and verdicts on images."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ SCORE_RULE = "mean of the 100 highest values of the S×S map"
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What a model says of one image.
+    """Verdict on one image.
 
-    `map` is float32 S×S: the image resized to a square, so its aspect ratio is not the image's.
+    `map` is float32 S×S, for the image resized to a square: it does not have the image's aspect ratio.
     """
 
     anomalous: bool
@@ -20,19 +20,19 @@ class Verdict:
     map: np.ndarray
 
 
-def verdict_of(answer: tuple[np.ndarray, float], threshold: float) -> Verdict:
-    """The verdict on a runtime's answer, its map and score."""
-    anomaly_map, score = answer
+def verdict_of(output: tuple[np.ndarray, float], threshold: float) -> Verdict:
+    """Return the verdict for a runtime's output, its map and score."""
+    anomaly_map, score = output
     return Verdict(is_anomalous(score, threshold), score, threshold, anomaly_map)
 
 
 def is_anomalous(score: float, threshold: float) -> bool:
-    """An image is anomalous when its score is above the threshold; at the threshold it is normal."""
+    """Return whether a score is above the threshold; a score at the threshold is normal."""
     return score > threshold
 
 
 def score_of_map(anomaly_map: np.ndarray) -> float:
-    """Mean of the 100 highest values of a map S×S (of all of them where it has fewer)."""
+    """Return the mean of the 100 highest values of a map S×S, or of all if it has fewer."""
     values = np.asarray(anomaly_map, dtype=np.float32).ravel()
     count = min(100, values.size)
     return float(np.partition(values, values.size - count)[-count:].mean(dtype=np.float64))

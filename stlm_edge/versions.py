@@ -1,4 +1,4 @@
-"""Versions of installed packages, for everything that records what made it."""
+"""Versions of installed packages, for provenance records."""
 
 from collections.abc import Iterable
 from importlib import metadata

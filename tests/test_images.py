@@ -1,4 +1,4 @@
-"""What every reader of images relies on: faithful pixels, or one line that says what is wrong with which file."""
+"""Images are read exactly, or refused with one line that names the file."""
 
 import contextlib
 import struct
@@ -31,7 +31,7 @@ def png_header(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def complaint(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         images.read_image(path)
     line = str(caught.value)
@@ -63,7 +63,7 @@ def test_shrinking_averages_instead_of_skipping_pixels():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
-def test_exif_orientation_is_applied_before_anything_else(orientation, kind, tmp_path):
+def test_exif_orientation_is_applied_once(orientation, kind, tmp_path):
     upright = np.zeros((30, 50), np.uint8)
     upright[:10, :20], upright[:10, 20:], upright[10:, :20] = 250, 150, 80
     stored = {  # EXIF 2.3: where the stored image's first row and column lie in the upright one
@@ -110,7 +110,7 @@ def test_other_colour_modes_become_rgb_and_alpha_is_ignored(mode, colours, tmp_p
     assert np.array_equal(np.asarray(images.read_image(tmp_path / "a.png")), expected)
 
 
-def test_a_palette_with_transparency_is_read_without_a_warning(colours, tmp_path):
+def test_transparent_palette_image_is_read_without_warning(colours, tmp_path):
     original = Image.fromarray(colours).quantize(8)
     original.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     with warnings.catch_warnings():
@@ -119,30 +119,30 @@ def test_a_palette_with_transparency_is_read_without_a_warning(colours, tmp_path
     assert np.array_equal(np.asarray(read), np.asarray(original.convert("RGB")))
 
 
-def test_30000_by_30000_is_refused_before_decoding(tmp_path, monkeypatch):
+def test_too_large_image_is_refused_before_decoding(tmp_path, monkeypatch):
     bomb = png_header(tmp_path / "bomb.png", 30_000, 30_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert "more than 100,000,000 pixels; scale the image down or crop it first" in complaint(bomb)
+    assert "more than 100,000,000 pixels; scale the image down" in error_of(bomb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert "30000×30000, more than 100,000,000 pixels" in complaint(bomb)
+    assert "30000×30000, more than 100,000,000 pixels" in error_of(bomb)
 
 
-def test_pillows_warning_of_large_images_stays_silent(tmp_path):
+def test_large_images_cause_no_pillow_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "11000×10000, more than 100,000,000 pixels" in complaint(png_header(tmp_path / "a.png", 11_000, 10_000))
-        assert "truncated or damaged" in complaint(png_header(tmp_path / "b.png", 9_900, 10_000))
+        assert "11000×10000, more than 100,000,000 pixels" in error_of(png_header(tmp_path / "a.png", 11_000, 10_000))
+        assert "truncated or damaged" in error_of(png_header(tmp_path / "b.png", 9_900, 10_000))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.bmp", "a.webp"])
-def test_a_truncated_image_is_refused(name, colours, tmp_path):
+def test_truncated_image_is_refused(name, colours, tmp_path):
     Image.fromarray(colours).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    assert "expected an intact" in complaint(tmp_path / name)
+    assert "expected an intact" in error_of(tmp_path / name)
 
 
-def test_damage_anywhere_never_shows_another_error(colours, tmp_path):
+def test_damaged_files_raise_only_usage_errors(colours, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a.jpg", "a.png", "a.tif", "a.gif", "a.webp"):
         exif = Image.Exif()
@@ -162,17 +162,17 @@ def test_damage_anywhere_never_shows_another_error(colours, tmp_path):
 
 def test_cmyk_is_refused(colours, tmp_path):
     Image.fromarray(colours).convert("CMYK").save(tmp_path / "a.jpg")
-    assert "colour mode CMYK; expected grey or RGB, save it as an RGB or grey PNG" in complaint(tmp_path / "a.jpg")
+    assert "colour mode CMYK; expected grey or RGB" in error_of(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
-def test_an_animated_image_is_refused(name, colours, tmp_path):
+def test_animated_image_is_refused(name, colours, tmp_path):
     frames = [Image.fromarray(np.roll(colours, shift, axis=1)) for shift in (0, 9)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    assert "animated or of several pages; expected a single image" in complaint(tmp_path / name)
+    assert "animated or multi-page" in error_of(tmp_path / name)
 
 
-def test_of_a_phones_multi_image_jpeg_the_photograph_is_read(colours, tmp_path):
+def test_first_image_of_multi_image_jpeg_is_read(colours, tmp_path):
     photograph, preview = Image.fromarray(colours), Image.fromarray(colours[::2, ::2])
     photograph.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
     assert images.read_image(tmp_path / "a.jpg").size == (60, 40)
@@ -180,8 +180,8 @@ def test_of_a_phones_multi_image_jpeg_the_photograph_is_read(colours, tmp_path):
 
 def test_zero_size_is_refused(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    assert "the file is empty (0 bytes)" in complaint(tmp_path / "empty.png")
-    assert "not an image that can be read" in complaint(png_header(tmp_path / "flat.png", 0, 7))
+    assert "the file is empty (0 bytes)" in error_of(tmp_path / "empty.png")
+    assert "not a readable image" in error_of(png_header(tmp_path / "flat.png", 0, 7))
     with pytest.raises(UsageError, match=r"array of shape \(0, 7\); expected at least one pixel"):
         images.load(np.zeros((0, 7), np.uint8), 32)
     with pytest.raises(UsageError, match="the image: 7×0 pixels; expected at least one"):
@@ -190,27 +190,27 @@ def test_zero_size_is_refused(tmp_path):
 
 def test_text_named_png_and_missing_files_are_refused(tmp_path):
     (tmp_path / "note.png").write_text("not an image")
-    assert "not an image that can be read; expected an intact file" in complaint(tmp_path / "note.png")
-    assert "no such file; expected an image" in complaint(tmp_path / "gone.png")
-    assert "no such file; expected an image" in complaint(tmp_path)
+    assert "not a readable image; expected an intact file" in error_of(tmp_path / "note.png")
+    assert "no such file; expected an image" in error_of(tmp_path / "gone.png")
+    assert "no such file; expected an image" in error_of(tmp_path)
 
 
-def test_32_bit_grey_is_refused_rather_than_clipped(tmp_path):
+def test_32_bit_grey_is_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "a.tif")
-    assert "32-bit or signed grey; expected 8-bit or unsigned 16-bit grey" in complaint(tmp_path / "a.tif")
+    assert "32-bit or signed grey; expected 8-bit or unsigned 16-bit grey" in error_of(tmp_path / "a.tif")
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "f.tif")
-    assert "colour mode F; expected grey or RGB" in complaint(tmp_path / "f.tif")
+    assert "colour mode F; expected grey or RGB" in error_of(tmp_path / "f.tif")
 
 
 @pytest.mark.parametrize("array", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8)), np.zeros((8, 8, 3), np.uint16)])
-def test_arrays_of_another_kind_are_refused(array):
+def test_unsupported_arrays_are_refused(array):
     with pytest.raises(
         UsageError, match=r"array of shape .* expected H×W×3 uint8 \(RGB\), H×W uint8 \(grey\) or H×W uint16"
     ):
         images.load(array, 32)
 
 
-def test_a_mask_is_resized_to_the_nearest_and_true_where_not_zero(tmp_path):
+def test_mask_is_true_where_not_zero_and_resized_by_nearest_neighbour(tmp_path):
     marked = np.zeros((40, 60), bool)
     marked[10:20, 30:45] = True
     expected = np.asarray(Image.fromarray(marked).resize((32, 32), Image.Resampling.NEAREST))
@@ -221,15 +221,13 @@ def test_a_mask_is_resized_to_the_nearest_and_true_where_not_zero(tmp_path):
         assert np.array_equal(mask, expected)
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path):
+def test_mask_of_different_size_is_refused(tmp_path):
     Image.new("L", (60, 41)).save(tmp_path / "a_mask.png")
-    with pytest.raises(
-        UsageError, match=r"a_mask.png: the mask is 60×41 but its image is 60×40; both must be of one size"
-    ):
+    with pytest.raises(UsageError, match=r"a_mask\.png.*60×41.*60×40"):
         images.read_mask(tmp_path / "a_mask.png", 32, (60, 40))
 
 
-def test_a_folder_is_listed_by_name_without_what_is_no_image(tmp_path):
+def test_list_images_returns_only_images_sorted_by_name(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt", "._b.png", "c.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()

@@ -1,4 +1,4 @@
-"""What is read from JSON is exactly what the hints say, or one line says where it isn't."""
+"""JSON is read exactly by the type hints; errors give the JSON path."""
 
 import json
 import math
@@ -43,17 +43,17 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_what_was_written_is_read_back() -> None:
+def test_written_values_are_read_back() -> None:
     tree = Tree("tree", "elm", (Leaf(1, 0.5), Leaf(2, 1.0)), Leaf(0, 0.1), {"a": [1]}, True)
     assert strict_json.read(Tree, json.loads(strict_json.dump(tree)), "t") == tree
 
 
-def test_a_whole_number_serves_as_a_float() -> None:
+def test_whole_number_is_read_as_float() -> None:
     leaf = strict_json.read(Leaf, {"count": 1, "share": 2}, "t")
     assert isinstance(leaf.share, float)
 
 
-def test_a_field_with_a_default_may_be_missing_but_not_wrong() -> None:
+def test_field_with_default_may_be_missing_but_not_wrong() -> None:
     @dataclass(frozen=True)
     class Nest:
         eggs: int
@@ -87,7 +87,7 @@ def test_a_field_with_a_default_may_be_missing_but_not_wrong() -> None:
         ({"notes": []}, "t: notes: found [], expected an object"),
     ],
 )
-def test_anything_else_is_refused_with_its_place(change: dict[str, Any], line: str) -> None:
+def test_invalid_value_is_refused_with_its_path(change: dict[str, Any], line: str) -> None:
     value = {key: item for key, item in (GOOD | change).items() if item is not ...}
     with pytest.raises(UsageError) as refused:
         strict_json.read(Tree, value, "t")
@@ -107,14 +107,14 @@ def test_anything_else_is_refused_with_its_place(change: dict[str, Any], line: s
         (b"\xff\xfe", "not valid JSON"),
     ],
 )
-def test_a_file_of_bad_json_is_refused(tmp_path: Path, text: str | bytes, problem: str) -> None:
+def test_invalid_json_file_is_refused(tmp_path: Path, text: str | bytes, problem: str) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=problem):
         strict_json.load(path)
 
 
-def test_a_file_above_the_limit_is_refused(tmp_path: Path) -> None:
+def test_file_above_size_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text(" " * 101)
     with pytest.raises(UsageError, match="larger than 100 bytes"):
@@ -126,6 +126,6 @@ def test_nan_is_never_written() -> None:
         strict_json.dump(Leaf(1, math.nan))
 
 
-def test_what_could_not_be_read_back_is_never_written() -> None:
+def test_unreadable_value_is_never_written() -> None:
     with pytest.raises(UsageError, match="count: found 9"):
         strict_json.dump(Leaf(9, 0.0))
