@@ -13,7 +13,7 @@ def lightness(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(float) @ [0.2126, 0.7152, 0.0722]
 
 
-def test_colours_rise_in_lightness_and_are_clipped_to_the_calibrated_range() -> None:
+def test_colours_get_lighter_with_the_map_and_are_clipped_to_its_range() -> None:
     ramp = np.linspace(0.1, 0.7, 256, dtype=np.float32)[None]
     colours = heatmap.colour(ramp, THRESHOLD)[0]
     assert (np.diff(lightness(colours)) > -1).all()
@@ -22,7 +22,7 @@ def test_colours_rise_in_lightness_and_are_clipped_to_the_calibrated_range() -> 
     assert (heatmap.colour(ramp + 5, THRESHOLD)[0] == colours[-1]).all()
 
 
-def test_overlay_leaves_normal_surface_alone_and_marks_what_is_above_the_threshold() -> None:
+def test_overlay_marks_only_values_above_the_threshold() -> None:
     image = Image.fromarray(np.full((90, 150, 3), 120, np.uint8))
     anomaly_map = np.full((64, 64), 0.1, np.float32)
     anomaly_map[:, 40:] = 0.45
@@ -32,12 +32,12 @@ def test_overlay_leaves_normal_surface_alone_and_marks_what_is_above_the_thresho
     assert (np.abs(shown[:, 110:].astype(int) - 120).max(axis=2) > 40).all()
 
 
-def test_opacity_nil_is_the_image_itself() -> None:
+def test_zero_opacity_returns_the_image() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     shown = heatmap.overlay(image, np.ones((32, 32), np.float32), THRESHOLD, opacity=0)
     assert shown.tobytes() == image.tobytes()
 
 
-def test_a_calibration_without_spread_does_not_divide_by_zero() -> None:
+def test_equal_map_limits_do_not_divide_by_zero() -> None:
     flat = dataclasses.replace(THRESHOLD, map_low=0.4, map_high=0.4)
     assert np.isfinite(heatmap.colour(np.full((32, 32), 0.4, np.float32), flat)).all()

@@ -14,7 +14,7 @@ LINT = Path(sys.executable).with_name("lint-imports")
 
 @pytest.fixture
 def installed_tree(tmp_path: Path) -> Path:
-    """The package as a wheel lays it out: converters/ inside stlm_edge/."""
+    """Return the package in the layout of a wheel: converters/ inside stlm_edge/."""
     shutil.copytree(ROOT / "stlm_edge", tmp_path / "stlm_edge", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     shutil.copytree(ROOT / "converters", tmp_path / "stlm_edge" / "converters")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -46,7 +46,7 @@ def test_imports_keep_the_contracts(installed_tree: Path) -> None:
         ("converters/onnx.py", "from stlm_edge.export import targets"),
     ],
 )
-def test_an_import_against_a_contract_is_reported(installed_tree: Path, module: str, line: str) -> None:
+def test_import_against_a_contract_is_reported(installed_tree: Path, module: str, line: str) -> None:
     path = installed_tree / "stlm_edge" / module
     path.write_text(f"{path.read_text('utf-8')}\n{line}\n", "utf-8")
     done = lint(installed_tree)

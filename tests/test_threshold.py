@@ -22,12 +22,12 @@ def test_quantile_keeps_the_false_alarm_rate_on_new_images() -> None:
     assert np.mean(alarms) == pytest.approx(5 / 101, abs=0.002)
 
 
-def test_as_many_images_as_the_rate_needs_are_enough() -> None:
+def test_quantile_needs_one_image_per_false_alarm_rate() -> None:
     assert calibrate(np.linspace(0, 0.5, 100), [0.0] * 100, 0.01).method == "quantile"
     assert calibrate(np.linspace(0, 0.5, 99), [0.0] * 99, 0.01).method == "maximum plus margin"
 
 
-def test_too_few_images_give_their_maximum_plus_a_margin() -> None:
+def test_too_few_images_give_maximum_plus_margin() -> None:
     chosen = calibrate([0.1, 0.2, 0.3], [0.05] * 3, 0.01)
     assert chosen.margin == pytest.approx(0.01)
     assert chosen.value == pytest.approx(0.31)
@@ -44,7 +44,7 @@ def test_delta_is_a_hundredth_of_the_distance_from_median_to_threshold() -> None
     assert chosen.delta == pytest.approx(0.01 * (0.31 - 0.2))
 
 
-def test_threshold_is_in_the_middle_of_the_colours_for_maps_and_medians() -> None:
+def test_threshold_is_in_the_middle_of_the_colour_scale() -> None:
     maps = [np.full((32, 32), value, np.float32) for value in (0.01, 0.02, 0.06)]
     chosen = calibrate([0.1, 0.2, 0.3], maps)
     assert chosen.map_low == pytest.approx(0.02)

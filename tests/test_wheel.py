@@ -1,4 +1,4 @@
-"""The built wheel, installed alone into an empty environment: what comes with it, and that it runs a bundle."""
+"""The built wheel installs few packages into an empty environment and runs a bundle there."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def in_env(place: Path, *command: object) -> subprocess.CompletedProcess[str]:
     return run(place / "env" / "bin" / str(command[0]), *command[1:], cwd=place)
 
 
-def test_it_brings_numpy_pillow_and_onnxruntime_and_what_they_require(place: Path) -> None:
+def test_wheel_requires_only_numpy_pillow_and_onnxruntime(place: Path) -> None:
     code = """
 import importlib.metadata as metadata, json, re
 normal = lambda name: re.sub("[-_.]+", "-", name).lower()
@@ -67,7 +67,7 @@ print(json.dumps(requires))
     assert not set(requires) & {"torch", "torchvision", "typer", "rich", "pydantic", "scipy", "onnx", "matplotlib"}
 
 
-def test_it_puts_one_folder_into_site_packages(place: Path) -> None:
+def test_wheel_installs_one_folder(place: Path) -> None:
     (wheel,) = place.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in files if ".dist-info/" not in name} == {"stlm_edge"}
@@ -77,10 +77,10 @@ def test_it_puts_one_folder_into_site_packages(place: Path) -> None:
     assert not {"converters", "benchmarks", "tests"} & {path.name for path in site.iterdir()}
 
 
-def test_it_predicts_from_python_and_from_the_command_line(place: Path, tiny_bundle: Path) -> None:
+def test_wheel_predicts_from_python_and_command_line(place: Path, tiny_bundle: Path) -> None:
     code = "import sys, stlm_edge; print(stlm_edge.open(sys.argv[1]).predict('part.png').score, stlm_edge.__file__)"
-    answer = in_env(place, "python", "-c", code, tiny_bundle)
-    score, origin = answer.stdout.split()
+    done = in_env(place, "python", "-c", code, tiny_bundle)
+    score, origin = done.stdout.split()
     assert Path(origin).is_relative_to(place)
     command = in_env(place, "stlm-predict", "--bundle", tiny_bundle, "part.png", "--out", "heatmaps", "--json")
     assert (command.returncode, command.stderr) == (0, "")
@@ -90,17 +90,17 @@ def test_it_predicts_from_python_and_from_the_command_line(place: Path, tiny_bun
     assert (place / line["heatmap"]).is_file()
 
 
-def test_it_calibrates_on_site(place: Path, tiny_bundle: Path, tiny_images: Path) -> None:
+def test_wheel_calibrates_a_bundle(place: Path, tiny_bundle: Path, tiny_images: Path) -> None:
     shutil.copytree(tiny_bundle, place / "site")
-    answer = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_images / "good", "--json")
-    assert (answer.returncode, answer.stderr) == (0, "")
-    assert json.loads(answer.stdout)["decision_threshold"]["images"] == 24
+    done = in_env(place, "stlm-calibrate", "--bundle", "site", "--data", tiny_images / "good", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["decision_threshold"]["images"] == 24
 
 
-def test_it_benches_a_bundle(place: Path, tiny_bundle: Path) -> None:
+def test_wheel_benchmarks_a_bundle(place: Path, tiny_bundle: Path) -> None:
     command = ["stlm-bench", "--bundle", tiny_bundle, "--queries", 5, "--seconds", 0, "--out", "bench"]
-    answer = in_env(place, *command)
-    assert answer.returncode == 0, answer.stderr
+    done = in_env(place, *command)
+    assert done.returncode == 0, done.stderr
     (row,) = json.loads((place / "bench" / "bench.json").read_text())["rows"]
     assert row["parity"]["verdict_flips"] == 0
 
@@ -126,7 +126,7 @@ def test_umbrella_command_predicts(place: Path, tiny_bundle: Path) -> None:
     assert json.loads(done.stdout)["anomalous"] is True
 
 
-def test_a_checkpoint_says_in_one_line_what_to_install(place: Path) -> None:
-    answer = in_env(place, "stlm-predict", "--checkpoint", "some.safetensors", "part.png")
-    assert answer.returncode == 2
-    assert answer.stderr == 'error: --checkpoint needs torch: pip install "stlm-edge[train]"\n'
+def test_checkpoint_without_torch_names_the_extra(place: Path) -> None:
+    done = in_env(place, "stlm-predict", "--checkpoint", "some.safetensors", "part.png")
+    assert done.returncode == 2
+    assert done.stderr == 'error: --checkpoint needs torch: pip install "stlm-edge[train]"\n'
