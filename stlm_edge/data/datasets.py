@@ -1,4 +1,4 @@
-"""Data sets as one small interface: lists of samples. Which layout a folder has is seen by looking, or said.
+"""Data sets as lists of samples. The layout of a folder is auto-detected unless it is given.
 
 The layouts, one module each in `stlm_edge/data/layouts/`: VisA, DAGM 2007, BTAD, KolektorSDD, MVTec AD, plain folders.
 """
@@ -13,35 +13,35 @@ from stlm_edge.images import is_image
 
 
 def training_samples(root: str | Path, category: str | None = None, format: str | None = None) -> list[Sample]:
-    """The normal images to train on, by name.
+    """Return the normal images to train on, sorted by name.
 
-    `format` is a key of LAYOUTS; without it the layout is recognised by looking. Raises UsageError for a missing or
-    empty folder, one of no known layout, a category that isn't there, and a root of several when none is named.
+    `format` is a key of LAYOUTS; without it the layout is auto-detected. Raises UsageError for a missing or empty
+    folder, an unknown layout, a missing category, and a data set of several categories when none is given.
     """
     return _layout(Path(root), format).training_samples(Path(root), category)
 
 
 def test_samples(
     root: str | Path,
-    category: str | None = None,  # noqa: PT028 (no pytest test)
+    category: str | None = None,  # noqa: PT028 (not a pytest test)
     format: str | None = None,  # noqa: PT028
 ) -> list[Sample]:
-    """The images to evaluate on, normal ones first; either all defective ones of a category have masks or none.
+    """Return the images to evaluate on, normal ones first; of a category's defective images, all have masks or none.
 
-    Raises UsageError as `training_samples` does, for a defective image without its mask in a set that has masks, and
+    Raises UsageError as `training_samples` does, for a defective image without its mask in a data set with masks, and
     for a mask without its image.
     """
     return _layout(Path(root), format).test_samples(Path(root), category)
 
 
 def categories(root: str | Path, format: str | None = None) -> list[str]:
-    """The names of the set's categories; none where it isn't divided. Raises UsageError as `training_samples` does."""
+    """Return the names of the categories, if any. Raises UsageError as `training_samples` does."""
     return _layout(Path(root), format).categories(Path(root))
 
 
 def _layout(root: Path, format: str | None) -> Layout:
     if format is not None and format not in LAYOUTS:
-        raise UsageError(f"--format {format}: unknown; expected one of {', '.join(LAYOUTS)}, or none to have it seen")
+        raise UsageError(f"--format {format}: unknown; expected {', '.join(LAYOUTS)} or none to auto-detect")
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder; expected a data folder (MVTec AD layout, or normal images)")
     if not any(root.iterdir()):
@@ -57,10 +57,10 @@ def _layout(root: Path, format: str | None) -> Layout:
 def _unknown(root: Path) -> str:
     names = [path.name + "/" for path in folders(root)]
     names += sorted(path.name for path in root.iterdir() if path.is_file() and not is_image(path))
-    seen = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     for folder in folders(root):
         for name, layout in LAYOUTS.items():
             if name != "plain" and layout.recognises(folder):
-                return f"{root}: no known layout, found {seen}; {folder} looks like {name}, give that folder"
+                return f"{root}: no known layout, found {listed}; {folder} looks like {name}, give that folder"
     known = "; ".join(f"{name}: {layout.LOOKS}" for name, layout in LAYOUTS.items())
-    return f"{root}: no known layout, found {seen or 'nothing but hidden files'}; expected one of these: {known}"
+    return f"{root}: no known layout, found {listed or 'nothing but hidden files'}; expected one of these: {known}"

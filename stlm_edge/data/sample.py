@@ -1,4 +1,4 @@
-"""What a data set is made of."""
+"""Samples of a data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from stlm_edge.images import read_image, read_mask
 
 @dataclass(frozen=True)
 class Sample:
-    """One image; `defect` is the name of its folder, "good" for a normal one. `mask` is None where there is none."""
+    """One image; `defect` is the name of its folder, "good" for a normal image. `mask` is None without a mask file."""
 
     image: Path
     anomalous: bool
@@ -19,9 +19,9 @@ class Sample:
 
 
 def mask_of(sample: Sample, size: int, image_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Where the sample is anomalous, bool size×size; nowhere without a mask file.
+    """Return the sample's anomalous pixels, bool size×size; none without a mask file.
 
-    `image_size`, width and height, is read from the image where it isn't given. Raises UsageError as `read_mask`.
+    `image_size`, width and height, is read from the image if not given. Raises UsageError as `read_mask` does.
     """
     if sample.mask is None:
         return np.zeros((size, size), bool)

@@ -1,7 +1,4 @@
-"""Layouts of published data sets and of plain folders: one module each, with the names of `Layout`.
-
-Each module names the source of what it knows about its data set.
-"""
+"""Layouts of published data sets and of plain folders, one module each, which implements `Layout`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +18,7 @@ class Layout(Protocol):
         """Return whether a folder looks like this layout."""
 
     def categories(self, root: Path) -> list[str]:
-        """Return the names of the categories, none where the set is not divided."""
+        """Return the names of the categories; none if the data set has no categories."""
 
     def training_samples(self, root: Path, category: str | None) -> list[Sample]:
         """Return the normal images to train on."""

@@ -2,16 +2,15 @@
 
     01/train/ok/0000.bmp   01/test/ok/0000.bmp   01/test/ko/0000.bmp   01/ground_truth/ko/0000.png
 
-A mask is named as its image, but not always of its type: images and masks are bmp and png in 01, png and png in 02,
+A mask has the name of its image, but not always its type: images and masks are bmp and png in 01, png and png in 02,
 bmp and bmp in 03. Sources: avires.dimi.uniud.it/papers/btad/btad.zip; the table of types in pull request 162 of
 github.com/open-edge-platform/anomalib.
 """
 
 from pathlib import Path
 
-from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
+from stlm_edge.data.layouts.listing import category_folder, check_mask, folders, masks_by_stem, refuse_orphan_masks
 from stlm_edge.data.sample import Sample, normal
-from stlm_edge.errors import UsageError
 from stlm_edge.images import list_images
 
 LOOKS = "01, 02, 03, each with train/ok, test/ok, test/ko, ground_truth/ko"
@@ -23,32 +22,29 @@ def recognises(root: Path) -> bool:
 
 
 def categories(root: Path) -> list[str]:
-    """Return the names of the categories, none where the set is not divided."""
+    """Return the names of the categories; none if the data set has no categories."""
     return [] if _is_product(root) else [path.name for path in folders(root) if _is_product(path)]
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
     """Return the normal images to train on."""
-    return [normal(image) for image in list_images(_product_folder(root, category) / "train" / "ok")]
+    return [normal(image) for image in list_images(_folder(root, category) / "train" / "ok")]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """`test/ok`, then `test/ko` with masks, which are None where there is no `ground_truth` folder."""
-    folder = _product_folder(root, category)
+    """Return the images of `test/ok`, then of `test/ko`; masks are None without a `ground_truth` folder."""
+    folder = _folder(root, category)
     defective, truth = list_images(folder / "test" / "ko"), folder / "ground_truth"
     masks = masks_by_stem(truth / "ko")
-    refuse_lone_masks(masks, {path.stem for path in defective}, "the mask of test/ko/X to be X.png or X.bmp")
-    for path in defective if truth.is_dir() else []:
-        if path.stem not in masks:
-            raise UsageError(
-                f"{path}: no mask {truth}/ko/{path.stem}.png or .bmp; add it, or remove {truth} to do without masks"
-            )
+    refuse_orphan_masks(masks, {path.stem for path in defective}, "the mask of test/ko/X to be named X.png or X.bmp")
+    for path in defective:
+        check_mask(path, masks.get(path.stem), f"{truth}/ko/{path.stem}.png or .bmp", truth)
     samples = [normal(path) for path in list_images(folder / "test" / "ok")]
     return samples + [Sample(path, True, "ko", masks.get(path.stem)) for path in defective]
 
 
-def _product_folder(root: Path, category: str | None) -> Path:
-    return root if category is None and _is_product(root) else folder_of(root, category, categories(root))
+def _folder(root: Path, category: str | None) -> Path:
+    return category_folder(root, category, categories(root), _is_product(root))
 
 
 def _is_product(folder: Path) -> bool:

@@ -5,15 +5,16 @@
     Class1/Train/Label/Labels.txt          (not needed here)
     Class1/Test/0001.PNG  Class1/Test/Label/0003_label.PNG
 
-An image without a label file is normal. For unsupervised detection the normal images of Train are trained on and all
-of Test is judged, Train's defective images left out. Sources: the competition's page at hci.iwr.uni-heidelberg.de;
-zenodo.org/records/12750201; for label files, data/input_dagm.py of github.com/vicoslab/mixed-segdec-net-comind2021.
+An image without a label file is normal. For unsupervised detection, the normal images of Train are the training set
+and all of Test is the test set; Train's defective images are left out. Sources: the competition's page at
+hci.iwr.uni-heidelberg.de; zenodo.org/records/12750201; for label files, data/input_dagm.py of
+github.com/vicoslab/mixed-segdec-net-comind2021.
 """
 
 import re
 from pathlib import Path
 
-from stlm_edge.data.layouts.listing import folder_of, folders, masks_by_stem, refuse_lone_masks
+from stlm_edge.data.layouts.listing import category_folder, folders, masks_by_stem, refuse_orphan_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
 from stlm_edge.images import list_images
@@ -28,33 +29,33 @@ def recognises(root: Path) -> bool:
 
 
 def categories(root: Path) -> list[str]:
-    """Class1, Class2, … Class10: by number."""
+    """Return the names of the classes, Class1 to Class10, sorted by number."""
     names = [path.name for path in folders(root) if _CLASS.fullmatch(path.name) and _halves(path)]
     return sorted(names, key=lambda name: int(name.removeprefix("Class")))
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The images of Train that no label file marks as defective."""
-    return [sample for sample in _samples(_class_folder(root, category) / "Train") if not sample.anomalous]
+    """Return the images of Train that no label file marks as defective."""
+    return [sample for sample in _samples(_folder(root, category) / "Train") if not sample.anomalous]
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """All images of Test, normal ones first."""
-    samples = _samples(_class_folder(root, category) / "Test")
+    """Return all images of Test, normal ones first."""
+    samples = _samples(_folder(root, category) / "Test")
     return sorted(samples, key=lambda sample: (sample.anomalous, sample.image))
 
 
 def _samples(half: Path) -> list[Sample]:
     images = list_images(half)
     if not (half / "Label").is_dir():
-        raise UsageError(f"{half}: no Label folder in it; its label files say which images are defective, copy it too")
+        raise UsageError(f"{half}: no Label folder in it; it marks the defective images, copy it too")
     labels = masks_by_stem(half / "Label", "_label")
-    refuse_lone_masks(labels, {path.stem for path in images}, "the label of X.PNG to be Label/X_label.PNG")
+    refuse_orphan_masks(labels, {path.stem for path in images}, "the label of X.PNG to be Label/X_label.PNG")
     return [Sample(path, True, "defect", labels[path.stem]) if path.stem in labels else normal(path) for path in images]
 
 
-def _class_folder(root: Path, category: str | None) -> Path:
-    return root if category is None and _is_class(root) else folder_of(root, category, categories(root))
+def _folder(root: Path, category: str | None) -> Path:
+    return category_folder(root, category, categories(root), _is_class(root))
 
 
 def _is_class(folder: Path) -> bool:
@@ -62,5 +63,5 @@ def _is_class(folder: Path) -> bool:
 
 
 def _halves(folder: Path) -> set[str]:
-    """By exact names, also where the file system takes Train and train for the same."""
+    """Return the halves that exist, by exact name also on case-insensitive file systems."""
     return {path.name for path in folders(folder)} & {"Train", "Test"}

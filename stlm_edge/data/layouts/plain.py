@@ -1,8 +1,8 @@
-"""Plain folders: one of normal images to train on; one with `good/` and a folder per defect to test on, no masks."""
+"""Plain folders: normal images to train on; `good/` and a folder per defect to test on, without masks."""
 
 from pathlib import Path
 
-from stlm_edge.data.layouts.listing import folders, found
+from stlm_edge.data.layouts.listing import describe_folders, folders
 from stlm_edge.data.layouts.mvtec import labelled
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
@@ -17,12 +17,12 @@ def recognises(root: Path) -> bool:
 
 
 def categories(root: Path) -> list[str]:
-    """Return the names of the categories, none where the set is not divided."""
+    """Return the names of the categories; none if the data set has no categories."""
     return []
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """All images of the folder. Raises UsageError where there are none, or only folders of them."""
+    """Return all images of the folder. Raises UsageError if there are none, or only folders of them."""
     _refuse_category(root, category)
     if (root / "good").is_dir() and not _has_images(root):
         raise UsageError(f"{root}: no images in it, only folders; to train on the normal ones, give {root}/good")
@@ -30,7 +30,7 @@ def training_samples(root: Path, category: str | None) -> list[Sample]:
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The images of every folder, those of `good` first. Raises UsageError without `good`."""
+    """Return the images of every folder, those of `good` first. Raises UsageError without `good`."""
     _refuse_category(root, category)
     if not (root / "good").is_dir():
         raise UsageError(
@@ -46,5 +46,5 @@ def _has_images(folder: Path) -> bool:
 
 def _refuse_category(root: Path, category: str | None) -> None:
     if category is not None:
-        names = found([path.name for path in folders(root)])
+        names = describe_folders([path.name for path in folders(root)])
         raise UsageError(f"{root}: no category {category} in it, plain images have none; {names}")

@@ -1,18 +1,18 @@
-"""VisA (Y. Zou et al., "SPot-the-Difference", ECCV 2022) as its archive unpacks: a folder per category, and the splits.
+"""VisA (Y. Zou et al., "SPot-the-Difference", ECCV 2022) as in its archive: a folder per category, and the splits.
 
-    split_csv/1cls.csv                     object,split,label,image,mask: which image is for what
+    split_csv/1cls.csv                     object,split,label,image,mask: the use of each image
     candle/Data/Images/Normal/0836.JPG     label normal, without a mask
     candle/Data/Images/Anomaly/000.JPG     label anomaly, in the test split only
-    candle/Data/Masks/Anomaly/000.png      its mask, whose values are 0 and the numbers of the kinds of defect
+    candle/Data/Masks/Anomaly/000.png      its mask; values are 0 and the numbers of defect types
 
-Paths in the CSV are relative to the root. The authors' own conversion calls every mask value other than 0 anomalous
-(utils/prepare_data.py), and so does `read_mask`. Source: github.com/amazon-science/spot-diff, README and split_csv.
+Paths in the CSV are relative to the root. Every mask value other than 0 is anomalous, as in the authors' conversion
+(utils/prepare_data.py). Source: github.com/amazon-science/spot-diff, README and split_csv.
 """
 
 import csv
 from pathlib import Path, PurePosixPath
 
-from stlm_edge.data.layouts.listing import folder_of, masks_by_stem, refuse_lone_masks
+from stlm_edge.data.layouts.listing import category_folder, check_mask, masks_by_stem, refuse_orphan_masks
 from stlm_edge.data.sample import Sample, normal
 from stlm_edge.errors import UsageError
 
@@ -28,24 +28,24 @@ def recognises(root: Path) -> bool:
 
 
 def categories(root: Path) -> list[str]:
-    """Return the names of the categories, none where the set is not divided."""
+    """Return the names of the categories; none if the data set has no categories."""
     return [] if _is_category(root) else list(dict.fromkeys(row["object"] for row in _rows(root)))
 
 
 def training_samples(root: Path, category: str | None) -> list[Sample]:
-    """The normal images of the split `train`, by name."""
+    """Return the normal images of the split `train`, sorted by name."""
     root, category = _chosen(root, category)
     rows = [row for row in _rows(root) if row["object"] == category and row["split"] == "train"]
     if any(row["label"] != "normal" for row in rows):
         raise UsageError(f"{root / SPLIT}: anomalous training images of {category}; expected the 1-class split")
     samples = sorted((normal(_inside(root, row["image"])) for row in rows), key=lambda sample: sample.image)
     if not samples:
-        raise UsageError(f"{root / SPLIT}: no training images of {category}; expected the 1-class split, whole")
+        raise UsageError(f"{root / SPLIT}: no training images of {category}; expected the complete 1-class split")
     return samples
 
 
 def test_samples(root: Path, category: str | None) -> list[Sample]:
-    """The images of the split `test`, normal ones first, by name; masks are None where there is no Masks folder."""
+    """Return the images of the split `test`, normal ones first; masks are None without a Masks folder."""
     root, category = _chosen(root, category)
     masks = root / category / "Data" / "Masks"
     samples = []
@@ -56,24 +56,23 @@ def test_samples(root: Path, category: str | None) -> list[Sample]:
         if row["label"] == "normal":
             samples.append(normal(image))
         elif masks.is_dir():
-            if not row["mask"] or not (root / row["mask"]).is_file():
-                wanted = root / row["mask"] if row["mask"] else f"in {root / SPLIT}"
-                raise UsageError(f"{image}: no mask {wanted}; add it, or remove {masks} to do without masks")
+            mask = root / row["mask"] if row["mask"] else None
+            check_mask(image, mask if mask and mask.is_file() else None, f"{mask or f'in {root / SPLIT}'}", masks)
             samples.append(Sample(image, True, "anomaly", _inside(root, row["mask"])))
         else:
             samples.append(Sample(image, True, "anomaly", None))
     if not samples:
-        raise UsageError(f"{root / SPLIT}: no test images of {category}; expected the 1-class split, whole")
+        raise UsageError(f"{root / SPLIT}: no test images of {category}; expected the complete 1-class split")
     stems = {sample.image.stem for sample in samples if sample.anomalous}
-    refuse_lone_masks(masks_by_stem(masks / "Anomaly"), stems, "the mask of Images/Anomaly/X.JPG to be X.png")
+    refuse_orphan_masks(masks_by_stem(masks / "Anomaly"), stems, "the mask of Images/Anomaly/X.JPG to be named X.png")
     return sorted(samples, key=lambda sample: (sample.anomalous, sample.image))
 
 
 def _chosen(root: Path, category: str | None) -> tuple[Path, str]:
-    """The set's root and the category, also where `root` is the folder of a category."""
+    """Return the data set's root and the category; `root` may be the folder of a category."""
     if category is None and _is_category(root):
         return root.resolve().parent, root.resolve().name
-    return root, folder_of(root, category, categories(root)).name
+    return root, category_folder(root, category, categories(root)).name
 
 
 def _is_category(root: Path) -> bool:
@@ -83,16 +82,16 @@ def _is_category(root: Path) -> bool:
 def _rows(root: Path) -> list[dict[str, str]]:
     path = root / SPLIT
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected VisA's list of images, as its archive unpacks it")
+        raise UsageError(f"{path}: no such file; expected VisA's list of images, as in its archive")
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path}: {path.stat().st_size:,} bytes; expected VisA's list of images, of less than a MB")
+        raise UsageError(f"{path}: {path.stat().st_size:,} bytes; expected VisA's list of images, of less than 1 MB")
     try:
         rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); copy VisA's own anew") from None
+        raise UsageError(f"{path}: cannot be read ({error}); copy VisA's file again") from None
     for number, row in enumerate(rows, start=2):
         if None in row or set(row) != set(COLUMNS) or None in row.values():
-            raise UsageError(f"{path}, line {number}: expected the columns {','.join(COLUMNS)}; copy VisA's own anew")
+            raise UsageError(f"{path}, line {number}: expected the columns {','.join(COLUMNS)}; copy VisA's file again")
         if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
             raise UsageError(
                 f"{path}, line {number}: split {row['split'][:20]} and label {row['label'][:20]}; expected train or "
@@ -101,15 +100,15 @@ def _rows(root: Path) -> list[dict[str, str]]:
         if row["object"] in ("", "..") or PurePosixPath(row["object"]).name != row["object"]:
             raise UsageError(f"{path}, line {number}: object {row['object'][:40]}; expected the name of a folder")
     if not rows:
-        raise UsageError(f"{path}: no images in it; copy VisA's own anew")
+        raise UsageError(f"{path}: no images in it; copy VisA's file again")
     return rows
 
 
 def _inside(root: Path, name: str) -> Path:
-    """`root/name`, which is a file below `root`: the CSV comes from outside and may name anything."""
+    """Return `root/name`. Raises UsageError unless it is a file below `root`, since the CSV is untrusted."""
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or "\\" in name or not name:
-        raise UsageError(f"{root / SPLIT}: names {name[:80]}; expected paths below {root}")
+        raise UsageError(f"{root / SPLIT}: path {name[:80]}; expected paths below {root}")
     if not (root / relative).is_file():
-        raise UsageError(f"{root / relative}: no such file, but {SPLIT} names it; unpack VisA's archive anew")
+        raise UsageError(f"{root / relative}: no such file, but listed in {SPLIT}; unpack VisA's archive again")
     return root / relative
