@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stlm_edge.model import STLM
 from stlm_edge.model.feature_aggregation import FeatureAggregation
 from stlm_edge.model.mask_decoder import HEADS, Attention, MaskDecoder, TwoWayBlock
-from stlm_edge.model.stlm import STRIDE, Answer, score
+from stlm_edge.model.stlm import STRIDE, Outputs, score
 from stlm_edge.model.tiny_vit import AttentionStage, Block, TinyViT, WindowAttention
 
 
@@ -55,14 +55,14 @@ class _Network(nn.Module):
         self.fa = _FeatureAggregation(model.fa, self.grid)
         self.register_buffer("pixel_mean", model.pixel_mean)
 
-    def forward(self, image: Tensor) -> Answer:
+    def forward(self, image: Tensor) -> Outputs:
         x = image.permute(0, 3, 1, 2).to(self.pixel_mean.dtype) - self.pixel_mean
         embeddings = torch.stack([self.plain(x), self.denoising(x)])
         logits = self.fa(embeddings, self.mask_decoder(embeddings))
         # Of a vector: after a map's sigmoid, onnxruntime would resize 16 channels of which 15 are padding.
         grid_map = logits.flatten().sigmoid().reshape(1, 1, self.grid, self.grid)
         anomaly_map = F.interpolate(grid_map, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
-        return Answer(anomaly_map, score(anomaly_map))
+        return Outputs(anomaly_map, score(anomaly_map))
 
 
 class _Encoder(nn.Module):

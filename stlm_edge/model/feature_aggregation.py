@@ -1,4 +1,4 @@
-"""Feature aggregation (FA): from the disagreement of the two streams to the anomaly map (STLM, section III-D).
+"""Feature aggregation (FA) of the two streams' differences into the anomaly map (STLM, section III-D).
 
 Parameter names are those of the published segmentation network.
 """
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RAISED, SLOPE, PRIOR = 3.0, 0.5, -4.0
-"""What the map begins as: deviations that the distance is raised by, logits a deviation, logit of the mean distance."""
+OFFSET, SLOPE, PRIOR = 3.0, 0.5, -4.0
+"""Initial map: offset of the distance in standard deviations, logits per deviation, logit of the mean distance."""
 
 
 class ResidualBlock(nn.Module):
@@ -67,7 +67,7 @@ class ASPP(nn.Module):
 
 
 class FeatureAggregation(nn.Module):
-    """Two maps of each stream, B×in_dim×h×w → logits of the anomaly map, B×1×h×w."""
+    """Two maps per stream, B×in_dim×h×w → logits of the anomaly map, B×1×h×w."""
 
     def __init__(self, in_dim: int = 256, dim: int = 128):
         super().__init__()
@@ -82,14 +82,14 @@ class FeatureAggregation(nn.Module):
         )
 
     @torch.no_grad()
-    def begin_from_cosines(self) -> None:
-        """Let the map begin as 1 − cos(plain_1, denoising_1), standardised, under a low prior.
+    def initialise_from_cosines(self) -> None:
+        """Initialise the map to 1 − cos(plain_1, denoising_1), standardised, with a low prior.
 
         One channel carries the cosine distance of the image embeddings (k=1), which short trainings distil better than
-        the image tokens (benchmarks/results, `ablation.json`), through the network; it is raised by three deviations at
-        every batch norm so that no ReLU clips it, and what the other channels begin with does not reach the output. The
-        logits rise gently: a steep sigmoid would level the map's peaks before it is enlarged. From random filters,
-        training takes thousands of steps to find it: it is a hundredth of what the single products vary by.
+        the image tokens (benchmarks/results, `ablation.json`), through the network. Every batch norm adds three
+        standard deviations to it so that no ReLU clips it; the other channels do not reach the output. The slope is
+        low because a steep sigmoid would flatten the map's peaks before upsampling. Random filters need thousands of
+        training steps to learn this distance, whose variation is a hundredth of that of the single products.
         """
         near, fusion = self.head[0].aspp_feature_extractors[1], self.head[0].aspp_fusion_layer
         _carry(self.res[0].downsample[0], slice(self.in_dim))
@@ -99,10 +99,10 @@ class FeatureAggregation(nn.Module):
         _carry(fusion.conv, near.conv.out_channels)
         _carry(self.head[1], 0)
         for norm in (self.res[0].downsample[1], near.norm, fusion.norm, self.head[2]):
-            norm.bias[0] = RAISED
+            norm.bias[0] = OFFSET
         self.head[-1].weight.zero_()
         self.head[-1].weight[0, 0] = SLOPE
-        self.head[-1].bias.fill_(PRIOR - RAISED * SLOPE)
+        self.head[-1].bias.fill_(PRIOR - OFFSET * SLOPE)
 
     def forward(self, plain: tuple[Tensor, ...], denoising: tuple[Tensor, ...]) -> Tensor:
         """Aggregate the negated products of the streams' normalised maps."""
@@ -111,7 +111,7 @@ class FeatureAggregation(nn.Module):
 
 
 def _carry(convolution: nn.Conv2d, source: int | slice) -> None:
-    """Let the first output channel be the sum of the input channels `source` at the same place."""
+    """Set the first output channel to the sum of the input channels `source` at the same position."""
     centre = convolution.kernel_size[0] // 2
     convolution.weight[0] = 0
     convolution.weight[0, source, centre, centre] = 1

@@ -1,7 +1,7 @@
-"""SAM's mask decoder (Kirillov et al. 2023) as far as STLM uses it: its tokens and its two-way transformer.
+"""The parts of SAM's mask decoder (Kirillov et al. 2023) that STLM uses: tokens and two-way transformer.
 
-Parameter names are segment-anything's. `final_attn_token_to_image` and `norm_final_attn` cannot reach the image tokens;
-they stand here for the checkpoint's sake and never run.
+Parameter names are segment-anything's. `final_attn_token_to_image` and `norm_final_attn` do not affect the image
+tokens; they never run and exist only so that published weights load.
 """
 
 import math

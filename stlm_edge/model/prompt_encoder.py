@@ -1,4 +1,4 @@
-"""What is left of SAM's prompt encoder when there is no prompt: a positional encoding and the no-mask embedding."""
+"""The parts of SAM's prompt encoder that are used without prompts: positional encoding and no-mask embedding."""
 
 import math
 

@@ -65,7 +65,7 @@ Maps = tuple[Tensor, Tensor]
 """A stream's two maps, B×256×h×w each: the image embedding, and the image tokens after the transformer."""
 
 
-class Answer(NamedTuple):
+class Outputs(NamedTuple):
     """Outputs of the network: anomaly map, B×1×S×S, and score, B."""
 
     anomaly_map: Tensor
@@ -89,15 +89,15 @@ class STLM(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor) -> Answer:
-        """Judge images.
+    def forward(self, image: Tensor) -> Outputs:
+        """Return anomaly maps and scores of images.
 
-        `image`: B×S×S×3 (or B×3×S×S) uint8 RGB. Gives the anomaly map, B×1×S×S in [0, 1], and the score, B: the mean
-        of the map's 100 highest values.
+        `image`: B×S×S×3 (or B×3×S×S) uint8 RGB. Map values are in [0, 1]; a score is the mean of the map's 100 highest
+        values.
         """
         grid_map = self.fa(*self.streams(self.normalise(image))).float().sigmoid()
         anomaly_map = F.interpolate(grid_map, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
-        return Answer(anomaly_map, score(anomaly_map))
+        return Outputs(anomaly_map, score(anomaly_map))
 
     def normalise(self, image: Tensor) -> Tensor:
         """B×S×S×3 or B×3×S×S uint8 → B×3×S×S float, with SAM's pixel mean and deviation."""

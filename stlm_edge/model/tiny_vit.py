@@ -1,8 +1,8 @@
 """The image encoder: TinyViT-5M (Wu et al. 2022) in MobileSAM's variant (Zhang et al. 2023), for any grid.
 
 Parameter names are MobileSAM's, so that its `image_encoder.*` weights load as they are. Between the stages an image is
-a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the published order: the decoder behind amplifies
-a rounding difference of 1e-6 to 1e-3, and on one thread the reference numbers come out to the last bit.
+a B×C×h×w map; inside attention blocks it is B×h×w×C. Operations keep the published order, because the decoder
+amplifies rounding differences of 1e-6 to 1e-3.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ class MBConv(ConvChain):
 
 
 class PatchMerging(ConvChain):
-    """To the next stage's channels, at half the resolution (stride 2) or the same (stride 1)."""
+    """Change to the next stage's channels, at half the resolution (stride 2) or the same (stride 1)."""
 
     def __init__(self, dim: int, out_dim: int, stride: int):
         super().__init__()
@@ -104,7 +104,7 @@ class PatchMerging(ConvChain):
 
 
 def bias_indices(window: int) -> Tensor:
-    """window²×window² index of each token pair's |Δy|, |Δx| in a table of window² biases."""
+    """Return each token pair's index, by |Δy| and |Δx|, in a table of window² biases: window²×window²."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y).abs() * window + (x[:, None] - x).abs()
@@ -113,7 +113,7 @@ def bias_indices(window: int) -> Tensor:
 class WindowAttention(nn.Module):
     """Multi-head attention within windows of w×w tokens, a learned bias per head and distance.
 
-    The biases are gathered at every call: a gathered copy would go stale under `eval()`, casts and weight loading.
+    The biases are gathered at every call: a cached copy would be stale after casts and loading of weights.
     """
 
     bias_index: Tensor
@@ -176,7 +176,7 @@ class Block(nn.Module):
         if down or right:
             x = F.pad(x, (0, 0, 0, right, 0, down))
         rows, columns = (h + down) // size, (w + right) // size
-        # No tensor of more than four dimensions: several devices' runtimes refuse them.
+        # At most four dimensions, a limit of several devices' runtimes.
         windows = x.reshape(b * rows, size, columns, size * c).transpose(1, 2).reshape(-1, size * size, c)
         windows = self.attn(windows)
         x = windows.reshape(b * rows, columns, size, size * c).transpose(1, 2).reshape(b, h + down, w + right, c)

@@ -116,7 +116,7 @@ def initialise(model: STLM, teacher: Teacher, job: Job, images: Images) -> None:
         path = initial_weights.SHIPPED if init == "shipped" else Path(init)
         initial_weights.load(path, model, teacher, frozen=job.recipe.plain_lr is None)
     if init != "random":
-        model.fa.begin_from_cosines()
+        model.fa.initialise_from_cosines()
     model.denoising.load_state_dict(model.plain.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and anything else is refused with one line."""
+"""Checkpoints are read back as written; damaged and incompatible files are refused."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def saved(model, tmp_path):
 
 
 def rewritten(path, change):
-    """The file again, its header changed by `change` and its weights as they were."""
+    """Apply `change` to the header of a file and leave its weights unchanged."""
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
@@ -42,7 +42,7 @@ def rewritten(path, change):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
-def test_an_opened_checkpoint_gives_the_same_answers(model, saved):
+def test_opened_checkpoint_gives_the_same_outputs(model, saved):
     opened = checkpoint.load(saved)
     image = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -51,13 +51,13 @@ def test_an_opened_checkpoint_gives_the_same_answers(model, saved):
     assert opened.provenance == {"seed": 3}
 
 
-def test_a_truncated_file(saved):
+def test_truncated_file_is_refused(saved):
     saved.write_bytes(saved.read_bytes()[:-1000])
-    with pytest.raises(UsageError, match="not a whole safetensors file"):
+    with pytest.raises(UsageError, match="not a complete safetensors file"):
         checkpoint.load(saved)
 
 
-def test_a_pickle_in_disguise_is_never_unpickled(tmp_path):
+def test_pickle_is_never_unpickled(tmp_path):
     path, trace = tmp_path / "model.safetensors", tmp_path / "was_run"
 
     class Trap:
@@ -65,15 +65,15 @@ def test_a_pickle_in_disguise_is_never_unpickled(tmp_path):
             return open, (str(trace), "w")
 
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UsageError, match="not a whole safetensors file"):
+    with pytest.raises(UsageError, match="not a complete safetensors file"):
         checkpoint.load(path)
     torch.save({"model": Trap()}, path)
-    with pytest.raises(UsageError, match="not a whole safetensors file"):
+    with pytest.raises(UsageError, match="not a complete safetensors file"):
         checkpoint.load(path)
     assert not trace.exists()
 
 
-def test_another_version(saved):
+def test_other_version_is_refused(saved):
     def newer(header):
         header["__metadata__"]["stlm_edge"] = header["__metadata__"]["stlm_edge"].replace(
             '"format_version": 1', '"format_version": 7'
@@ -84,7 +84,7 @@ def test_another_version(saved):
         checkpoint.load(saved)
 
 
-def test_weights_of_another_shape(model, saved):
+def test_weights_of_other_shape_or_type_are_refused(model, saved):
     tensors = load_file(saved)
     tensors["fa.head.4.bias"] = torch.zeros(2)
     metadata = {checkpoint.KEY: json.dumps(_header(saved))}
@@ -115,11 +115,11 @@ def test_weights_of_another_shape(model, saved):
         ({"decoder_dim": 10**9}, "decoder_dim 1000000000: expected a multiple of 16"),
         ({"decoder_mlp_dim": 10**9}, "decoder_mlp_dim 1000000000: expected"),
         ({"fa_dim": "24"}, 'config.fa_dim: found "24", expected an integer'),
-        ({"depths": [1, 1, 1, 2]}, "it is of another network"),
-        ({"decoder_dim": 1024}, "it is of another network"),
+        ({"depths": [1, 1, 1, 2]}, "of another network"),
+        ({"decoder_dim": 1024}, "of another network"),
     ],
 )
-def test_a_hostile_config_is_refused_before_anything_is_built(saved, config, line):
+def test_invalid_config_is_refused_before_the_model_is_built(saved, config, line):
     header = _header(saved)
     header["config"] |= config
     rewritten(saved, lambda h: h["__metadata__"].update({checkpoint.KEY: json.dumps(header)}))
@@ -127,18 +127,18 @@ def test_a_hostile_config_is_refused_before_anything_is_built(saved, config, lin
         checkpoint.load(saved)
 
 
-def test_safetensors_of_somebody_else(tmp_path):
+def test_other_safetensors_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="safetensors without stlm-edge's metadata"):
         checkpoint.load(tmp_path / "x.safetensors")
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.safetensors")
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(model, saved):
+def test_full_disk_keeps_the_old_checkpoint(model, saved):
     before = saved.read_bytes()
     script = f"""
 import resource

@@ -1,4 +1,4 @@
-"""The network at any size: its grid, its input, what feature aggregation begins as, and stale biases."""
+"""The network at any size: input layouts, attention biases and the initial feature aggregation."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from stlm_edge.model.feature_aggregation import FeatureAggregation
 
 
 @pytest.mark.parametrize("size", [64, 96, 224])
-def test_any_multiple_of_32_gives_a_map_of_the_image(size):
+def test_any_multiple_of_32_is_a_valid_size(size):
     model = STLM(replace(SMALL, size=size)).eval()
     image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -23,8 +23,8 @@ def test_any_multiple_of_32_gives_a_map_of_the_image(size):
     assert torch.allclose(score, highest)
 
 
-def test_attention_biases_follow_every_change():
-    """A gathered copy would miss a loaded weight, or a cast, or `eval()`."""
+def test_attention_biases_are_never_stale():
+    """A cached copy would miss loaded weights, casts and `eval()`."""
     torch.manual_seed(0)
     model = STLM(SMALL).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
@@ -39,7 +39,7 @@ def test_attention_biases_follow_every_change():
         assert torch.allclose(after.double(), double.plain(double.normalise(image)), atol=1e-4)
 
 
-def test_the_final_token_attention_is_kept_but_never_used():
+def test_final_token_attention_is_never_used():
     model = STLM(SMALL).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     transformer = model.mask_decoder.transformer
@@ -50,10 +50,10 @@ def test_the_final_token_attention_is_kept_but_never_used():
         assert torch.equal(before, model(image).score)
 
 
-def test_feature_aggregation_begins_as_the_cosine_distance_of_image_embeddings():
+def test_initial_feature_aggregation_is_the_cosine_distance_of_image_embeddings():
     torch.manual_seed(0)
     aggregation = FeatureAggregation()
-    aggregation.begin_from_cosines()
+    aggregation.initialise_from_cosines()
     plain = torch.randn(4, 256, 14, 14), torch.randn(4, 256, 14, 14)
     noise = 0.1 + 0.5 * torch.rand(4, 1, 14, 14)
     denoising = tuple(p + noise * torch.randn_like(p) for p in plain)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stlm_edge.data.textures import procedural
-from stlm_edge.model.stlm import Answer
+from stlm_edge.model.stlm import Outputs
 from stlm_edge.training.validation import Validation
 
 
@@ -25,7 +25,7 @@ class Model:
     def __call__(self, image):
         distance = (image.float() - 100).abs().amax(dim=-1)[:, None] / 255
         anomaly_map = distance * 0 if self.blind else distance
-        return Answer(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
+        return Outputs(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
 
 
 def test_images_alternate_and_are_the_same_every_time(validation):
