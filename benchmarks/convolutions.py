@@ -239,7 +239,7 @@ class Judge:
 
 
 class _Known:
-    """Answers already computed, as a runtime."""
+    """Outputs already computed, as a runtime."""
 
     name = "int8 simulated"
 

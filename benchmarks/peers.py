@@ -129,7 +129,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Outputs:
     """Maps N×S×S float32 and scores, of the judged images and then of the held-out ones."""
 
     maps: np.ndarray
@@ -292,7 +292,7 @@ def stlm(trained: checkpoint.Checkpoint, images: Images, files: dict[str, Path],
         for image in every:
             found.append(run_model(model, image))
             advance()
-    outputs = Answers(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
+    outputs = Outputs(np.stack([anomaly_map for anomaly_map, _ in found]), np.array([score for _, score in found]))
     decision_threshold = calibrated(outputs, images)
     folder = images.folder / "stlm"
     shutil.rmtree(folder, ignore_errors=True)
@@ -347,7 +347,7 @@ def peer(
     about = json.loads((out / "about.json").read_text("utf-8"))
     plain.weights, plain.parameters, plain.memory_bank = about["weights"], about["parameters"], about["memory_bank"]
     plain.gflops = about["flops"] / 1e9
-    trained = Answers(np.load(out / "maps.npy"), np.load(out / "scores.npy"))
+    trained = Outputs(np.load(out / "maps.npy"), np.load(out / "scores.npy"))
     decision_threshold = calibrated(trained, images)
     exported = out / about["file"]
     for precision in ("fp32", "int8"):
@@ -400,12 +400,12 @@ def to_int8(exported: Path, folder: Path, images: Images) -> Path:
     return made
 
 
-def calibrated(trained: Answers, images: Images) -> DecisionThreshold:
+def calibrated(trained: Outputs, images: Images) -> DecisionThreshold:
     held_out = slice(len(images.judged), None)
     return calibrate(trained.scores[held_out].tolist(), list(trained.maps[held_out]))
 
 
-def judge(row: Row, file: Path, images: Images, trained: Answers, decision_threshold: DecisionThreshold) -> None:
+def judge(row: Row, file: Path, images: Images, trained: Outputs, decision_threshold: DecisionThreshold) -> None:
     """Fill in parity, the gate's result, and accuracy where the weights are real."""
     answers = file.parent / "answers"
     answers.mkdir(exist_ok=True)

@@ -21,18 +21,18 @@ import numpy as np
 
 from stlm_edge.bench.machine.system import peak_memory_mb
 
-Answer = tuple[np.ndarray, float]
+Output = tuple[np.ndarray, float]
 """Map S×S float32, and score."""
 QUERIED = 4  # images that the queries take in turn
 
 
-def packed(file: Path) -> Callable[[np.ndarray], Answer]:
+def packed(file: Path) -> Callable[[np.ndarray], Output]:
     from stlm_edge.runtimes.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(file, threads=1).run
 
 
-def anomalib(file: Path) -> Callable[[np.ndarray], Answer]:
+def anomalib(file: Path) -> Callable[[np.ndarray], Output]:
     """The same options of onnxruntime as `packed`; only the two outputs that are compared are asked for."""
     import onnxruntime
 
@@ -42,7 +42,7 @@ def anomalib(file: Path) -> Callable[[np.ndarray], Answer]:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
 
-    def run(image: np.ndarray) -> Answer:
+    def run(image: np.ndarray) -> Output:
         x = np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
         anomaly_map, score = session.run(["anomaly_map", "pred_score"], {given.name: x})
         return anomaly_map.reshape(image.shape[:2]), float(score.ravel()[0])
@@ -50,7 +50,7 @@ def anomalib(file: Path) -> Callable[[np.ndarray], Answer]:
     return run
 
 
-def published(file: Path) -> Callable[[np.ndarray], Answer]:
+def published(file: Path) -> Callable[[np.ndarray], Output]:
     """As the published code judges an image: eager float32, nothing folded, the decoder image by image."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import plain_training
@@ -63,7 +63,7 @@ def published(file: Path) -> Callable[[np.ndarray], Answer]:
     model = checkpoint.load(file).model
 
     @torch.no_grad()
-    def run(image: np.ndarray) -> Answer:
+    def run(image: np.ndarray) -> Output:
         x = plain_training.normalised(model, torch.from_numpy(image)[None])
         plain, denoising = (
             [plain_training.unit(found) for found in plain_training.maps_of(encoder, *decoder, x)]
