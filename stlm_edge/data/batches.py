@@ -1,4 +1,4 @@
-"""Training batches: made from the images, a generator and nothing else, so that (seed, step) decides each of them."""
+"""Training batches, determined by the images, the seed and the step."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,30 +15,29 @@ _CACHE_BYTES = 4 << 30
 
 
 class Images(Sequence[np.ndarray]):
-    """Images of a data set, decoded and resized to S×S×3 when first asked for, kept while they fit into 4 GiB."""
+    """Images of a data set, decoded and resized to S×S×3 on first access and cached up to 4 GiB."""
 
     def __init__(self, paths: Sequence[Path], size: int):
         self.paths, self.size = list(paths), size
-        self._kept: dict[int, np.ndarray] = {}
+        self._cached: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if index not in self._kept:
+        if index not in self._cached:
             image = load(self.paths[index], self.size)
-            if (len(self._kept) + 1) * image.nbytes > _CACHE_BYTES:
+            if (len(self._cached) + 1) * image.nbytes > _CACHE_BYTES:
                 return image
-            self._kept[index] = image
-        return self._kept[index]
+            self._cached[index] = image
+        return self._cached[index]
 
 
 class AnomalousImages(Dataset):
-    """The two-stream training's samples, by their position in the training: (seed, position) decides each of them.
+    """Samples of the two-stream training, each determined by the seed and its position in the training.
 
-    Every epoch goes through all images in an order of its own; half of the samples are pseudo-anomalous (STLM,
-    section III-B). A sample: the image and the clean one that it was made from, S×S×3 uint8, and the mask, S×S
-    bool.
+    Every epoch shuffles all images; half of the samples are pseudo-anomalous (STLM, section III-B). A sample is an
+    image and its clean original, S×S×3 uint8, and the mask, S×S bool.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield this process's share of each step's batch from step `first` to `total`.
 
-    Images, clean images and masks are stacked. All processes together see the samples that one alone would see.
+    Images, clean images and masks are stacked. The samples do not depend on the number of processes.
     """
     share = batch // processes
     starts = (step * batch + rank * share for step in range(first, total))

@@ -1,4 +1,4 @@
-"""Perlin noise and the masks cut from it, as STLM's pseudo-anomalies are shaped (arXiv 2402.19145, section III-B)."""
+"""Perlin noise and masks made from it, for STLM's pseudo-anomalies (arXiv 2402.19145, section III-B)."""
 
 import math
 
@@ -7,13 +7,13 @@ from PIL import Image
 
 _OCTAVES = 6  # noise cells per axis: 2^0 to 2^5
 _THRESHOLD = 0.5
-_LEAST_AREA = 1e-3  # of the image; less than that is invisible on the map's S/16 grid
+_LEAST_AREA = 1e-3  # of the image; smaller areas are invisible on the map's S/16 grid
 _SAMPLES_PER_CELL = 6
-_MARGIN = 2  # samples beyond the image that the cubic interpolation of its edge wants
+_MARGIN = 2  # samples beyond the image, needed for cubic interpolation at its edge
 
 
 def perlin_mask(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Where Perlin noise of random scale per axis and random rotation exceeds 0.5: bool size×size, never empty."""
+    """Return a mask of Perlin noise of random scales and rotation, above 0.5: bool size×size, never empty."""
     while True:
         mask = perlin_noise(size, rng) > _THRESHOLD
         if np.count_nonzero(mask) > _LEAST_AREA * mask.size:
@@ -21,11 +21,11 @@ def perlin_mask(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def perlin_noise(size: int, rng: np.random.Generator, exact: bool = False) -> np.ndarray:
-    """Gradient noise (K. Perlin, "Improving noise", 2002): float32 size×size, about −1 to 1, 2^0 to 2^5 cells per axis.
+    """Return gradient noise (K. Perlin, "Improving noise", 2002): float32 size×size, about −1 to 1.
 
-    The rotation turns the lattice under the image, so that no corner is left blank. Where a lattice cell is many
-    pixels wide, the noise is computed on a coarser grid of at least six samples per cell and enlarged by cubic
-    interpolation, within 0.02 of what `exact` computes at every pixel.
+    There are 2^0 to 2^5 cells per axis. The lattice, not the image, is rotated, so that no corner is blank. Unless
+    `exact`, noise with large cells is computed on a coarser grid of at least six samples per cell and enlarged by cubic
+    interpolation, with an error below 0.02.
     """
     cells = 2.0 ** rng.integers(0, _OCTAVES, size=2)
     angle = rng.uniform(-math.pi / 2, math.pi / 2)
@@ -41,9 +41,9 @@ def perlin_noise(size: int, rng: np.random.Generator, exact: bool = False) -> np
 
 
 def _gradient_noise(at: np.ndarray, cells: np.ndarray, angle: float, seed: int) -> np.ndarray:
-    """The noise where rows and columns are `at`, in units of the image's side from its centre.
+    """Return the noise for rows and columns `at`, in units of the image's side from its centre.
 
-    A lattice point's gradient follows from `seed` and the point, not from what part of the lattice is looked at.
+    A lattice point's gradient depends only on `seed` and the point, not on the evaluated part of the lattice.
     """
     u = cells[0] * (math.cos(angle) * at[:, None] - math.sin(angle) * at[None, :])
     v = cells[1] * (math.sin(angle) * at[:, None] + math.cos(angle) * at[None, :])
@@ -70,13 +70,13 @@ def _gradient_noise(at: np.ndarray, cells: np.ndarray, angle: float, seed: int) 
 def _lattice(cells: float) -> int:
     """Return the number of lattice points along an axis.
 
-    The image's diagonal reaches 0.71 of its side from the centre, margins a little further.
+    The image's corners are 0.71 of its side from the centre, margins slightly further.
     """
     return 2 * math.ceil(0.8 * cells + 1) + 1
 
 
 def _split(position: np.ndarray, cells: float) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the lattice cell, counted from the lattice's first, and the position within it, 0 to 1."""
+    """Return the index of the lattice cell, counted from the first, and the position within it, 0 to 1."""
     cell = np.floor(position)
     return cell.astype(np.int32) + _lattice(cells) // 2, position - cell
 

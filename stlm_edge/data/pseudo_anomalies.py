@@ -1,8 +1,8 @@
-"""Pseudo-anomalies: what training paints into normal images, and the mask of where it did.
+"""Pseudo-anomalies: artificial defects in normal images, with masks, for training.
 
-"perlin" is what STLM trains on (arXiv 2402.19145): foreign texture in Perlin-shaped patches. The other kinds resemble
-defects that are found on real parts. Sizes are shares of the image's side, so that all kinds look alike at any S.
-All randomness comes from the generator that is passed in, so that (seed, step) decides a training's images.
+"perlin" is STLM's (arXiv 2402.19145): foreign texture in Perlin-shaped patches. The other kinds resemble defects of
+real parts. Sizes are shares of the image's side, so that they do not depend on the resolution. All randomness comes
+from the given generator, so that training images are determined by (seed, step).
 """
 
 import math
@@ -15,8 +15,8 @@ from stlm_edge.data.perlin import perlin_mask
 from stlm_edge.data.textures import Source
 
 _LARGEST_BETA = 0.8
-_VISIBLE = 5  # of 255 levels, 2%: what changed less is dropped from image and mask
-_LEAST_AREA = 3e-4  # of the image, for what is visible
+_VISIBLE = 5  # of 255 levels, 2%: smaller changes are dropped from image and mask
+_LEAST_AREA = 3e-4  # of the image, for visible changes
 _TRIALS = 8
 
 Window = tuple[slice, slice]
@@ -25,11 +25,11 @@ Window = tuple[slice, slice]
 def make_pseudo_anomaly(
     image: np.ndarray, rng: np.random.Generator, source: Source, kinds: tuple[str, ...] = ("perlin",)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image with one of the wanted kinds of pseudo-anomaly in it, and where.
+    """Add a pseudo-anomaly of a random kind to an image, and return the new image and its mask.
 
-    `image` is uint8 S×S×3; returns uint8 S×S×3 and the mask, bool S×S, which is never empty. Nothing changes outside
-    the mask, and but for "perlin", whose mask is the published one, every part of the mask is visibly changed. A kind
-    that this image defeats, such as "blur" on an even surface, gives way to "perlin".
+    `image` is uint8 S×S×3, the mask bool S×S and never empty. Nothing changes outside the mask; except for "perlin",
+    whose mask is the published one, every part of the mask changes visibly. A kind without a visible effect, such as
+    "blur" on a uniform surface, is replaced by "perlin".
     """
     kind = KINDS[kinds[int(rng.integers(len(kinds)))]]
     for _ in range(_TRIALS):
@@ -40,7 +40,7 @@ def make_pseudo_anomaly(
 
 
 def perlin(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """(1−m)·image + m·((1−β)·texture + β·image), m a Perlin mask and β uniform in [0, 0.8]."""
+    """Blend (1−m)·image + m·((1−β)·texture + β·image), m a Perlin mask and β uniform in [0, 0.8]."""
     size = image.shape[0]
     mask = perlin_mask(size, rng)
     texture = source(rng, size).reshape(-1, 3)
@@ -68,11 +68,11 @@ def cut_paste(image: np.ndarray, rng: np.random.Generator, source: Source) -> tu
     height, width = _shape(window)
     piece = image[_place(rng, size, height, width)]
     piece = piece[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    return _laid(image, window, piece * rng.uniform(0.85, 1.15) + _tint(rng, 6), alpha)
+    return _paste(image, window, piece * rng.uniform(0.85, 1.15) + _tint(rng, 6), alpha)
 
 
 def scar(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A thin strip of the image at another place and angle (CutPaste-Scar), or of a foreign texture."""
+    """Paste a thin strip of the image at another place and angle (CutPaste-Scar), or of a foreign texture."""
     size = image.shape[0]
     length, width = rng.uniform(0.04, 0.25), rng.uniform(0.008, 0.06)
     window, along, across = _turned_grid(rng, size, math.hypot(length, width) / 2)
@@ -80,11 +80,11 @@ def scar(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[n
     height, breadth = _shape(window)
     strips = image if rng.random() < 0.7 else source(rng, size)
     strip = np.rot90(strips[_place(rng, size, breadth, height)])
-    return _laid(image, window, strip * rng.uniform(0.8, 1.2) + _tint(rng, 10), np.clip(inside, 0, 1))
+    return _paste(image, window, strip * rng.uniform(0.8, 1.2) + _tint(rng, 10), np.clip(inside, 0, 1))
 
 
 def blur(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A blob out of focus, or smeared in one direction."""
+    """Blur a blob uniformly or in one direction."""
     size = image.shape[0]
     window, depth = _blob(rng, size, 0.04, 0.2)
     piece = Image.fromarray(image[window])
@@ -99,11 +99,11 @@ def blur(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[n
             row = np.clip(rows + round(shift * math.sin(angle)), 0, rows[-1])
             column = np.clip(columns + round(shift * math.cos(angle)), 0, columns[-1])
             content += image[window][row[:, None], column] / np.float32(len(shifts))
-    return _laid(image, window, content, np.clip(depth * 5, 0, 1))
+    return _paste(image, window, content, np.clip(depth * 5, 0, 1))
 
 
 def scratch(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A thin light or dark line, straight, bent or broken, fading towards its ends, at times with a burr beside it."""
+    """Draw a thin light or dark line, straight, bent or broken, that may fade out or have a burr beside it."""
     size = image.shape[0]
     steps = 24
     turns = rng.normal(0, rng.choice([0.02, 0.12, 0.3]), size=steps)
@@ -124,21 +124,21 @@ def scratch(image: np.ndarray, rng: np.random.Generator, source: Source) -> tupl
         burr = _stroke(_shape(window), path - low[:, None] + rng.choice([-1, 1], size=(2, 1)) * width, width * ends)
         content = np.where((burr > alpha)[..., None], image[window] - 0.6 * colour, content)
         alpha = np.maximum(alpha, burr)
-    return _laid(image, window, content, alpha * rng.uniform(0.6, 1))
+    return _paste(image, window, content, alpha * rng.uniform(0.6, 1))
 
 
 def stain(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A large, faint shift of brightness or colour, uneven and without a sharp rim."""
+    """Shift brightness or colour of a large area slightly and unevenly, without a sharp edge."""
     size = image.shape[0]
     window, depth = _blob(rng, size, 0.08, 0.35)
     alpha = np.clip(depth * rng.uniform(1, 4), 0, 1) * (0.75 + 0.25 * _random_grid(rng, _shape(window), 5))
     if rng.random() < 0.5:
-        return _laid(image, window, image[window] + _contrast(rng, 10, 45), alpha)
-    return _laid(image, window, image[window] * np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.4)), alpha)
+        return _paste(image, window, image[window] + _contrast(rng, 10, 45), alpha)
+    return _paste(image, window, image[window] * np.exp(rng.choice([-1, 1]) * rng.uniform(0.08, 0.4)), alpha)
 
 
 def spots(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """One to six small holes, grains or drops close together, light or dark."""
+    """Draw one to six small holes, grains or drops close together, light or dark."""
     size = image.shape[0]
     count = int(rng.choice([1, 1, 2, 3, 6]))
     side = min(size, 4 + round(size * (0.06 + 0.04 * count)))
@@ -153,11 +153,11 @@ def spots(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[
         alpha = np.maximum(alpha, np.clip(radius - distance + 0.5, 0, 1))
     own = image[int(rng.integers(size)), int(rng.integers(size))].astype(np.float32)
     content = image[window] * rng.uniform(0, 0.4) + own * 0.6 + _contrast(rng, 20, 150)
-    return _laid(image, window, content, alpha * rng.uniform(0.6, 1))
+    return _paste(image, window, content, alpha * rng.uniform(0.6, 1))
 
 
 def warp(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """A blob pushed aside, pinched or turned about its middle, without a seam."""
+    """Shift, pinch or rotate a blob, without a visible seam."""
     size = image.shape[0]
     radius = rng.uniform(0.06, 0.18)
     window, right, down = _turned_grid(rng, size, radius)
@@ -173,7 +173,7 @@ def warp(image: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[n
         if push == "turn":
             by_row, by_column = by_column, -by_row
         rows, columns = rows + amount * by_row, columns + amount * by_column
-    return _laid(image, window, _sampled(image, rows, columns), (strength > 0).astype(np.float32))
+    return _paste(image, window, _sampled(image, rows, columns), (strength > 0).astype(np.float32))
 
 
 KINDS: dict[str, Callable[[np.ndarray, np.random.Generator, Source], tuple[np.ndarray, np.ndarray]]] = {
@@ -188,19 +188,19 @@ KINDS: dict[str, Callable[[np.ndarray, np.random.Generator, Source], tuple[np.nd
 }
 
 
-def _laid(image: np.ndarray, window: Window, content: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`content`, h×w×3, laid over a window of the image with opacity `alpha`, h×w, where that can be seen; and where.
+def _paste(image: np.ndarray, window: Window, content: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blend `content`, h×w×3, into a window of the image with opacity `alpha`, h×w; return the image and the mask.
 
-    A pixel counts as seen where the 5×5 around it change by 2% of the range on average, or it alone by 6%.
+    Only visible changes are kept: by 2% of the range on average in the 5×5 neighbourhood, or by 6% at the pixel.
     """
     before = image[window]
     after = np.rint(np.clip(before + alpha[..., None] * (content - before), 0, 255)).astype(np.uint8)
     change = np.abs(after.astype(np.int16) - before).max(axis=2).astype(np.uint8)
     around = np.asarray(Image.fromarray(change).filter(ImageFilter.BoxBlur(2)))
-    seen = (alpha > 0) & ((around >= _VISIBLE) | (change >= 3 * _VISIBLE))
+    visible = (alpha > 0) & ((around >= _VISIBLE) | (change >= 3 * _VISIBLE))
     changed, mask = image.copy(), np.zeros(image.shape[:2], bool)
-    changed[window] = np.where(seen[..., None], after, before)
-    mask[window] = seen
+    changed[window] = np.where(visible[..., None], after, before)
+    mask[window] = visible
     return changed, mask
 
 
@@ -233,7 +233,7 @@ def _turned_grid(rng: np.random.Generator, size: int, reach: float) -> tuple[Win
 
 
 def _place(rng: np.random.Generator, size: int, height: int, width: int) -> Window:
-    """A window of the given shape, cut down to the image's, at a random place."""
+    """Return a window of the given shape, limited to the image's, at a random position."""
     height, width = min(height, size), min(width, size)
     top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
     return slice(top, top + height), slice(left, left + width)
@@ -244,7 +244,7 @@ def _shape(window: Window) -> tuple[int, int]:
 
 
 def _stroke(shape: tuple[int, int], path: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """A line through the points of `path`, 2×n rows and columns, of n−1 widths: coverage h×w, 0 to 1."""
+    """Draw a line through the points of `path`, 2×n rows and columns, of n−1 widths: coverage h×w, 0 to 1."""
     fine = 3
     drawing = Image.new("L", (shape[1] * fine, shape[0] * fine))
     pen = ImageDraw.Draw(drawing)
@@ -255,7 +255,7 @@ def _stroke(shape: tuple[int, int], path: np.ndarray, widths: np.ndarray) -> np.
 
 
 def _sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The image's values between its pixels, bilinear: float32 h×w×3."""
+    """Sample the image bilinearly between its pixels: float32 h×w×3."""
     limit = image.shape[0] - 1.001
     rows, columns = np.clip(rows, 0, limit), np.clip(columns, 0, limit)
     row, column = rows.astype(int), columns.astype(int)
@@ -266,19 +266,19 @@ def _sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
 
 
 def _random_grid(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
-    """cells×cells uniform values in −1 to 1, smoothly enlarged: float32 h×w."""
+    """Return cells×cells uniform values in −1 to 1, smoothly enlarged: float32 h×w."""
     grid = rng.uniform(-1, 1, size=(cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def _contrast(rng: np.random.Generator, least: float, most: float) -> np.ndarray:
-    """A lighter or darker shift of the three channels in levels of 255, half of the time without colour."""
+    """Return a lighter or darker shift of the three channels in levels of 255, grey half of the time."""
     strengths = rng.uniform(1 - rng.choice([0, 0, 0.2, 0.8]), 1, size=3)
     return rng.choice([-1, 1]) * _log_uniform(rng, least, most) * strengths
 
 
 def _tint(rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """A small shift in levels of 255, half of the time the same for the three channels: grey images stay grey."""
+    """Return a small shift in levels of 255, half of the time equal for the three channels."""
     return rng.normal(0, deviation, size=rng.choice([1, 3]))
 
 

@@ -1,7 +1,4 @@
-"""Procedural scenes for the initial weights: parts in front of surfaces, lit from one side, in and out of focus.
-
-Everything is drawn from the generator; no image is used.
-"""
+"""Procedural scenes for training the initial weights: parts on surfaces, lit from one side, in and out of focus."""
 
 import math
 
@@ -10,11 +7,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from stlm_edge.data.textures import procedural
 
-_DETAIL = 2  # outlines are drawn that much larger, for smooth edges
+_DETAIL = 2  # oversampling factor of outlines
 
 
 def scene(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A surface, its parts lit and photographed: uint8 size×size×3."""
+    """Render a surface with parts: uint8 size×size×3."""
     height = np.zeros((size, size), np.float32)
     colour = _surface(rng, size)
     for shape in _arrangement(rng, size):
@@ -35,7 +32,7 @@ def scene(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _arrangement(rng: np.random.Generator, size: int) -> list[Image.Image]:
-    """Outlines of parts, 0 or 255: strewn, one in the middle, or a grid of equal ones."""
+    """Draw outlines of parts, 0 or 255: scattered, one in the middle, or a grid of equal ones."""
     kind = rng.random()
     if kind < 0.3:
         return [_outline(rng, size, [(rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7))], rng.uniform(0.2, 0.5))]
@@ -50,7 +47,7 @@ def _arrangement(rng: np.random.Generator, size: int) -> list[Image.Image]:
 
 
 def _outline(rng: np.random.Generator, size: int, places: list[tuple[float, float]], radius: float) -> Image.Image:
-    """The same polygon, bar or ring at each place; lengths are shares of the image's side."""
+    """Draw the same polygon, bar or ring at each place; lengths are shares of the image's side."""
     image = Image.new("L", (size * _DETAIL, size * _DETAIL))
     draw = ImageDraw.Draw(image)
     corners = int(rng.choice([3, 4, 4, 5, 6, 8, 32, 32, 32]))
@@ -70,14 +67,14 @@ def _outline(rng: np.random.Generator, size: int, places: list[tuple[float, floa
 
 
 def _surface(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A texture, often faint: float32 size×size×3, 0 to 255."""
+    """Return a texture, often faint: float32 size×size×3, 0 to 255."""
     texture = procedural(rng, size).astype(np.float32)
     strength = rng.choice([0.05, 0.2, 0.6, 1.0])
     return texture.mean((0, 1)) * (1 - strength) + strength * texture
 
 
 def _light(height: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness under a light from one side, falling off over the image: H×W around 1."""
+    """Return the brightness under a light from one side, which decreases over the image: H×W around 1."""
     angle = rng.uniform(0, 2 * math.pi)
     slope_y, slope_x = np.gradient(height)
     shade = 1 + rng.uniform(0, 0.8) * np.clip(math.cos(angle) * slope_x + math.sin(angle) * slope_y, -1, 1)

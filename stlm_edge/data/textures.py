@@ -1,4 +1,4 @@
-"""Foreign content for pseudo-anomalies: sources that give a texture, uint8 size×size×3, for a generator and a size."""
+"""Foreign textures for pseudo-anomalies: a source returns uint8 size×size×3 for a generator and a size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ Source = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def any_of(*sources: Source) -> Source:
-    """One of the sources each time, all equally likely."""
+    """Return a source that selects one of the sources at each call, all equally likely."""
     return lambda rng, size: sources[int(rng.integers(len(sources)))](rng, size)
 
 
 def patches_of(images: Sequence[np.ndarray]) -> Source:
-    """Crops of the training images themselves (uint8 H×W×3), magnified, turned and recoloured until foreign."""
+    """Return a source of magnified, rotated and recoloured crops of the training images (uint8 H×W×3)."""
 
     def source(rng: np.random.Generator, size: int) -> np.ndarray:
         image = Image.fromarray(images[int(rng.integers(len(images)))])
@@ -29,10 +29,10 @@ def patches_of(images: Sequence[np.ndarray]) -> Source:
 
 
 def folder_of(path: str | Path) -> Source:
-    """Crops of the images in a folder, such as DTD's (M. Cimpoi et al., CVPR 2014), folders in it included.
+    """Return a source of crops of the images in a folder and its subfolders.
 
-    torchvision's own root, which holds dtd/dtd/images, will do too. Raises UsageError for a folder without images and
-    for images that are none, and at use for one whose rest cannot be read.
+    The images of DTD (M. Cimpoi et al., CVPR 2014) are also located in torchvision's root folder, in dtd/dtd/images.
+    Raises UsageError for a folder without images and for unreadable headers; the source raises it for damaged images.
     """
     folder = Path(path)
     for inside in (Path("dtd") / "dtd" / "images", Path("dtd") / "images", Path("images")):
@@ -52,21 +52,21 @@ def folder_of(path: str | Path) -> Source:
 
 
 def _check(image: Path) -> None:
-    """Read an image's header: a training should not find out at its hundredth step."""
+    """Read an image's header, so that unreadable files are reported before training."""
     try:
         Image.open(image).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{image}: not an image that can be read ({error}); take it out of the textures") from None
+        raise UsageError(f"{image}: not a readable image ({error}); remove it from the textures") from None
 
 
 def procedural(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A scalar field (clouds, ripples, tiles, speckle) seen through a random palette."""
+    """Return a scalar field (clouds, ripples, tiles, speckle) in colours of a random palette."""
     field = _FIELDS[int(rng.integers(len(_FIELDS)))](rng, size)
     return np.take(_palette(rng), field, axis=0)
 
 
 def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Random grids of doubling fineness, summed; uint8 size×size, as are the fields below."""
+    """Return the sum of random grids of doubling resolution; uint8 size×size, as the fields below."""
     start = 2 ** int(rng.integers(1, 5))
     finest = start << 3
     total = np.zeros((finest, finest), np.float32)
@@ -76,7 +76,7 @@ def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _ripples(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Parallel waves, bent by a slow random field, from soft to hard-edged."""
+    """Return parallel waves with soft to hard edges, bent by a low-frequency random field."""
     angle, waves = rng.uniform(0, math.pi), 2 ** rng.uniform(1.5, 5.5)
     along = np.linspace(0, 1, size, dtype=np.float32)
     phase = waves * math.cos(angle) * along[:, None] + waves * math.sin(angle) * along[None, :]
@@ -86,14 +86,14 @@ def _ripples(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _tiles(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Rectangles of random values, with sharp edges."""
+    """Return rectangles of random values, with sharp edges."""
     rows, columns = 2 ** rng.integers(1, 6, size=2)
     values = rng.integers(0, 256, size=(rows, columns), dtype=np.uint8)
     return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
 
 
 def _speckle(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Grains on a flat ground, of one random size and density."""
+    """Return grains of one random size and density on a flat background."""
     grid = max(4, int(size / 2 ** rng.uniform(0, 3.5)))
     grains = _random_grid(rng, size, grid, grid) > rng.uniform(-0.5, 0.5)
     return _stretched(grains + np.float32(0.15) * _random_grid(rng, size, size // 2, size // 2))
@@ -103,7 +103,7 @@ _FIELDS = (_clouds, _ripples, _tiles, _speckle)
 
 
 def _random_grid(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
-    """A grid of uniform values in −1 to 1, smoothly enlarged: float32 size×size."""
+    """Return a grid of uniform values in −1 to 1, smoothly enlarged: float32 size×size."""
     return _enlarged(rng.uniform(-1, 1, size=(rows, columns)).astype(np.float32), size)
 
 
@@ -117,7 +117,7 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
-    """Two to four colours, often near grey, and what lies between them: uint8 256×3."""
+    """Return a gradient of two to four colours, often near grey: uint8 256×3."""
     stops = rng.integers(2, 5)
     grey = rng.uniform(0, 255, size=(stops, 1))
     colours = np.clip(grey + rng.normal(0, rng.choice([6, 40, 90]), size=(stops, 3)), 0, 255)
@@ -126,7 +126,7 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
 
 
 def _crop(image: Image.Image, rng: np.random.Generator, size: int, least: float, most: float) -> np.ndarray:
-    """A square crop of `least` to `most` of the shorter side, resized: uint8 size×size×3."""
+    """Return a square crop of `least` to `most` of the shorter side, resized: uint8 size×size×3."""
     side = max(1, min(image.size) * rng.uniform(least, most))
     left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
     box = (left, top, left + side, top + side)
@@ -134,13 +134,13 @@ def _crop(image: Image.Image, rng: np.random.Generator, size: int, least: float,
 
 
 def _turned(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the square's eight symmetries."""
+    """Apply one of the square's eight symmetries."""
     turned = np.rot90(texture, int(rng.integers(4)))
     return turned[:, ::-1] if rng.random() < 0.5 else turned
 
 
 def _recoloured(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Channels permuted, and each value sent through a random gain and offset, negative gains included."""
+    """Permute the channels and apply a random gain, which may be negative, and offset."""
     gain = rng.uniform(0.6, 1.6) * rng.choice([-1, 1])
     offset = rng.uniform(-60, 60) + rng.normal(0, rng.choice([2, 20]), size=3)
     curve = np.arange(256)[:, None] * gain + offset + (255 if gain < 0 else 0)

@@ -24,7 +24,7 @@ from torch import nn
 
 from stlm_edge import progress
 from stlm_edge.data.batches import AnomalousImages, Images, batches
-from stlm_edge.data.rotation import is_turned
+from stlm_edge.data.rotation import is_rotated
 from stlm_edge.data.textures import any_of, folder_of, patches_of, procedural
 from stlm_edge.errors import JobError, UsageError
 from stlm_edge.files import replacing
@@ -121,7 +121,7 @@ def train(job: Job, out: Path, resume: bool = False) -> Path:
 
     # The samples and their targets
     rotated_as = category_of(job) if recipe.rotation else None
-    recurring = not is_turned(rotated_as)
+    recurring = not is_rotated(rotated_as)
     clean_targets = CleanTargets(_clean_maps(model, teacher, recipe, recurring, fabric.device), keep=recurring)
     samples = AnomalousImages(images, textures, job.seed, recipe.pseudo_anomalies, rotated_as)
     validation = Validation(held_out, textures, job.seed)

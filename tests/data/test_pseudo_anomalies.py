@@ -1,4 +1,4 @@
-"""Pseudo-anomalies are where their mask says, repeatable, and fast enough for training on a CPU."""
+"""Pseudo-anomalies match their masks, are reproducible, and fast enough for training on a CPU."""
 
 import time
 
@@ -33,14 +33,14 @@ def source(request, folder):
 
 
 @pytest.mark.parametrize("size", [32, 224, 256])
-def test_a_mask_is_never_empty_and_never_everything(size):
+def test_mask_is_never_empty_or_full(size):
     rng = np.random.default_rng(0)
     covered = [perlin_mask(size, rng).mean() for _ in range(200)]
     assert min(covered) > 0
     assert max(covered) < 0.5
 
 
-def test_noise_is_continuous_and_as_coarse_or_fine_as_its_scales():
+def test_noise_is_continuous_and_varies_in_scale():
     rng = np.random.default_rng(0)
     fields = [perlin_noise(128, rng) for _ in range(40)]
     assert all(np.abs(np.diff(field, axis=axis)).max() < 1.2 for field in fields for axis in (0, 1))
@@ -50,7 +50,7 @@ def test_noise_is_continuous_and_as_coarse_or_fine_as_its_scales():
 
 
 @pytest.mark.parametrize("size", [32, 224, 450, 1024])
-def test_coarser_noise_is_the_exact_noise(size):
+def test_enlarged_noise_approximates_exact_noise(size):
     for seed in range(12):
         enlarged = perlin_noise(size, np.random.default_rng(seed))
         exact = perlin_noise(size, np.random.default_rng(seed), exact=True)
@@ -58,16 +58,16 @@ def test_coarser_noise_is_the_exact_noise(size):
         assert ((enlarged > 0.5) != (exact > 0.5)).mean() < 0.005
 
 
-def test_only_the_masked_pixels_change(source):
+def test_only_masked_pixels_change(source):
     image = IMAGES[0].copy()
     changed, mask = make_pseudo_anomaly(image, np.random.default_rng(1), source)
     assert (changed.dtype, mask.dtype, changed.shape, mask.shape) == (np.uint8, bool, (96, 96, 3), (96, 96))
-    assert np.array_equal(image, IMAGES[0]), "the image itself is left alone"
+    assert np.array_equal(image, IMAGES[0]), "the input is unchanged"
     assert np.array_equal(changed[~mask], image[~mask])
     assert (changed[mask] != image[mask]).any()
 
 
-def test_the_blend_keeps_between_none_and_four_fifths_of_the_image():
+def test_perlin_blend_keeps_at_most_four_fifths_of_the_image():
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
     rng = np.random.default_rng(0)
     kept = []
@@ -79,7 +79,7 @@ def test_the_blend_keeps_between_none_and_four_fifths_of_the_image():
     assert abs(np.mean(kept) - 0.4) < 0.05
 
 
-def test_the_generator_decides_everything(source):
+def test_pseudo_anomalies_are_reproducible(source):
     first, second, other = (make_pseudo_anomaly(IMAGES[1], np.random.default_rng([7, n]), source) for n in (0, 0, 1))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
@@ -92,7 +92,7 @@ def test_textures_vary(source):
     assert len(drawn) == 12
 
 
-def test_a_textures_folder_without_images_is_refused(tmp_path):
+def test_textures_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         textures.folder_of(tmp_path / "gone")
     with pytest.raises(UsageError, match="no images in it"):
@@ -100,17 +100,17 @@ def test_a_textures_folder_without_images_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["", "dtd/dtd/images", "dtd/images", "images"])
-def test_describable_textures_are_taken_from_torchvisions_root_too(tmp_path, inside):
+def test_torchvision_root_of_textures_is_accepted(tmp_path, inside):
     (tmp_path / inside / "banded").mkdir(parents=True)
     Image.new("RGB", (96, 96), (10, 200, 30)).save(tmp_path / inside / "banded" / "even.png")
     drawn = textures.folder_of(tmp_path)(np.random.default_rng(0), 32)
     assert np.unique(drawn.reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
 
 
-def test_a_texture_that_is_no_image_is_refused_at_once(tmp_path):
+def test_unreadable_texture_is_refused_early(tmp_path):
     Image.new("RGB", (96, 96)).save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(UsageError, match=r"broken\.png: not an image that can be read"):
+    with pytest.raises(UsageError, match=r"broken\.png: not a readable image"):
         textures.folder_of(tmp_path)
 
 
@@ -119,7 +119,7 @@ OTHER_KINDS = sorted(KINDS.keys() - {"perlin"})
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_every_kind_visibly_changes_all_that_its_mask_holds_and_nothing_else(kind):
+def test_every_kind_visibly_changes_exactly_its_mask(kind):
     rng = np.random.default_rng(0)
     areas = []
     for _ in range(60):
@@ -142,7 +142,7 @@ def test_every_kind_visibly_changes_all_that_its_mask_holds_and_nothing_else(kin
 @pytest.mark.parametrize("size", [32, 448])
 @pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_fails_on_an_even_image(kind, level, size):
+def test_every_kind_changes_a_uniform_image(kind, level, size):
     even, rng = np.full((size, size, 3), level, np.uint8), np.random.default_rng(0)
     for _ in range(5):
         changed, mask = make_pseudo_anomaly(even, rng, textures.procedural, (kind,))
@@ -150,19 +150,19 @@ def test_no_kind_fails_on_an_even_image(kind, level, size):
         assert (changed != even).any()
 
 
-def test_all_the_wanted_kinds_come_and_no_others():
-    wanted, drawn = ("scratch", "stain"), []
+def test_only_requested_kinds_are_drawn():
+    kinds, drawn = ("scratch", "stain"), []
     for seed in range(40):
-        changed, _ = make_pseudo_anomaly(SURFACE, np.random.default_rng(seed), textures.procedural, wanted)
-        for name in wanted:
+        changed, _ = make_pseudo_anomaly(SURFACE, np.random.default_rng(seed), textures.procedural, kinds)
+        for name in kinds:
             rng = np.random.default_rng(seed)
-            rng.integers(len(wanted))
+            rng.integers(len(kinds))
             drawn += [name] * np.array_equal(changed, KINDS[name](SURFACE, rng, textures.procedural)[0])
     assert len(drawn) == 40
-    assert min(drawn.count(name) for name in wanted) >= 10
+    assert min(drawn.count(name) for name in kinds) >= 10
 
 
-def test_a_hundred_images_a_second_of_every_kind_at_448():
+def test_every_kind_takes_less_than_10_ms_at_448():
     image = np.asarray(Image.fromarray(SURFACE).resize((448, 448)))
     source = textures.any_of(textures.procedural, textures.patches_of([image]))
     for kind in KINDS:
