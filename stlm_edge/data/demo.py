@@ -1,9 +1,9 @@
-"""The built-in demo data: one category of three surfaces in MVTec AD layout, drawn from a seed, with defects and masks.
+"""Built-in demo data in MVTec AD layout: one category of three surfaces with defects and masks, drawn from a seed.
 
     python -m stlm_edge.data.demo --out data/demo
 
-Defects change a surface before it is lit, so that light falls on them as on the rest. They share neither code nor
-textures with the pseudo-anomalies of training.
+Defects change a surface before it is lit, so that they are lit like the rest. They share neither code nor textures with
+the pseudo-anomalies of training.
 """
 
 import argparse
@@ -22,24 +22,22 @@ from stlm_edge.errors import UsageError, exit_with_one_line
 
 TRAINING, GOOD, DEFECTIVE = 201, 39, 12  # images; DEFECTIVE of each kind
 
-_VERSION = 2  # of the images: a change that alters them raises it
+_VERSION = 2  # of the images; increase it with every change that alters them
 _MARKER = "demo.json"
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
 
 def write_demo(out: str | Path, seed: int = 0) -> Path:
-    """Write the data set to `out`; where it is already there, of the same seed, leave it as it is.
+    """Write the data set to `out`, unless it already exists there with the same seed.
 
-    Raises UsageError where `out` holds something else.
+    Raises UsageError if `out` contains anything else.
     """
     out = Path(out)
     marker = json.dumps({"stlm-edge demo data": _VERSION, "seed": seed})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if (out / _MARKER).is_file() and (out / _MARKER).read_text() == marker:
             return out
-        raise UsageError(
-            f"{out}: holds something else than the demo data of seed {seed}; remove it or give another --out"
-        )
+        raise UsageError(f"{out}: not the demo data of seed {seed}; remove it or give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -57,7 +55,7 @@ def write_demo(out: str | Path, seed: int = 0) -> Path:
 
 
 def draw(surface: str, defect: str | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One image of a surface, uint8 256×256×3, and the mask of its defect, bool 256×256 (empty for None)."""
+    """Return an image of a surface, uint8 256×256×3, and the mask of its defect, bool 256×256 (empty for None)."""
     relief = SURFACES[surface](rng)
     mask = DEFECTS[defect](relief, rng) if defect is not None else np.zeros((SIZE, SIZE), bool)
     return photograph(relief, rng), mask
@@ -77,7 +75,7 @@ def _write_folder(root: Path, split: str, kind: str, images: int, seed: list[int
 
 
 def _scratch(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """A slightly bent score that bares the inside, its burr raised beside it."""
+    """Draw a slightly bent groove that exposes the inside, with a raised burr, and return its mask."""
     x, y = _place(relief, rng, 26)
     angle, half, bend = rng.uniform(0, math.pi), rng.uniform(14, 26), rng.uniform(-5, 5)
     along = np.linspace(-1, 1, 120)
@@ -94,7 +92,7 @@ def _scratch(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stain(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """A dried drop of uneven outline, dark at its rim."""
+    """Draw a dried drop with an uneven outline and a dark rim, and return its mask."""
     distance = _blob(*_place(relief, rng, 22), rng.uniform(13, 20), rng, roundness=0.12)
     strength = rng.uniform(0.75, 1)
     wet = step(distance, 1.04, 0.96) * relief.part
@@ -105,7 +103,7 @@ def _stain(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 
 def _dent(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """A pit that presses the surface's own relief flat, with a raised, whitened lip."""
+    """Draw a pit that flattens the surface's relief, with a raised, whitened rim, and return its mask."""
     radius, strength = rng.uniform(11, 18), rng.uniform(0.65, 1)
     distance = _blob(*_place(relief, rng, 22), radius, rng, roundness=0.05)
     floor = np.average(relief.height, weights=(distance < 1) * relief.part)
@@ -120,7 +118,7 @@ def _dent(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fibre(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """A curled thread of another material lying on the surface, with its shadow."""
+    """Draw a curled thread of another material on the surface, with its shadow, and return its mask."""
     x, y = _place(relief, rng, 24)
     steps = 120
     heading = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.uniform(-0.04, 0.04) + 0.07 * rng.standard_normal(steps))
@@ -141,17 +139,17 @@ def _fibre(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 
 def _broken(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """A piece out of the flange's rim, a tow, a stud: what is left is the rough inside, lower than the rest."""
-    seen = relief.edges[((relief.edges > 20) & (relief.edges < SIZE - 20)).all(axis=1)]
-    x, y = seen[rng.integers(len(seen))]
+    """Break a piece out of an edge, exposing the rough inside below the surface, and return its mask."""
+    edges = relief.edges[((relief.edges > 20) & (relief.edges < SIZE - 20)).all(axis=1)]
+    x, y = edges[rng.integers(len(edges))]
     distance = _blob(x, y, rng.uniform(10, 15), rng, roundness=0.15)
-    gone = step(distance, 1.05, 0.95) * relief.part
+    missing = step(distance, 1.05, 0.95) * relief.part
     rough = noise(rng, SIZE, SIZE)
     floor = relief.height[(distance < 1) & (relief.part > 0.5)].min()
-    relief.height += gone * (floor - 2 + 0.8 * rough - relief.height)
+    relief.height += missing * (floor - 2 + 0.8 * rough - relief.height)
     inside = np.array(relief.bare) * np.clip(0.65 + 0.15 * rough, 0, 1)[..., None]
-    relief.colour = mix(relief.colour, inside, gone * rng.uniform(0.6, 1))
-    relief.gloss = relief.gloss * (1 - gone)
+    relief.colour = mix(relief.colour, inside, missing * rng.uniform(0.6, 1))
+    relief.gloss = relief.gloss * (1 - missing)
     return (distance < 1) & (relief.part > 0.5)
 
 
@@ -166,7 +164,7 @@ DEFECTS: dict[str, Callable[[Relief, np.random.Generator], np.ndarray]] = {
 
 
 def _place(relief: Relief, rng: np.random.Generator, margin: int) -> tuple[float, float]:
-    """A random place, x and y, at least `margin` pixels within the image and 6 within the part."""
+    """Return a random position, x and y, at least `margin` pixels inside the image and 6 inside the part."""
     while True:
         x, y = rng.integers(margin, SIZE - margin, size=2)
         if relief.part[y - 6 : y + 7, x - 6 : x + 7].min() == 1:
@@ -174,7 +172,7 @@ def _place(relief: Relief, rng: np.random.Generator, margin: int) -> tuple[float
 
 
 def _blob(x: float, y: float, radius: float, rng: np.random.Generator, roundness: float) -> np.ndarray:
-    """Distance from a place in units of a wavy outline about it, H×W: 1 on the outline."""
+    """Return each pixel's distance from x, y relative to a wavy outline around it, H×W: 1 on the outline."""
     right, down = _COLUMNS - x, _ROWS - y
     angle = np.arctan2(down, right)
     outline = np.ones_like(angle)
@@ -184,7 +182,7 @@ def _blob(x: float, y: float, radius: float, rng: np.random.Generator, roundness
 
 
 def _stroke(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
-    """A line through the points that thins out towards its ends, antialiased: coverage H×W, 0 to 1."""
+    """Draw an antialiased line through the points that thins towards its ends: coverage H×W, 0 to 1."""
     fine = 4
     drawing = Image.new("L", (SIZE * fine, SIZE * fine))
     pen = ImageDraw.Draw(drawing)
@@ -203,7 +201,7 @@ def main() -> None:
         epilog="example: python -m stlm_edge.data.demo --out data/demo",
     )
     parser.add_argument("--out", required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images (default 0)")
     arguments = parser.parse_args()
     with exit_with_one_line():
         print(write_demo(arguments.out, arguments.seed))

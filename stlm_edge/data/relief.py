@@ -1,6 +1,6 @@
-"""The demo's surfaces: a turned metal flange on its fixture, a twill of carbon fibre and a moulded plastic grip.
+"""Surfaces of the demo data: a turned metal flange on its fixture, carbon-fibre twill and a moulded plastic grip.
 
-Each is a relief (height, colour, gloss) that `photograph` lights and sees. Lengths are pixels; x goes right and y down.
+Each is a relief (height, colour, gloss), rendered by `photograph`. Lengths are in pixels; x points right and y down.
 """
 
 import math
@@ -18,16 +18,16 @@ class Relief:
     height: np.ndarray  # H×W
     colour: np.ndarray  # H×W×3, linear reflectance
     gloss: np.ndarray  # H×W, strength of the highlights
-    grain: np.ndarray | None  # H×W×2, unit vectors along fibres or grooves, which stretch highlights; None for none
+    grain: np.ndarray | None  # H×W×2, unit vectors along fibres or grooves, for anisotropic highlights
     sharpness: float  # of the highlights
-    part: np.ndarray  # H×W, 1 where the part is and 0 where one looks past it
-    edges: np.ndarray  # N×2, points on the part's edges, tows or studs, where a piece can break out
-    bare: tuple[float, float, float]  # colour of the inside
-    stain: tuple[float, float, float]  # colour of what spills on it
+    part: np.ndarray  # H×W, 1 on the part, 0 on the background
+    edges: np.ndarray  # N×2, points on edges, tows or studs where a piece can break out
+    bare: tuple[float, float, float]  # colour of the material inside
+    stain: tuple[float, float, float]  # colour of stains
 
 
 def flange(rng: np.random.Generator) -> Relief:
-    """A turned steel ring with a brass bushing, six bolt holes and a groove, on a dark fixture."""
+    """Draw a turned steel ring with a brass bushing, six bolt holes and a groove, on a dark fixture."""
     frame = _Frame(rng, turn=math.radians(15), shift=6)
     x, y = frame.x, frame.y
     radius = np.hypot(x, y)
@@ -57,7 +57,7 @@ def flange(rng: np.random.Generator) -> Relief:
 
 
 def twill(rng: np.random.Generator) -> Relief:
-    """Two-over-two twill of carbon with yellow tracers: each tow passes over two and under two, one further per row."""
+    """Draw a two-over-two twill of carbon tows with yellow tracers, shifted by one tow per row."""
     frame = _Frame(rng, turn=math.radians(2), shift=38)
     tow = 19.0
     across, along = frame.x / tow, frame.y / tow
@@ -91,7 +91,7 @@ def twill(rng: np.random.Generator) -> Relief:
 
 
 def grip(rng: np.random.Generator) -> Relief:
-    """Round studs in a hexagonal grid on a finely eroded plate, moulded in one coloured plastic."""
+    """Draw round studs in a hexagonal grid on a finely eroded plate, moulded in one coloured plastic."""
     frame = _Frame(rng, turn=math.radians(4), shift=20)
     pitch, stud = 31.0, 10.0
     rise = pitch * math.sqrt(3)
@@ -118,9 +118,9 @@ def grip(rng: np.random.Generator) -> Relief:
 
 
 def photograph(relief: Relief, rng: np.random.Generator) -> np.ndarray:
-    """Light the relief and take its image: uint8 H×W×3, sRGB.
+    """Render a lit relief: uint8 H×W×3, sRGB.
 
-    Lambert's diffuse term, Blinn's highlight, and Kajiya and Kay's where there is a grain (SIGGRAPH 1989). The lamp's
+    Uses Lambert's diffuse term and Blinn's highlight, or Kajiya and Kay's for a grain (SIGGRAPH 1989). The lamp's
     direction, strength and evenness and the sensor's noise are random.
     """
     turn, tilt = math.radians(-125 + rng.uniform(-14, 14)), math.radians(rng.uniform(36, 48))
@@ -149,18 +149,18 @@ def photograph(relief: Relief, rng: np.random.Generator) -> np.ndarray:
 
 
 def step(values: np.ndarray, start: float, end: float) -> np.ndarray:
-    """0 before `start`, 1 past `end` (which may be the smaller), smooth between."""
+    """Return 0 before `start`, 1 after `end` (which may be smaller), and a smooth transition between."""
     t = np.clip((values - start) / (end - start), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(below: np.ndarray, above: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """H×W×3 colours, or one colour, over H×W×3."""
+    """Blend H×W×3 colours, or one colour, over H×W×3."""
     return below + (above - below) * opacity[..., None]
 
 
 def noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """White noise, softened by its neighbours along each axis; standard deviation about 1."""
+    """Return white noise, smoothed along each axis; standard deviation about 1."""
     values = rng.standard_normal(shape)
     for axis in range(values.ndim):
         values = (values + 0.7 * (np.roll(values, 1, axis) + np.roll(values, -1, axis))) / 1.4
@@ -168,7 +168,7 @@ def noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 class _Frame:
-    """The part's own coordinates x and y, H×W from its middle, for a part put down slightly shifted and turned."""
+    """Coordinates x and y, H×W, from the centre of a slightly shifted and rotated part."""
 
     def __init__(self, rng: np.random.Generator, turn: float, shift: float) -> None:
         angle = rng.uniform(-turn, turn)
@@ -180,7 +180,7 @@ class _Frame:
         self.y = self.cos * down - self.sin * right
 
     def pixels(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Points of the part as N×2 places in the image."""
+        """Convert points of the part to N×2 pixel coordinates."""
         return self.vectors(x, y) + self.middle
 
     def vectors(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

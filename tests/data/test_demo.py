@@ -1,4 +1,4 @@
-"""The demo data: its layout, that a seed decides it, and that it is no gift to a trivial detector."""
+"""The demo data: layout, reproducibility, and difficulty for trivial detectors."""
 
 import ast
 import subprocess
@@ -31,26 +31,26 @@ def images(root):
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of (defective, normal) pairs in the right order; ties count half."""
+    """Return the share of (defective, normal) pairs in the right order; ties count half."""
     difference = scores[labels][:, None] - scores[~labels][None, :]
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
 def poolings(maps: np.ndarray) -> dict[str, np.ndarray]:
-    """N×H×W maps to image scores, in the ways that could suit a detector."""
+    """Convert N×H×W maps to image scores in several ways."""
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)
     ways = {f"top {share:.1%}": flat[:, -int(flat.shape[1] * share) :].mean(1) for share in (1e-3, 0.01, 0.05)}
     return ways | {"mean": flat.mean(1), "max": flat[:, -1], "top over median": ways["top 1.0%"] / np.median(flat, 1)}
 
 
 def smoothed(maps: np.ndarray, window: int) -> np.ndarray:
-    """N×H×W to its means over window×window, as many as fit."""
+    """Return the means of N×H×W maps over all windows of window×window."""
     total = np.pad(maps.astype(np.float64), ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
     rows = total[:, window:] - total[:, :-window]
     return (rows[:, :, window:] - rows[:, :, :-window]) / window**2
 
 
-def test_layout(root):
+def test_demo_has_all_defects_with_masks(root):
     training, tested = datasets.training_samples(root), datasets.test_samples(root)
     assert len(training) >= 160
     assert len(tested) >= 80
@@ -62,7 +62,7 @@ def test_layout(root):
     assert not list(root.parent.glob(".*")), "nothing unfinished is left behind"
 
 
-def test_a_seed_decides_every_pixel():
+def test_images_are_determined_by_the_seed():
     for surface in demo.SURFACES:
         for defect in (None, *demo.DEFECTS):
             first, again, other = (demo.draw(surface, defect, np.random.default_rng(seed)) for seed in (3, 3, 4))
@@ -73,7 +73,7 @@ def test_a_seed_decides_every_pixel():
 
 @pytest.mark.parametrize("surface", demo.SURFACES)
 @pytest.mark.parametrize("defect", demo.DEFECTS)
-def test_a_defect_changes_the_surface_where_its_mask_is(surface, defect):
+def test_defect_changes_the_surface_within_its_mask(surface, defect):
     plain, defective = (
         demo.SURFACES[surface](np.random.default_rng(5)),
         demo.SURFACES[surface](np.random.default_rng(5)),
@@ -86,7 +86,7 @@ def test_a_defect_changes_the_surface_where_its_mask_is(surface, defect):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_distance_to_the_mean_training_image_does_not_find_the_defects(images, normalised):
+def test_distance_to_training_images_does_not_detect_defects(images, normalised):
     train, test, labels = images
     if normalised:
         train, test = (
@@ -95,22 +95,22 @@ def test_distance_to_the_mean_training_image_does_not_find_the_defects(images, n
     distance = np.abs(test - train.mean(0)).mean(3)
     in_deviations = (np.abs(test - train.mean(0)) / (train.std(0) + 1e-3)).mean(3)
     nearest = np.array([np.sqrt(((train - one) ** 2).mean((1, 2, 3)).min()) for one in test])
-    found = {"nearest training image": auroc(nearest, labels)}
+    aurocs = {"nearest training image": auroc(nearest, labels)}
     for name, maps in (("absolute", distance), ("in deviations", in_deviations)):
         for window in (1, 5):
             for pooling, scores in poolings(smoothed(maps, window)).items():
-                found[f"{name}, window {window}, {pooling}"] = auroc(scores, labels)
-    assert {way: value for way, value in found.items() if value >= 0.75} == {}
+                aurocs[f"{name}, window {window}, {pooling}"] = auroc(scores, labels)
+    assert {way: value for way, value in aurocs.items() if value >= 0.75} == {}
 
 
 @pytest.mark.parametrize("window", [3, 7, 15])
-def test_local_contrast_does_not_find_the_defects(images, window):
+def test_local_contrast_does_not_detect_defects(images, window):
     _, test, labels = images
-    found = {}
+    aurocs = {}
     for name, grey in (("brightness", test.mean(3)), ("colour", test[..., 0] - test[..., 2])):
         contrast = np.sqrt(np.clip(smoothed(grey**2, window) - smoothed(grey, window) ** 2, 0, None)) + 1e-3
-        found |= {f"{name}, {pooling}": auroc(scores, labels) for pooling, scores in poolings(contrast).items()}
-    assert {way: value for way, value in found.items() if value >= 0.75} == {}
+        aurocs |= {f"{name}, {pooling}": auroc(scores, labels) for pooling, scores in poolings(contrast).items()}
+    assert {way: value for way, value in aurocs.items() if value >= 0.75} == {}
 
 
 def test_defects_share_no_code_with_the_pseudo_anomalies():
@@ -122,7 +122,7 @@ def test_defects_share_no_code_with_the_pseudo_anomalies():
         assert ours <= {"stlm_edge.data.relief", "stlm_edge.errors"}
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_command_writes_once_and_refuses_another_seed(tmp_path, monkeypatch):
     written = tmp_path / "new" / "demo"
     for name in ("TRAINING", "GOOD", "DEFECTIVE"):
         monkeypatch.setattr(demo, name, 3)
@@ -135,17 +135,17 @@ def test_the_command(tmp_path, monkeypatch):
     other = subprocess.run([*command, "--seed", "2"], capture_output=True, text=True)
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1
-    assert "holds something else than the demo data of seed 2; remove it or give another --out" in other.stderr
+    assert "not the demo data of seed 2; remove it or give another --out" in other.stderr
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else than the demo data of seed 0"):
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(UsageError, match="not the demo data of seed 0"):
         demo.write_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_command_leaves_no_files(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
