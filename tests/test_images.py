@@ -20,7 +20,7 @@ def colours() -> np.ndarray:
 
 
 def png_header(path: Path, width: int, height: int) -> Path:
-    """An otherwise valid 8-bit grey PNG that claims a size."""
+    """Write an otherwise valid 8-bit grey PNG with the given size in its header."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -26,7 +26,7 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `env/`, an environment that holds the wheel and what it requires, and `part.png`."""
+    """Return a folder with `env/`, an environment with the wheel and its requirements, and `part.png`."""
     place = tmp_path_factory.mktemp("wheel")
     for name in ("stlm_edge", "converters"):
         shutil.copytree(ROOT / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -21,7 +21,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(root):
-    """Training images, test images (N×96×96×3 float32) and the test images' labels."""
+    """Return training images and test images, N×96×96×3 float32, and the labels of the test images."""
     tested = datasets.test_samples(root)
     train, test = (
         np.stack([load(sample.image, 96) for sample in samples]).astype(np.float32)

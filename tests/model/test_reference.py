@@ -53,7 +53,7 @@ def test_features_match_the_reference(outputs, expected, stream):
 
 @pytest.mark.slow
 def test_features_in_float64_differ_only_by_rounding_of_the_reference(shapes, expected):
-    """The same on any processor: 1.0e-3 (plain) and 2.1e-3 (denoising), which the reference's float32 lost."""
+    """Measured on any processor: 1.0e-3 (plain) and 2.1e-3 (denoising), rounding errors of the float32 reference."""
     exact = checkpoint.from_published({name: fill(name, shape) for name, shape in shapes.items()}, SIZE).double()
     with torch.inference_mode():
         streams = exact.streams(exact.normalise(published_image()[0]))

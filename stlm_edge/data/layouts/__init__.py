@@ -9,10 +9,10 @@ from stlm_edge.data.sample import Sample
 
 
 class Layout(Protocol):
-    """A module that reads one layout."""
+    """Interface of a module that reads one layout."""
 
     LOOKS: str
-    """The layout in a few words, for error messages."""
+    """Short description of the layout, for error messages."""
 
     def recognises(self, root: Path) -> bool:
         """Return whether a folder looks like this layout."""
