@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from debian_packages import run, reporting_missing, sources
+from debian_packages import reporting_missing, run, sources
 
 RELEASE, PACKAGES = "bookworm", ("python3-minimal", "libpython3.11-stdlib", "libstdc++6")
 WHEELS = ("numpy", "Pillow", "onnxruntime")
